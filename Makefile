@@ -1,0 +1,81 @@
+# Every target does the set-up it needs. `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+# cpu: PyTorch's CPU build (smaller; from PyTorch's own index, versions as locked). Empty: PyPI's build, hashes as locked.
+TORCH_BACKEND ?=
+ARGS   ?=
+
+BIN := $(VENV)/bin
+UV  := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# Byte code makes the imports of every task twice as fast.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(VENV)/.run ## run the whole pipeline on this machine; ARGS="--dataset ... --strategy ..." or ARGS="--recipe NAME"
+	@$(BIN)/rco run $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.dev ## run all tests that need no server
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/pipeline $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.dev ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: compile
+compile: $(VENV)/.run ## write build/pipelines/rco.yaml for Kubeflow Pipelines
+	@$(BIN)/rco compile $(ARGS)
+
+.PHONY: ui
+ui: $(VENV)/.run ## open MLflow on the local runs
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.rco/mlflow.db $(ARGS)
+
+.PHONY: setup
+setup: $(VENV)/.run ## install what `make run` needs
+
+.PHONY: lock
+lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
+	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml -o requirements.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+.PHONY: clean
+clean: ## remove builds and caches; .venv and .rco stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.uv: requirements-uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + ". Name one with: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "cannot make a virtual environment: install the venv module (Debian: apt install python3-venv)"; exit 1; }
+	@echo "setting up $(VENV) (once; a few minutes at most)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@touch $@
+
+ifeq ($(TORCH_BACKEND),)
+install = $(UV) pip install --require-hashes -r $(1) && $(UV) pip install -q --no-deps --no-build-isolation -e .
+else
+install = $(UV) pip install --torch-backend $(TORCH_BACKEND) --no-verify-hashes -c $(1) -e '.$(2)'
+endif
+
+$(VENV)/.run: $(VENV)/.uv requirements.lock pyproject.toml
+	@$(call install,requirements.lock,)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
+	@$(call install,requirements-dev.lock,[dev])
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,17 @@
+"""close_run: the exit task on a cluster."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def close_run(status: dsl.PipelineTaskFinalStatus):
+    """End what is still open in MLflow, however the pipeline ended.
+
+    Args:
+        status: of the pipeline, from KFP.
+    """
+    from rco import tasks
+
+    tasks.close_run(succeeded=status.state == "SUCCEEDED")

@@ -1,0 +1,21 @@
+"""init_student: make the initial student."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def init_student(settings: dict, dataset: dsl.Input[dsl.Dataset], student: dsl.Output[dsl.Model]):
+    """Make the initial student, a function of its seed.
+
+    Args:
+        settings: rco.preflight.StudentSettings.
+        dataset: of prepare_data.
+        student: initial weights, and their logits on the probe samples.
+    """
+    from pathlib import Path
+
+    from rco import tasks
+
+    tasks.init_student(settings, dataset=Path(dataset.path), student=Path(student.path))

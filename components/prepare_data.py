@@ -1,0 +1,20 @@
+"""prepare_data: read, split and store the data set."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare_data(settings: dict, dataset: dsl.Output[dsl.Dataset]):
+    """Read, split and store the data set.
+
+    Args:
+        settings: rco.preflight.DataSettings.
+        dataset: the prepared data set (manifest, and one file a split).
+    """
+    from pathlib import Path
+
+    from rco import tasks
+
+    dataset.metadata.update(tasks.prepare_data(settings, dataset=Path(dataset.path)))

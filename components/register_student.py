@@ -1,0 +1,21 @@
+"""register_student: put the student into the model registry."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register_student(settings: dict, student: dsl.Input[dsl.Model], evaluation: dsl.Input[dsl.Artifact]) -> dict:
+    """Put the student into the MLflow model registry, unless these very weights are there.
+
+    Args:
+        settings: rco.preflight.FilingSettings.
+        student: of the last stage.
+        evaluation: of evaluate, for the example batch.
+    """
+    from pathlib import Path
+
+    from rco import tasks
+
+    return tasks.register_student(settings, student=Path(student.path), evaluation=Path(evaluation.path))

@@ -1,0 +1,46 @@
+"""select_anchor: choose the anchor of one stage."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def select_anchor(
+    settings: dict,
+    previous: dict,
+    last_stage: bool,
+    route: dsl.Input[dsl.Model],
+    route_index: dsl.Input[dsl.Artifact],
+    student: dsl.Input[dsl.Model],
+    anchor: dsl.Output[dsl.Model],
+    anchors: dsl.Output[dsl.Artifact],
+) -> dict:
+    """Choose the next anchor with the student that will learn from it, and hand out that one checkpoint.
+
+    Args:
+        settings: rco.preflight.AnchorSettings.
+        previous: the selection of the stage before; empty in stage 1.
+        last_stage: whether this is the pipeline's last stage: it hands out all chosen anchors for the report.
+        route: of train_teacher.
+        route_index: of train_teacher.
+        student: as the stage before left it.
+        anchor: the chosen checkpoint.
+        anchors: in the last stage all anchors that were chosen; else empty.
+    """
+    from pathlib import Path
+
+    from rco import tasks
+
+    Path(anchors.path).mkdir(parents=True, exist_ok=True)
+    selection = tasks.select_anchor(
+        settings,
+        previous=previous,
+        route=Path(route.path),
+        route_index=Path(route_index.path),
+        student=Path(student.path),
+        anchor=Path(anchor.path),
+        anchors=Path(anchors.path) if last_stage else None,
+    )
+    anchor.metadata["epoch"] = selection["epoch"]
+    return selection

@@ -1,0 +1,14 @@
+"""Write the pipeline as the YAML that `kfp pipeline create` takes."""
+
+from pathlib import Path
+
+from kfp import compiler
+
+from pipelines.rco import DEFAULT_STAGES, make_pipeline
+
+
+def compile_rco(path: Path, max_stages: int = DEFAULT_STAGES) -> Path:
+    """Compile the pipeline for a cluster; returns the path written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(make_pipeline(max_stages), str(path))
+    return path

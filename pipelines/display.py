@@ -1,0 +1,70 @@
+"""What a person sees of a local run: lines, in a terminal a bar as well, and at the end a table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_EPOCH = re.compile(r"^\s*(?P<what>.+?): epoch (?P<done>\d+)/(?P<total>\d+), (?P<rest>.*)$")
+
+
+class Display:
+    """Shows progress: epochs move a bar in a terminal and are plain lines elsewhere; all else is lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar: Any = None
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def show(self, line: str) -> None:
+        """Take one line of progress."""
+        epoch = _EPOCH.match(line)
+        if epoch and self.console.is_terminal:
+            values = {"completed": int(epoch["done"]), "total": int(epoch["total"]), "description": epoch["what"], "rest": epoch["rest"]}
+            if self.bar is None:
+                self.bar = self.progress.add_task(**values)
+            else:
+                self.progress.update(self.bar, **values)
+            if epoch["done"] != epoch["total"]:
+                return
+        if self.bar is not None and not epoch:
+            self.progress.remove_task(self.bar)
+            self.bar = None
+        self.console.print(line, markup=False)
+
+
+def print_summary(summary: dict[str, Any], home: Path) -> None:
+    """The result as tables, and where to look next."""
+    from rco.report import headline, tables
+
+    console = Console(highlight=False, soft_wrap=True)
+    wide = Console(highlight=False, width=max(console.width, 110))
+    console.print()
+    for title, (heads, rows) in tables(summary).items():
+        table = Table(*heads, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        wide.print(table)
+    console.print(headline(summary))
+    console.print()
+    registered = summary["registered"]
+    name = f"  (models:/{registered['name']}/{registered['version']} in the registry)" if registered else ""
+    console.print(f"student    {home / 'last-run' / 'student' / 'student.safetensors'}{name}", markup=False)
+    console.print(f"report     {home / 'last-run' / 'report.html'}", markup=False)
+    if summary["parent_run_id"]:
+        how = "make ui" if summary["tracking_uri"].startswith("sqlite:") else "open " + summary["tracking_uri"]
+        console.print(f"MLflow     {how}   (experiment {summary['experiment']}, run {summary['parent_run_id']})", markup=False)

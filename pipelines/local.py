@@ -1,0 +1,246 @@
+"""Run the pipeline on this machine, with `kfp.local` and the components that a cluster would run.
+
+Two processes. The inner one (`python -m pipelines.local request.json`) checks the settings and hands the pipeline to KFP, whose
+tasks are subprocesses of it. The outer one, `run`, shows what happens, and is what an exit handler is on a cluster: it
+ends the inner one's whole process group on a signal, and closes the MLflow runs however things went.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rco.errors import InputError
+
+BAD_INPUT, FAILED = 2, 1
+_MARK = "rco | "  # rco.tasks.PREFIX, without importing it here: this process stays light
+_TASK = re.compile(r"Executing task .*?'([\w-]+)'")
+_HIT = re.compile(r"Task ([\w-]+) cache hit")
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where local runs keep their state; nothing is written elsewhere."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tasks are told of it. A tracking server that the user has set stays set."""
+        own = {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.root}/mlflow.db",
+            "RCO_ARTIFACT_ROOT": (self.root / "artifacts").as_uri(),
+        }
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            return {}
+        return own
+
+    @property
+    def last_run(self) -> Path:
+        """Summary and pictures of the run that finished last."""
+        return self.root / "last-run"
+
+
+class Interrupted(Exception):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class RunFailed(RuntimeError):
+    """The pipeline did not finish; `code` is the exit status for it."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(
+    parameters: Mapping[str, Any], home: Path, *, cache: bool = True, show: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Execute the pipeline; returns its summary.
+
+    Args:
+        parameters: flat (`rco.config.PARAMETERS`); what is left out keeps its default.
+        home: directory of the runs' state.
+        cache: skip tasks whose code and inputs have not changed.
+        show: is given one line of progress at a time.
+
+    Raises:
+        RunFailed: with the reason in its message.
+        Interrupted: by SIGINT or SIGTERM, after everything has been stopped.
+    """
+    place = Home(home.resolve())
+    run_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    folder = place.root / "runs" / run_id
+    folder.mkdir(parents=True)
+    request = folder / "request.json"
+    request.write_text(json.dumps({"parameters": dict(parameters), "home": str(place.root), "cache": cache, "folder": str(folder)}))
+    environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
+    show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
+    outcome = "FAILED"
+    try:
+        code, tail = _supervise(request, environment, folder / "pipeline.log", show)
+        if code == BAD_INPUT:
+            raise RunFailed((folder / "error.txt").read_text().strip(), BAD_INPUT)
+        if code:
+            raise RunFailed("the pipeline failed; the end of its log:\n" + "\n".join(tail))
+        outcome = "FINISHED"
+    except Interrupted:
+        outcome = "KILLED"
+        raise
+    finally:
+        if outcome != "FINISHED" and (folder / "started").exists():
+            _close_runs(environment, outcome)
+    summary: dict[str, Any] = json.loads((folder / "report" / "summary.json").read_text())
+    _publish(folder / "report", place.last_run)
+    return summary
+
+
+def _supervise(request: Path, environment: dict[str, str], log: Path, show: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Run the inner process to its end; returns exit status and the last lines it printed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    tail: deque[str] = deque(maxlen=25)
+    try:
+        # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.local", str(request)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            with log.open("w") as file:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    if text := line.rstrip():
+                        tail.append(text)
+                    if told := _for_people(line):
+                        show(told)
+            return process.wait(), list(tail)
+        finally:
+            _end_group(process)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _for_people(line: str) -> str | None:
+    """What a line of the log means to somebody who watches, if anything."""
+    if _MARK in line:
+        return "  " + line.split(_MARK, 1)[1].rstrip()
+    if hit := _HIT.search(line):
+        return f"{hit[1]}: unchanged, taken from the cache"
+    if task := _TASK.search(line):
+        return task[1]
+    return None
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End a process and all its descendants: politely, then not."""
+    for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _close_runs(environment: Mapping[str, str], status: str) -> None:
+    os.environ.update(environment)
+    from rco import tasks
+
+    tasks.close_run(succeeded=False, status=status)
+
+
+def _publish(report: Path, last_run: Path) -> None:
+    """Replace last-run by this run's report."""
+    fresh = last_run.with_name(f".{last_run.name}.{os.getpid()}")
+    shutil.copytree(report, fresh)
+    shutil.rmtree(last_run, ignore_errors=True)
+    fresh.rename(last_run)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def execute(request: Mapping[str, Any]) -> None:
+    """The inner process: check, then hand the pipeline to KFP.
+
+    Raises:
+        InputError: settings that cannot work; no task has been started.
+        RuntimeError: a task failed.
+    """
+    import logging
+
+    from rco import tasks
+    from rco.config import RunConfig
+    from rco.preflight import preflight, stages_needed
+
+    # KFP announces cache hits on the root logger.
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    tasks.show_progress()
+    tasks.log.info("checking the settings")
+    config = RunConfig.from_flat(request["parameters"])
+    preflight(config)
+    home, folder = Path(request["home"]), Path(request["folder"])
+    (folder / "started").touch()
+    from kfp import local
+
+    from pipelines.rco import make_pipeline
+
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(home / "pipeline"),
+        enable_caching=bool(request["cache"]),
+        cache_root=str(home / "cache"),
+    )
+    result = make_pipeline(stages_needed(config), cluster=False)(**config.to_flat())
+    shutil.copytree(result.outputs["summary"].path, folder / "report")
+    shutil.copytree(result.outputs["student"].path, folder / "report" / "student")
+
+
+def main(path: Path) -> int:
+    """Run a request; bad input goes to error.txt beside it."""
+    request = json.loads(path.read_text())
+    try:
+        execute(request)
+    except InputError as error:
+        (path.parent / "error.txt").write_text(str(error))
+        return BAD_INPUT
+    except RuntimeError as error:
+        print(error)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,36 @@
+"""Route Constrained Optimization: a student distils better if it follows the route its teacher took (Jin et al., ICCV 2019).
+
+    import rco
+
+    data = rco.prepare_dataset("digits", "data")
+    route = rco.train_route(data, "digits-cnn-l", "route")
+    student, rows = rco.distill(route, data, "digits-cnn-s")
+
+The pieces are in the modules (`rco.anchors`, `rco.objectives`, `rco.engine`, ...); these functions put them together.
+Nothing heavy is imported until it is used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "prepare_dataset": "rco.api",
+    "train_route": "rco.api",
+    "distill": "rco.api",
+    "load": "rco.tracking",
+    "InputError": "rco.errors",
+    "Dataset": "rco.data",
+    "Route": "rco.route",
+    "RunConfig": "rco.config",
+}
+__all__ = sorted(_WHERE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'rco' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

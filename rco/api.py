@@ -1,0 +1,87 @@
+"""The whole method in three calls, for notebooks and scripts: no pipeline, no tracking server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rco import engine
+from rco.config import (
+    AnchorConfig,
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+    TrainConfig,
+)
+from rco.data import Dataset, prepare, source_digest
+from rco.distill import distill_route
+from rco.route import Route
+from rco.spec import NetworkSpec
+from rco.teacher import train_teacher
+
+
+def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset:
+    """Read, split and store a data set.
+
+    Args:
+        dataset: name, folder or s3:// address; see `rco.config.DataConfig` for it and the options.
+        folder: where the prepared data set is written.
+    """
+    config = DataConfig(dataset=dataset, **options)
+    prepare(config, Path(folder), source_digest(config))
+    return Dataset.open(Path(folder))
+
+
+def train_route(
+    data: Dataset,
+    teacher: str,
+    folder: str | Path,
+    *,
+    train: TrainConfig | None = None,
+    checkpoint_every: int = 4,
+    stem: str = "auto",
+    compute: ComputeConfig | None = None,
+) -> Route:
+    """Train a teacher and keep its route in `folder`."""
+    resolved = engine.resolve(compute or ComputeConfig())
+    engine.prepare_process(resolved)
+    spec = NetworkSpec.of(ModelConfig(model=teacher, stem=stem), data.manifest)
+    config = train or RunConfig().teacher_train
+    for _ in train_teacher(data, spec, config, resolved, checkpoint_every=checkpoint_every, folder=Path(folder)):
+        pass
+    return Route.open(Path(folder))
+
+
+def distill(
+    route: Route,
+    data: Dataset,
+    student: str | nn.Module,
+    *,
+    anchors: AnchorConfig | None = None,
+    objective: ObjectiveConfig | None = None,
+    train: TrainConfig | None = None,
+    stem: str = "auto",
+    compute: ComputeConfig | None = None,
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Distil a student along a route.
+
+    Args:
+        student: a model's name, or a module of your own (trained in place).
+
+    Returns:
+        the student in evaluation mode, and one row of metrics per epoch.
+    """
+    resolved = engine.resolve(compute or ComputeConfig())
+    engine.prepare_process(resolved)
+    train = train or RunConfig().student_train
+    module = (
+        student
+        if isinstance(student, nn.Module)
+        else NetworkSpec.of(ModelConfig(model=student, stem=stem), data.manifest).build(train.seed)
+    )
+    rows = list(distill_route(module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved))
+    return module.eval(), rows

@@ -1,0 +1,421 @@
+"""Every setting of a run: frozen dataclasses that are valid from the moment they exist, and one flat view of them all.
+
+The flat view (`PARAMETERS`, `RunConfig.from_flat`, `RunConfig.to_flat`) is what people meet: command-line flags, recipe
+files, the form in the Kubeflow UI, MLflow parameters. The groups are what code meets. A task is given the group it uses and
+nothing else, so that changing one setting invalidates the caches of the tasks that depend on it and of no others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from rco.errors import InputError, choice
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("multistep", "cosine", "constant")
+AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
+STRATEGIES = ("equal-interval", "lr-decay", "greedy", "explicit")
+STEMS = ("auto", "imagenet", "small")
+PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+TAU_SQUARED = "tau^2"
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _positive(name: str, value: float, remedy: str = "Give a number above 0") -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise InputError(name, value, "must be a finite number above 0", remedy)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise InputError(name, value, f"must be a finite number, {least:g} or more", f"Give {least:g} or more")
+
+
+def _fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(name, value, "must lie strictly between 0 and 1", "Give a fraction such as 0.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data set, and how it is split. The validation part comes out of the training part; the test part stays whole."""
+
+    dataset: str = _setting(
+        "digits", "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | an image folder, a tar, or an s3:// address of one"
+    )
+    data_root: str = _setting(".rco/data", "directory that holds (or receives) torchvision data sets")
+    download: bool = _setting(False, "let torchvision download the data set into data_root if it is missing")
+    image_size: int = _setting(0, "resize images to this many pixels square (0: keep their size, which then must be one for all)")
+    val_fraction: float = _setting(0.2, "part of the training images held out for validation (stratified)")
+    test_fraction: float = _setting(0.2, "part held out for the test if the source has no test split of its own")
+    probe_size: int = _setting(256, "validation images on which hardness is measured (stratified; fewer if validation is smaller)")
+    data_seed: int = _setting(0, "seed of the splits")
+
+    def __post_init__(self) -> None:
+        if not self.dataset.strip():
+            raise InputError("dataset", self.dataset, "is empty", "Name a data set, a folder or an s3:// address")
+        _at_least("image_size", self.image_size, 0)
+        _fraction("val_fraction", self.val_fraction)
+        _fraction("test_fraction", self.test_fraction)
+        _at_least("probe_size", self.probe_size, 1)
+        _at_least("data_seed", self.data_seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network by name. Class count, channels and image size come from the data."""
+
+    model: str = _setting("digits-cnn-s", "a model of this project, any torchvision classifier, or package.module:factory")
+    stem: str = _setting("auto", "first layers of torchvision models: imagenet | small (images up to 64 pixels) | auto")
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise InputError("model", self.model, "is empty", "Name a model")
+        choice("stem", self.stem, STEMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run of the optimiser: a teacher's whole training, or the length that all stages of a student share."""
+
+    epochs: int = _setting(40, "passes over the training images")
+    batch_size: int = _setting(64, "images per step")
+    optimizer: str = _setting("sgd", "sgd (with momentum) | adamw")
+    lr: float = _setting(0.05, "peak learning rate")
+    momentum: float = _setting(0.9, "SGD momentum (Nesterov when above 0)")
+    weight_decay: float = _setting(5e-4, "weight decay")
+    schedule: str = _setting("multistep", "learning rate over the epochs: multistep | cosine | constant")
+    milestones: tuple[float, ...] = _setting(
+        (0.5, 0.75), "multistep: when to decay, in epochs (1 or more) or as fractions of the training (below 1)"
+    )
+    gamma: float = _setting(0.1, "multistep: factor of each decay")
+    warmup_epochs: float = _setting(0.0, "epochs of linear warm-up")
+    augment: str = _setting("none", "none | shift (1 pixel) | crop (pad 4) | crop-flip | resized-crop-flip")
+    seed: int = _setting(0, "seed of initial weights, order of the images and augmentation")
+
+    def __post_init__(self) -> None:
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        choice("optimizer", self.optimizer, OPTIMIZERS)
+        choice("schedule", self.schedule, SCHEDULES)
+        choice("augment", self.augment, AUGMENTATIONS)
+        _positive("lr", self.lr)
+        if not 0 <= self.momentum < 1:
+            raise InputError("momentum", self.momentum, "must be at least 0 and below 1", "Give a number such as 0.9")
+        _at_least("weight_decay", self.weight_decay, 0)
+        _fraction("gamma", self.gamma)
+        _at_least("seed", self.seed, 0)
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise InputError(
+                "warmup_epochs", self.warmup_epochs, f"must be at least 0 and below the {self.epochs} epochs", "Shorten the warm-up"
+            )
+        if self.schedule == "multistep":
+            self.decay_epochs(self.epochs)
+
+    def decay_epochs(self, epochs: int) -> tuple[int, ...]:
+        """The epochs after which the learning rate drops, in a training of `epochs` epochs (strictly increasing).
+
+        A drop "after epoch e" means that epoch e is the last one trained with the higher rate. Empty unless multistep.
+
+        Raises:
+            InputError: milestones that mix units, are out of order, or fall outside the training.
+        """
+        if self.schedule != "multistep":
+            return ()
+        given = self.milestones
+        remedy = "Give increasing epochs such as 20,30 or increasing fractions such as 0.5,0.75, or schedule = constant"
+        if not given:
+            raise InputError("milestones", given, "is empty, but the schedule is multistep", remedy)
+        if any(not math.isfinite(m) or m <= 0 for m in given):
+            raise InputError("milestones", given, "must be above 0", remedy)
+        if len({m < 1 for m in given}) > 1:
+            raise InputError("milestones", given, "mixes fractions and epochs", remedy)
+        if given[0] >= 1 and any(m != int(m) for m in given):
+            raise InputError("milestones", given, "has epochs that are not whole", remedy)
+        decays = tuple(max(1, round(m * epochs)) if m < 1 else int(m) for m in given)
+        if list(decays) != sorted(set(decays)) or decays[-1] >= epochs:
+            if given[0] < 1 and list(given) == sorted(set(given)):
+                # Fractions of a very short training can fall together: keep those that still mean something.
+                return tuple(sorted({d for d in decays if d < epochs}))
+            raise InputError("milestones", given, f"must increase and lie below the {epochs} epochs", remedy)
+        return decays
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteConfig:
+    """Where the teacher's route comes from: a training that keeps checkpoints, or a route that exists."""
+
+    route: str = _setting("", "address of an existing route (folder or s3://): no teacher is trained")
+    checkpoint_every: int = _setting(4, "keep a checkpoint of the teacher every so many epochs (and before each decay, and the last)")
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint_every", self.checkpoint_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorConfig:
+    """Which checkpoints of the route become anchors. See docs of `rco.anchors` for the definitions."""
+
+    strategy: str = _setting("greedy", "equal-interval | lr-decay | greedy | explicit")
+    n_anchors: int = _setting(4, "equal-interval: how many anchors; greedy: the most that may be used")
+    delta: float = _setting(1.5, "greedy: largest relative hardness that a next anchor may have")
+    first_epoch: int = _setting(0, "greedy: epoch of the first anchor (0: the first checkpoint on the route)")
+    anchor_epochs: tuple[int, ...] = _setting((), "explicit: the epochs of the anchors, in order")
+
+    def __post_init__(self) -> None:
+        choice("strategy", self.strategy, STRATEGIES)
+        _at_least("n_anchors", self.n_anchors, 1)
+        _positive("delta", self.delta, "Give a ratio such as 1.5; 1 means no harder than the anchor just learnt")
+        _at_least("first_epoch", self.first_epoch, 0)
+        if self.strategy == "explicit":
+            epochs = self.anchor_epochs
+            if not epochs:
+                raise InputError("anchor_epochs", epochs, "is empty, but the strategy is explicit", "List epochs, such as 10,20,40")
+            if list(epochs) != sorted(set(epochs)):
+                raise InputError("anchor_epochs", epochs, "is not in increasing order", f"Give {sorted(set(epochs))}")
+            if epochs[0] < 1:
+                raise InputError("anchor_epochs", epochs, "has an epoch below 1", "Epochs count from 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss of a stage: H(y, P_s) + lambda * KL(P_t^tau || P_s^tau) (Jin et al. 2019)."""
+
+    tau: float = _setting(4.0, "relaxation temperature of the softmax in the KL term")
+    lam: str = _setting(TAU_SQUARED, "weight lambda of the KL term: a number, or tau^2 (Hinton's factor; our default)")
+
+    def __post_init__(self) -> None:
+        _positive("tau", self.tau, "Temperatures are above 0; the literature uses 1 to 20")
+        remedy = f"Give a number, 0 or more, or {TAU_SQUARED!r}"
+        try:
+            weight = self.lambda_
+        except ValueError:
+            raise InputError("lam", self.lam, "is not a number", remedy) from None
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError("lam", self.lam, "lambda must be a finite number, 0 or more", remedy)
+
+    @property
+    def lambda_(self) -> float:
+        """The weight of the KL term as a number."""
+        text = self.lam.replace("**", "^").replace(" ", "")
+        return self.tau**2 if text == TAU_SQUARED else float(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How numbers are computed. `auto` is resolved by `rco.engine.resolve` before any task's cache key is made."""
+
+    device: str = _setting("auto", "auto | cpu | cuda")
+    precision: str = _setting("auto", "auto (fp32 on CPU, bf16 on GPU) | fp32 | bf16 (autocast)")
+    threads: int = _setting(0, "CPU threads of the maths (0: as many as there are cores, at most 8)")
+    workers: int = _setting(2, "processes that decode images, for data sets that do not fit in memory")
+
+    def __post_init__(self) -> None:
+        choice("device", self.device, DEVICES)
+        choice("precision", self.precision, PRECISIONS)
+        _at_least("threads", self.threads, 0)
+        _at_least("workers", self.workers, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where results are filed in MLflow."""
+
+    experiment: str = _setting("rco", "MLflow experiment")
+    registered_model: str = _setting("rco-student", "name of the student in the MLflow model registry (empty: do not register)")
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip():
+            raise InputError("experiment", self.experiment, "is empty", "Name an MLflow experiment")
+        if any(c in self.registered_model for c in "/:"):
+            raise InputError("registered_model", self.registered_model, "holds '/' or ':'", "Use letters, digits, '-', '_' and '.'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything one run of the pipeline is told."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: ModelConfig = field(default_factory=lambda: ModelConfig(model="digits-cnn-l"))
+    teacher_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, lr=0.05, augment="shift"))
+    route: RouteConfig = field(default_factory=RouteConfig)
+    student: ModelConfig = field(default_factory=lambda: ModelConfig(model="digits-cnn-s"))
+    student_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=80, lr=0.05, augment="shift"))
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.anchors.strategy == "lr-decay" and not self.route.route and self.teacher_train.schedule != "multistep":
+            raise InputError(
+                "strategy",
+                "lr-decay",
+                f"needs a teacher whose learning rate is decayed, but teacher_schedule = {self.teacher_train.schedule!r}",
+                "Use teacher_schedule = multistep, or another strategy",
+            )
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> RunConfig:
+        """Build from flat parameters; what is left out keeps its default.
+
+        Values may be strings (command line, YAML): they are read as the type of the parameter.
+
+        Raises:
+            InputError: an unknown name, a value of the wrong type, or a value that cannot work.
+        """
+        unknown = [name for name in flat if name not in PARAMETERS]
+        if unknown:
+            choice("parameter", unknown[0], tuple(PARAMETERS))
+        defaults = cls()
+        groups: dict[str, Any] = {}
+        for group, prefix in _GROUPS.items():
+            values = {
+                p.field: _coerce(p, flat[p.name]) for p in PARAMETERS.values() if p.group == group and p.name in flat
+            }
+            try:
+                groups[group] = dataclasses.replace(getattr(defaults, group), **values)
+            except InputError as error:
+                raise error.renamed(_flat_name(prefix, error.parameter)) from None
+        return cls(**groups)
+
+    def to_flat(self) -> dict[str, Any]:
+        """All parameters by flat name, JSON-ready (tuples as lists)."""
+        return {p.name: jsonable(getattr(getattr(self, p.group), p.field)) for p in PARAMETERS.values()}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One flat parameter. `type` is str, int, float, bool or list."""
+
+    name: str
+    type: type
+    item: type | None
+    default: Any
+    help: str
+    group: str
+    field: str
+
+
+# Group -> prefix of its flat names.
+_GROUPS = {
+    "data": "",
+    "teacher": "teacher_",
+    "teacher_train": "teacher_",
+    "route": "",
+    "student": "student_",
+    "student_train": "",
+    "anchors": "",
+    "objective": "",
+    "compute": "",
+    "tracking": "",
+}
+
+
+def _flat_name(prefix: str, name: str) -> str:
+    return prefix.removesuffix("_") if name == "model" else prefix + name
+
+
+def _parameters() -> dict[str, Parameter]:
+    defaults = RunConfig()
+    result: dict[str, Parameter] = {}
+    for group, prefix in _GROUPS.items():
+        config = getattr(defaults, group)
+        hints = typing.get_type_hints(type(config))
+        for f in fields(config):
+            hint, item = hints[f.name], None
+            if typing.get_origin(hint) is tuple:
+                hint, item = list, typing.get_args(hint)[0]
+            name = _flat_name(prefix, f.name)
+            result[name] = Parameter(
+                name, hint, item, jsonable(getattr(config, f.name)), f.metadata["help"], group, f.name
+            )
+    return result
+
+
+def _coerce(p: Parameter, value: Any) -> Any:
+    try:
+        if p.type is list:
+            assert p.item is not None
+            if isinstance(value, str):
+                value = [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
+            return tuple(_scalar(p.item, v) for v in value)
+        return _scalar(p.type, value)
+    except (TypeError, ValueError):
+        want = f"a list of {p.item.__name__}" if p.item else {"str": "text", "bool": "true or false"}.get(p.type.__name__, p.type.__name__)
+        raise InputError(p.name, value, f"is not {want}", f"The default is {p.default!r}") from None
+
+
+def _scalar(type_: type, value: Any) -> Any:
+    if type_ is bool:
+        if isinstance(value, str):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.strip().lower()] \
+                if value.strip().lower() in ("true", "1", "yes", "false", "0", "no") else _refuse()
+        return value if isinstance(value, bool) else _refuse()
+    if isinstance(value, bool):
+        _refuse()
+    if type_ is int:
+        number = float(value)
+        return int(number) if number == int(number) else _refuse()
+    if type_ is float:
+        return float(value)
+    return value if isinstance(value, str) else str(value)
+
+
+def _refuse() -> typing.NoReturn:
+    raise TypeError
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [jsonable(v) for v in value]
+    return value
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The reverse of `jsonable` for a config dataclass (nested dataclasses and tuples are rebuilt).
+
+    Raises:
+        InputError: a field that `cls` does not have, or a value it refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(name, value, f"is not a field of {cls.__name__}", f"Known: {', '.join(known)}")
+        hint = hints[name]
+        if isinstance(hint, types.UnionType):
+            hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            value = from_dict(hint, value)  # type: ignore[arg-type]
+        elif typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+            item = typing.get_args(hint)[0]
+            value = tuple(item(v) if item in (int, float) else v for v in value)
+        elif hint is int and isinstance(value, float) and value == int(value):
+            value = int(value)  # KFP hands every JSON number over as a float
+        elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        kwargs[name] = value
+    return cls(**kwargs)
+
+
+PARAMETERS: dict[str, Parameter] = _parameters()

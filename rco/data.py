@@ -1,0 +1,427 @@
+"""Prepared data sets: split, stored so that they load quickly, and read as normalised, augmented batches.
+
+A prepared data set is a folder:
+
+    manifest.json                               what is in it (`Manifest`)
+    train.safetensors, val..., test...          images (N, C, H, W) uint8 and labels (N,) int64, if all fit into 2 GiB;
+    train.json, val.json, test.json             else paths of image files, which are decoded as they are needed, and labels
+    images/                                     those files, if they came out of a tar or a store
+
+Only who asks for the test part opens its file. Preparing needs no torch; reading batches does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rco.checkpoint import read_json, save_arrays, sha256, write_json
+from rco.config import AUGMENTATIONS, DataConfig, from_dict, jsonable
+from rco.errors import InputError, choice
+from rco.images import FileImages, Images, Pixels, Rows, Shape
+from rco.sources import PARTS, Info, Layout, check_source, open_source, source_digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Dataset", "Info", "Manifest", "Split", "check_source", "prepare", "source_digest"]
+
+MANIFEST = "manifest.json"
+IN_MEMORY_GIB = 2
+_SAMPLED = 4096  # images from which the mean and deviation of a set of files are estimated
+_BLOCK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared data set is.
+
+    Args:
+        source: what the user called it.
+        source_digest: what the source held; see `source_digest`.
+        digest: hex sha256 of the prepared content, wherever it lies.
+        storage: "arrays" or "files".
+        root: folder of the files, absolute or relative to the data set; empty for arrays.
+        resize: whether files are brought to `image_shape` when read; else they have it.
+        num_classes: K.
+        class_names: of the K classes, by label.
+        image_shape: (C, H, W).
+        mean: of each channel of the training images scaled to 0..1 (files: of 4,096 images, evenly spaced).
+        std: likewise; at least one grey level, for it is divided by.
+        sizes: images in "train", "val" and "test".
+        probe: the validation images, by number, on which hardness is measured.
+    """
+
+    source: str
+    source_digest: str
+    digest: str
+    storage: str
+    root: str
+    resize: bool
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: Shape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sizes: dict[str, int]
+    probe: tuple[int, ...]
+
+
+def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
+    """Read a source, split it, and write the prepared data set to the folder `out`.
+
+    Args:
+        digest: what `source_digest` says; it is recorded.
+
+    Raises:
+        InputError: the source cannot be read or split (see `rco.sources`), or is too large for memory.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)  # it is written last: where there is one, the data set is whole
+    with open_source(config, out) as source:
+        images, layout = source.images, source.layout
+        splits = split(layout, config)
+        gib = sum(map(len, splits.values())) * math.prod(images.shape) / 2**30
+        files = images if isinstance(images, FileImages) and gib > IN_MEMORY_GIB else None
+        if files:
+            root, (mean, std) = _write_files(files, layout, splits, out)
+        elif gib <= IN_MEMORY_GIB:
+            root, (mean, std) = "", _write_arrays(images, layout, splits, out)
+        else:
+            raise InputError(
+                "image_size",
+                config.image_size,
+                f"makes {config.dataset} {gib:.1f} GiB, but a set that is no image folder must fit into {IN_MEMORY_GIB} GiB",
+                "Choose smaller images, or save the data set as an image folder",
+            )
+        validation = splits["val"]
+        probe = stratified(layout.labels[validation], min(1.0, config.probe_size / len(validation)), (config.data_seed, 2))
+        manifest = Manifest(
+            source=config.dataset,
+            source_digest=digest,
+            digest="",
+            storage="files" if files else "arrays",
+            root=root,
+            resize=files is not None and files.resize,
+            num_classes=len(layout.class_names),
+            class_names=layout.class_names,
+            image_shape=images.shape,
+            mean=mean,
+            std=std,
+            sizes={part: len(rows) for part, rows in splits.items()},
+            probe=tuple(probe.tolist()),
+        )
+    manifest = replace(manifest, digest=_digest(manifest, out))
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def split(layout: Layout, config: DataConfig) -> dict[str, Rows]:
+    """Rows of "train", "val" and "test"; what the source does not tell apart itself is held out from its training part.
+
+    Every class is in every part. First the test part is taken, then the validation part.
+    """
+    parts = dict(layout.parts)
+    for stream, (part, fraction, leave) in enumerate((("test", config.test_fraction, 2), ("val", config.val_fraction, 1))):
+        if part not in parts:
+            train = parts["train"]
+            held_out = stratified(layout.labels[train], fraction, (config.data_seed, stream), least=1, leave=leave)
+            parts[part], parts["train"] = train[held_out], np.delete(train, held_out)
+    return {part: parts[part] for part in PARTS}
+
+
+def stratified(labels: Rows, fraction: float, seed: tuple[int, ...], *, least: int = 0, leave: int = 0) -> Rows:
+    """A random part of `labels` (N,) in which every class has its share: sorted positions, a function of the arguments.
+
+    Shares are rounded by largest remainder, so that the part has round(fraction * N) members, each class within one of its
+    exact share; then `least` and `leave` are seen to.
+
+    Args:
+        least: of every class, take so many at least.
+        leave: of every class, leave so many at least.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    counts = np.bincount(labels)
+    exact = counts * fraction
+    shares = np.floor(exact).astype(np.int64)
+    # Ties are drawn by lot: the first classes must not always be the lucky ones.
+    by_remainder = np.lexsort((rng.random(len(counts)), shares - exact))
+    shares[by_remainder[: int(np.rint(exact.sum())) - shares.sum()]] += 1
+    shares = np.clip(shares, least, counts - leave)
+    members = [rng.permutation(np.flatnonzero(labels == k))[:share] for k, share in enumerate(shares)]
+    return np.sort(np.concatenate(members))
+
+
+def channel_statistics(blocks: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of (N, C, H, W) uint8 images, scaled to 0..1.
+
+    Computed from counts of the 256 levels, so exact in any order. A deviation is at least one level.
+    """
+    counts: NDArray[np.int64] | int = 0  # (C, 256)
+    for block in blocks:
+        counts = counts + np.stack([np.bincount(channel.ravel(), minlength=256) for channel in block.swapaxes(0, 1)])
+    counts = np.asarray(counts)
+    levels = np.arange(256) / 255
+    pixels = counts.sum(1)
+    mean = counts @ levels / pixels
+    std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / pixels)
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: Path) -> Statistics:
+    for part, rows in splits.items():
+        pixels = images.read(rows, _cores())
+        save_arrays(out / f"{part}.safetensors", {"images": pixels, "labels": layout.labels[rows]})
+        if part == "train":
+            statistics = channel_statistics(pixels[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
+    return statistics
+
+
+def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path) -> tuple[str, Statistics]:
+    images.check(_cores())
+    train = splits["train"]
+    sample = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(np.int64)]
+    statistics = channel_statistics(images.read(sample[i : i + _BLOCK], _cores()) for i in range(0, len(sample), _BLOCK))
+    root = str(images.root.resolve())
+    if images.root.is_relative_to(out):  # came out of a tar or a store, and would be gone when the source is closed
+        root = "images"
+        shutil.rmtree(out / root, ignore_errors=True)
+        os.replace(images.root, out / root)
+    for part, rows in splits.items():
+        paths = [images.paths[row] for row in rows]
+        write_json(out / f"{part}.json", {"paths": paths, "labels": layout.labels[rows].tolist()})
+    return root, statistics
+
+
+def _digest(manifest: Manifest, folder: Path) -> str:
+    """Of what is in the data set, not of where it came from; files are known by their source's digest only."""
+    known = manifest.source_digest if manifest.storage == "files" else ""
+    document = jsonable(replace(manifest, source="", root="", source_digest=known))
+    document["parts"] = {part: sha256(_part_file(folder, manifest, part)) for part in PARTS}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _part_file(folder: Path, manifest: Manifest, part: str) -> Path:
+    return folder / f"{part}.{'json' if manifest.storage == 'files' else 'safetensors'}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Dataset:
+    """A prepared data set."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._splits: dict[str, Split] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Dataset:
+        """Read the manifest of the folder; images are read when they are asked for.
+
+        Raises:
+            InputError: there is no whole prepared data set.
+        """
+        return cls(folder, from_dict(Manifest, read_json(folder / MANIFEST)))
+
+    def split(self, part: str) -> Split:
+        """One of "train", "val" and "test". Asked again, the same object, with what it has loaded."""
+        choice("part", part, PARTS)
+        if part not in self._splits:
+            self._splits[part] = self._open(part)
+        return self._splits[part]
+
+    def probe(self) -> Split:
+        """The fixed, stratified part of the validation images on which hardness is measured."""
+        return self._open("val", np.array(self.manifest.probe, np.int64))
+
+    def _open(self, part: str, rows: Rows | None = None) -> Split:
+        kind = _FileSplit if self.manifest.storage == "files" else _ArraySplit
+        return kind(self.folder, self.manifest, part, rows)
+
+
+class Split(ABC):
+    """One part of a prepared data set.
+
+    Args:
+        folder: of the data set.
+        part: "train", "val" or "test".
+        rows: only these images of the part.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, part: str, rows: Rows | None = None) -> None:
+        self.folder, self.manifest, self.part, self.rows = folder, manifest, part, rows
+        self.file = _part_file(folder, manifest, part)
+
+    def __len__(self) -> int:
+        return self.manifest.sizes[self.part] if self.rows is None else len(self.rows)
+
+    def num_batches(self, batch_size: int) -> int:
+        """Training batches of an epoch: a last batch of a single image is left out."""
+        whole, rest = divmod(len(self), batch_size)
+        return whole + (rest > 1)
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: str | torch.device = "cpu",
+        seed: int | None = None,
+        epoch: int = 0,
+        augment: str = "none",
+        workers: int = 2,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pass over the images once.
+
+        Args:
+            batch_size: images in a batch; the last one may be shorter. In training, what would be a last batch of one image
+                is left out (unless all are of one): BatchNorm cannot learn from it.
+            device: where batches lie, and where they are augmented. Arrays are moved there once, and stay.
+            seed: None: all images in order, as they are. Else for training: order and augmentation are functions of
+                (seed, epoch), the same on every device, with any number of workers, and for any batch size.
+            augment: one of `rco.config.AUGMENTATIONS`; see `rco.augment`.
+            workers: processes that decode files; 0: this one. Arrays need none.
+
+        Yields:
+            (x, y): (B, C, H, W) float32, normalised by the manifest's mean and std, and (B,) int64.
+
+        Raises:
+            InputError: an unknown augmentation, or one without a seed; during the pass, a file that cannot be read.
+        """
+        choice("augment", augment, AUGMENTATIONS)
+        if seed is None and augment != "none":
+            raise InputError("augment", augment, "is random, but there is no seed", "Give a seed, or augment = none")
+        return self._batches(
+            batch_size, device, None if seed is None else np.random.default_rng((seed, epoch)), augment, workers
+        )
+
+    def _batches(
+        self, batch_size: int, device: str | torch.device, rng: np.random.Generator | None, augment: str, workers: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        import torch
+
+        from rco.augment import augmented
+
+        device = torch.device(device)
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
+        scale, offset = 1 / (255 * std), -mean / std
+        order = rng.permutation(len(self)) if rng else np.arange(len(self))
+        count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
+        chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+        for images, labels in self._raw(chunks, device, workers):
+            if rng:
+                images = augmented(images, augment, rng)
+            yield images.to(torch.float32).mul_(scale).add_(offset), labels
+
+    @abstractmethod
+    def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of the chunks, its images (B, C, H, W) uint8 and labels (B,) on `device`."""
+
+
+class _ArraySplit(Split):
+    """Images in memory: loaded and moved to the device when first used there."""
+
+    def __init__(self, folder: Path, manifest: Manifest, part: str, rows: Rows | None = None) -> None:
+        super().__init__(folder, manifest, part, rows)
+        self._resident: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def labels(self) -> Tensor:
+        return self._tensor("labels")
+
+    def _tensor(self, name: str) -> Tensor:
+        import torch
+        from safetensors import safe_open
+
+        # What is kept must be good for training too, whoever was first to ask.
+        with torch.inference_mode(False), safe_open(self.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor if self.rows is None else tensor[torch.from_numpy(self.rows)]
+
+    def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        import torch
+
+        if device not in self._resident:
+            with torch.inference_mode(False):
+                self._resident[device] = self._tensor("images").to(device), self.labels.to(device)
+        images, labels = self._resident[device]
+        for chunk in chunks:
+            index = torch.from_numpy(chunk).to(device)
+            yield images.index_select(0, index), labels.index_select(0, index)
+
+
+class _FileSplit(Split):
+    """Images in files: decoded by worker processes while the device computes."""
+
+    @cached_property
+    def _listed(self) -> tuple[FileImages, NDArray[np.int64]]:
+        listed = read_json(self.file)
+        root = self.folder / self.manifest.root
+        if not root.is_dir():
+            raise InputError(
+                "dataset", str(root), "is not on this machine", "Mount it under the same path, or use an s3:// address"
+            )
+        return FileImages(root, listed["paths"], self.manifest.image_shape, self.manifest.resize), np.array(listed["labels"])
+
+    @cached_property
+    def labels(self) -> Tensor:
+        import torch
+
+        labels = self._listed[1]
+        return torch.from_numpy(labels if self.rows is None else labels[self.rows])
+
+    def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        import torch
+        from torch.utils.data import DataLoader
+
+        decoded: DataLoader[Any] = DataLoader(
+            _Decoder(self._listed[0], self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
+            batch_size=None,
+            sampler=chunks,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # the global one must not move with the number of passes
+        )
+        for chunk, images in zip(chunks, decoded, strict=True):
+            if isinstance(images, InputError):
+                raise images
+            yield images.to(device, non_blocking=True), self.labels[torch.from_numpy(chunk)].to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """What a worker process runs: the chunk's images, or what is wrong with them (a raised exception would lose its type)."""
+
+    images: FileImages
+    rows: Rows | None
+
+    def __len__(self) -> int:
+        return len(self.images.paths)
+
+    def __getitem__(self, chunk: Rows) -> Pixels | InputError:
+        try:
+            return self.images.read(chunk if self.rows is None else self.rows[chunk])
+        except InputError as error:
+            return error

@@ -1,0 +1,146 @@
+"""The one training loop: teacher, stages and baselines differ only in objective, anchor and length."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rco.config import ComputeConfig, TrainConfig
+from rco.data import Split
+from rco.errors import InputError
+from rco.objectives import Objective
+from rco.schedule import learning_rate
+
+
+class DivergenceError(RuntimeError):
+    """A loss stopped being a finite number."""
+
+
+def resolve(compute: ComputeConfig) -> ComputeConfig:
+    """Replace every `auto` by what it means on this machine.
+
+    Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results.
+
+    Raises:
+        InputError: a GPU is asked for where there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if compute.device == "cuda" and not cuda:
+        raise InputError("device", "cuda", "no CUDA GPU can be used here", "Use device = cpu, or check the driver with nvidia-smi")
+    device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
+    precision = ("bf16" if device == "cuda" else "fp32") if compute.precision == "auto" else compute.precision
+    threads = compute.threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return dataclasses.replace(compute, device=device, precision=precision, threads=threads)
+
+
+def prepare_process(compute: ComputeConfig) -> None:
+    """Set this process up for resolved settings: thread count, and on CPU only algorithms that repeat bit for bit."""
+    torch.set_num_threads(compute.threads)
+    if compute.device == "cpu":
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_float32_matmul_precision("high")
+
+
+def autocast(compute: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision as set; master weights and losses stay float32."""
+    if compute.precision == "bf16":
+        return torch.autocast(compute.device, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Make a module a constant: no gradients, and evaluation mode so that BatchNorm statistics stay what they are."""
+    return module.requires_grad_(False).eval()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """A fresh optimiser; its learning rate is set before every step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
+    )
+
+
+def fit(
+    model: nn.Module,
+    train: Split,
+    objective: Objective,
+    config: TrainConfig,
+    compute: ComputeConfig,
+    *,
+    epochs: int,
+    first_epoch: int = 1,
+    anchor: nn.Module | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
+
+    Args:
+        objective: its parts are summed, averaged over the epoch, and logged under their names.
+        epochs: length of this training; the schedule spans it.
+        first_epoch: what the first epoch is called. Order and augmentation of the images are functions of (seed, epoch),
+            so stages that count on do not see the same order again.
+        anchor: frozen by this function; it sees the batches that the student sees.
+
+    Yields:
+        epoch, lr (of the epoch's last step), loss, the objective's parts, images_per_second.
+
+    Raises:
+        DivergenceError: a loss is not finite at the end of an epoch.
+        InputError: there is no whole batch to train on.
+    """
+    device = torch.device(compute.device)
+    model.to(device, memory_format=torch.channels_last)
+    if anchor is not None:
+        freeze(anchor).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config)
+    steps_per_epoch = -(-len(train) // config.batch_size)
+    step = 0
+    for epoch in range(first_epoch, first_epoch + epochs):
+        started, images = time.perf_counter(), 0
+        model.train()
+        # Dropout and the like draw from the global generator: make that a function of (seed, epoch) as well.
+        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        totals: dict[str, torch.Tensor] = {}
+        for x, y in train.batches(
+            config.batch_size, device=compute.device, seed=config.seed, epoch=epoch, augment=config.augment, workers=compute.workers
+        ):
+            x = x.contiguous(memory_format=torch.channels_last)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, steps_per_epoch=steps_per_epoch, epochs=epochs)
+            with autocast(compute):
+                anchor_out = None
+                if anchor is not None:
+                    with torch.no_grad():
+                        anchor_out = anchor(x)
+                parts = objective(model(x), anchor_out, y)
+            loss = torch.stack(list(parts.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            # Sums stay on the device: reading one would make every step wait for the GPU.
+            for name, part in parts.items():
+                totals[name] = totals.get(name, 0) + part.detach() * len(y)
+            images += len(y)
+            step += 1
+        if not images:
+            raise InputError("batch_size", config.batch_size, "leaves no batch to train on", f"There are {len(train)} training images")
+        means = {name: float(total) / images for name, total in totals.items()}
+        row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "loss": sum(means.values()), **means}
+        bad = [name for name in means if not torch.isfinite(torch.tensor(means[name]))]
+        if bad:
+            raise DivergenceError(
+                f"{bad[0]} is {means[bad[0]]} in epoch {epoch} (learning rate {row['lr']:g}). "
+                "Lower lr, lengthen warmup_epochs, or lower lam or tau"
+            )
+        row["images_per_second"] = images / (time.perf_counter() - started)
+        yield row

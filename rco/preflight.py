@@ -1,0 +1,219 @@
+"""Everything that can be known to fail before it costs anything; and, if nothing does, the settings of every task.
+
+Each task is given the settings it uses and no others: they are its cache key. Two entries are not the user's words:
+`source_digest` and `route_digest` say what the data and the route hold now, so that an edit is never hidden by a cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rco import anchors
+from rco.config import (
+    AnchorConfig,
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RouteConfig,
+    RunConfig,
+    TrainConfig,
+    jsonable,
+)
+from rco.errors import InputError
+from rco.schedule import kept_epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Of prepare_data."""
+
+    data: DataConfig
+    source_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """Of train_teacher. With a route that exists, `train` and `checkpoint_every` are None: they cannot matter."""
+
+    teacher: ModelConfig
+    compute: ComputeConfig
+    train: TrainConfig | None = None
+    checkpoint_every: int | None = None
+    route: str = ""
+    route_digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSettings:
+    """Of init_student."""
+
+    student: ModelConfig
+    seed: int
+    compute: ComputeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorSettings:
+    """Of select_anchor."""
+
+    anchors: AnchorConfig
+    tau: float
+    student_epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Of distill_stage."""
+
+    teacher: ModelConfig
+    student: ModelConfig
+    train: TrainConfig
+    objective: ObjectiveConfig
+    anchors: AnchorConfig
+    compute: ComputeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Of evaluate."""
+
+    teacher: ModelConfig
+    student: ModelConfig
+    tau: float
+    compute: ComputeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilingSettings:
+    """Of register_student and report: where results are filed, and all parameters for the record."""
+
+    experiment: str
+    registered_model: str
+    student: ModelConfig
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of every task."""
+
+    data: DataSettings
+    teacher: TeacherSettings
+    student: StudentSettings
+    anchors: AnchorSettings
+    stage: StageSettings
+    evaluate: EvaluateSettings
+    filing: FilingSettings
+
+
+def planned_route(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Epochs and decay epochs of the route this run will have: read from its manifest, or foreseen from the teacher's schedule.
+
+    Raises:
+        InputError: an address without a route.
+    """
+    if not config.route.route:
+        train = config.teacher_train
+        return kept_epochs(train, config.route.checkpoint_every), train.decay_epochs(train.epochs)
+    from rco import storage
+    from rco.route import MANIFEST, Route
+
+    uri = config.route.route.rstrip("/")
+    with TemporaryDirectory() as scratch:
+        if storage.is_remote(uri):
+            storage.fetch(f"{uri}/{MANIFEST}", Path(scratch))
+            route = Route.open(Path(scratch))
+        else:
+            route = Route.open(Path(uri))
+            route.verify()
+    return route.epochs, route.decay_epochs
+
+
+def stages_needed(config: RunConfig) -> int:
+    """How many stages this run has (greedy: may have). A pipeline must be compiled with at least as many.
+
+    Raises:
+        InputError: the strategy cannot be followed on the route, or the student's epochs do not go round.
+    """
+    epochs, decays = planned_route(config)
+    stages = anchors.stage_count(config.anchors, epochs, decays)
+    train = config.student_train
+    share = train.epochs // stages
+    if share < 1:
+        raise InputError("epochs", train.epochs, f"is less than one epoch for each of {stages} stages", f"Give at least {stages}")
+    try:
+        replace(train, epochs=share)  # schedule and warm-up restart in every stage, so they must fit into one
+    except InputError as error:
+        raise InputError(error.parameter, error.value, f"in stages of {share} epochs: {error.problem}", error.remedy) from None
+    return stages
+
+
+def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
+    """Validate a whole run and resolve its settings.
+
+    Args:
+        max_stages: how many stages the pipeline was compiled with; None: as many as needed.
+
+    Raises:
+        InputError: the first thing that cannot work.
+    """
+    from rco import data, engine, models, storage
+
+    info = data.check_source(config.data)
+    if info.num_classes < 2:
+        raise InputError("dataset", config.data.dataset, f"has {info.num_classes} class", "Classification needs two or more")
+    compute = engine.resolve(config.compute)
+    if info.image_shape is not None:
+        channels, height, width = info.image_shape
+        if height != width:
+            raise InputError("image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square")
+        for parameter, model in (("teacher", config.teacher), ("student", config.student)):
+            models.check(
+                model.model,
+                in_channels=channels,
+                num_classes=info.num_classes,
+                image_size=height,
+                stem=model.stem,
+                parameter=parameter,
+            )
+    needed = stages_needed(config)
+    if max_stages is not None and needed > max_stages:
+        raise InputError(
+            "n_anchors" if config.anchors.strategy in ("greedy", "equal-interval") else "strategy",
+            config.anchors.n_anchors if config.anchors.strategy in ("greedy", "equal-interval") else config.anchors.strategy,
+            f"needs {needed} stages, but the pipeline was compiled with {max_stages}",
+            f"Compile with --max-stages {needed}, or use fewer anchors",
+        )
+    route = config.route.route.rstrip("/")
+    if route:
+        digest = storage.fingerprint(route)
+        teacher = TeacherSettings(teacher=config.teacher, compute=compute, route=route, route_digest=digest)
+    else:
+        teacher = TeacherSettings(
+            teacher=config.teacher, compute=compute, train=config.teacher_train, checkpoint_every=config.route.checkpoint_every
+        )
+    return Settings(
+        data=DataSettings(data=config.data, source_digest=data.source_digest(config.data)),
+        teacher=teacher,
+        student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute),
+        anchors=AnchorSettings(anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs),
+        stage=StageSettings(
+            teacher=config.teacher,
+            student=config.student,
+            train=config.student_train,
+            objective=config.objective,
+            anchors=config.anchors,
+            compute=compute,
+        ),
+        evaluate=EvaluateSettings(teacher=config.teacher, student=config.student, tau=config.objective.tau, compute=compute),
+        filing=FilingSettings(
+            experiment=config.tracking.experiment,
+            registered_model=config.tracking.registered_model,
+            student=config.student,
+            parameters={**config.to_flat(), **jsonable(compute)},
+        ),
+    )

@@ -1,0 +1,58 @@
+"""What a trained model must tell a tracking server: plain data that travels with the model's artifact.
+
+A task that the cache skips logs nothing, and a server may be away. So the truth is kept here, and tracking is the delivery of it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rco import checkpoint
+from rco.errors import InputError
+
+FILE = "record.json"
+
+
+@dataclass(kw_only=True)
+class Record:
+    """The history of one trained model.
+
+    Attributes:
+        key: names the model within a pipeline run ("teacher", "student").
+        params: the frozen settings it was made with.
+        data: name, source, digest and sizes of the data set.
+        rows: one per epoch: {"step", "time" (ms since 1970), "metrics": {name: value}}; steps increase.
+        stages: of a student, one per stage: anchor, reason, epochs, results.
+        origin: where it was first tracked: {"tracking_uri", "run_id", "pipeline_run"}; None if it never was.
+    """
+
+    key: str
+    params: dict[str, Any]
+    data: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    origin: dict[str, str] | None = None
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the metrics of one epoch."""
+        self.rows.append({"step": step, "time": time.time_ns() // 1_000_000, "metrics": metrics})
+
+    def write(self, folder: Path) -> None:
+        """Write the record into an artifact's folder."""
+        checkpoint.write_json(folder / FILE, self)
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Read the record of an artifact.
+
+        Raises:
+            InputError: there is none, or it is not one.
+        """
+        document = checkpoint.read_json(folder / FILE)
+        try:
+            return cls(**document)
+        except TypeError as error:
+            raise InputError("record", str(folder / FILE), f"is not a tracking record ({error})", "Run the task again") from None

@@ -1,0 +1,401 @@
+"""Where images come from: every kind of source that `DataConfig.dataset` can name, read whole and not yet split.
+
+Image folders, tars of one, and S3 addresses of either are laid out in one of two ways (one folder around it all is allowed):
+
+    train/CLASS/*.jpg, test/CLASS/*.jpg     and, if you like, val/CLASS/*.jpg. A val/ without a test/ (as ImageNet is handed
+                                            out) is the test part: validation images are then held out from train/
+    CLASS/*.jpg                             validation and test part are held out
+
+Other files, and names that begin with a dot, are passed over.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from gzip import BadGzipFile
+from importlib.metadata import version
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from rco import storage
+from rco.config import DataConfig
+from rco.errors import InputError
+from rco.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
+
+PARTS = ("train", "val", "test")
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+_DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What can be told of a source without decoding its images.
+
+    Args:
+        num_classes: how many classes.
+        class_names: their names; empty if only reading the source tells them.
+        image_shape: (C, H, W), as the first image's header promises.
+        counts: images of each part that the source has.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: Shape
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which classes a source has, and which images.
+
+    Args:
+        source: its name, for messages.
+        class_names: the K classes, by label.
+        labels: (N,) int64, 0..K-1.
+        parts: rows of each part that the source itself tells apart; "train" always, "val" and "test" if it has them.
+
+    Raises:
+        InputError: fewer than two classes, or a class with too few images to be in every part.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    labels: Rows
+    parts: dict[str, Rows]
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise InputError(
+                "dataset",
+                self.source,
+                f"has one class only ({', '.join(self.class_names)})",
+                "Classification needs two or more",
+            )
+        # Parts that are missing are held out from the training part.
+        needed = 1 + len(set(PARTS) - set(self.parts))
+        counts = np.bincount(self.labels[self.parts["train"]], minlength=len(self.class_names))
+        if counts.min() < needed:
+            raise InputError(
+                "dataset",
+                self.source,
+                f"class {self.class_names[counts.argmin()]!r} has {counts.min()} images to be trained on or held out",
+                f"Each of the parts needs one of every class: give it {needed} or more, or leave the class out",
+            )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that is open: its layout, and images whose rows the layout speaks of."""
+
+    layout: Layout
+    images: Images
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A data set that torchvision knows: its reader, what reading will give, and the files that it reads."""
+
+    reader: str
+    num_classes: int
+    shape: Shape
+    counts: tuple[int, int]  # train, test
+    files: tuple[str, ...]
+
+
+def _idx(folder: str) -> tuple[str, ...]:
+    parts = ("t10k-images-idx3", "t10k-labels-idx1", "train-images-idx3", "train-labels-idx1")
+    return tuple(f"{folder}/raw/{part}-ubyte" for part in parts)
+
+
+_PUBLISHED = {
+    "mnist": _Published("MNIST", 10, (1, 28, 28), (60_000, 10_000), _idx("MNIST")),
+    "fashionmnist": _Published("FashionMNIST", 10, (1, 28, 28), (60_000, 10_000), _idx("FashionMNIST")),
+    "cifar10": _Published(
+        "CIFAR10",
+        10,
+        (3, 32, 32),
+        (50_000, 10_000),
+        tuple(f"cifar-10-batches-py/{n}" for n in ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
+    ),
+    "cifar100": _Published(
+        "CIFAR100", 100, (3, 32, 32), (50_000, 10_000), tuple(f"cifar-100-python/{n}" for n in ("meta", "test", "train"))
+    ),
+    "svhn": _Published("SVHN", 10, (3, 32, 32), (73_257, 26_032), ("test_32x32.mat", "train_32x32.mat")),
+}
+NAMES = ("digits", *_PUBLISHED)
+
+
+def source_digest(config: DataConfig) -> str:
+    """What the source holds now, as a cache key: it changes with any file. Cheap: no torch, no decoding.
+
+    For digits, the version of the package that brings them; for a torchvision data set that has yet to be downloaded, its
+    name; for the rest, see `rco.storage.fingerprint`.
+
+    Raises:
+        InputError: there is no such source.
+    """
+    if config.dataset == "digits":
+        return f"scikit-learn {version('scikit-learn')}"
+    if config.dataset in _PUBLISHED:
+        if _missing(config):
+            return f"{config.dataset} (not downloaded)"
+        return storage.content_digest(Path(config.data_root), _PUBLISHED[config.dataset].files)
+    address = _address(config)
+    with _as_dataset():
+        return storage.fingerprint(address)
+
+
+def check_source(config: DataConfig) -> Info:
+    """Look at a source before anything expensive is done with it; only the first image is opened, and only its header.
+
+    A tar in an S3 store is downloaded for that, to a temporary folder.
+
+    Raises:
+        InputError: no such source, missing files, no images, a bad layout, or a class too small to be split.
+    """
+    if config.dataset == "digits":
+        return Info(10, _DIGITS, _resized((1, 8, 8), config), {"train": 1797})
+    if known := _PUBLISHED.get(config.dataset):
+        if not config.download and (missing := _missing(config)):
+            raise _not_there(config, missing)
+        return Info(
+            known.num_classes, (), _resized(known.shape, config), dict(zip(("train", "test"), known.counts, strict=True))
+        )
+    address = _address(config)
+    with _as_dataset(), TemporaryDirectory() as scratch:
+        if _is_tar(address):
+            paths, shape = _look_into_tar(storage.fetch(address, Path(scratch)), address)
+            layout, _ = lay_out(address, paths)
+        elif storage.is_remote(address):
+            layout, paths = lay_out(address, (entry.name for entry in storage.listing(address)))
+            shape = header(storage.fetch(f"{address.rstrip('/')}/{paths[0]}", Path(scratch)), paths[0])
+        else:
+            folder = storage.local_path(address)
+            layout, paths = lay_out(address, storage.files(folder))
+            shape = header(folder / paths[0])
+    counts = {part: len(rows) for part, rows in layout.parts.items()}
+    return Info(len(layout.class_names), layout.class_names, _resized(shape, config), counts)
+
+
+@contextmanager
+def open_source(config: DataConfig, scratch: Path) -> Iterator[Source]:
+    """Read a source.
+
+    Args:
+        scratch: where files that come out of a store or a tar are kept while the source is open.
+
+    Raises:
+        InputError: as `check_source`, a download that fails, or files that cannot be read.
+    """
+    if config.dataset == "digits":
+        yield _digits(config)
+        return
+    if config.dataset in _PUBLISHED:
+        yield _published(config)
+        return
+    address = _address(config)
+    with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
+        with _as_dataset():
+            root = storage.fetch(address, Path(temporary) / "fetched")
+        if _is_tar(address):
+            root = _extracted(root, Path(temporary) / "extracted", address)
+        layout, paths = lay_out(address, storage.files(root))
+        yield Source(layout, FileImages.of(root, paths, config.image_size))
+
+
+def lay_out(source: str, names: Iterable[str]) -> tuple[Layout, list[str]]:
+    """Tell classes and parts from the relative paths of files alone.
+
+    Returns:
+        the layout, and the paths that its rows stand for.
+
+    Raises:
+        InputError: no images in class folders, parts with different classes, or as `Layout`.
+    """
+    paths = sorted(PurePosixPath(name).parts for name in names if _is_image(name))
+    if not paths:
+        raise InputError(
+            "dataset", source, f"holds no images ({', '.join(SUFFIXES)})", "Put them into one folder for each class"
+        )
+    depth = 0
+    while len({p[depth] for p in paths}) == 1 and paths[0][depth] not in PARTS and min(len(p) for p in paths) > depth + 2:
+        depth += 1
+    split = any(p[depth] == "train" and len(p) > depth + 2 for p in paths)
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # part -> class -> paths
+    for path in paths:
+        *folders, _ = path[depth:]
+        if not split and folders:
+            found["train"][folders[0]].append("/".join(path))
+        elif split and len(folders) > 1 and folders[0] in PARTS:
+            found[folders[0]][folders[1]].append("/".join(path))
+    if not found:
+        raise InputError("dataset", source, "has images, but not in class folders", "Put them into one folder for each class")
+    if not split and set(found["train"]) <= set(PARTS):
+        raise InputError(
+            "dataset", source, "has no train/CLASS folders", "Lay it out as train/CLASS/*, test/CLASS/* or CLASS/*"
+        )
+    if "val" in found and "test" not in found:
+        found["test"] = found.pop("val")
+    for part, classes in found.items():
+        if odd := sorted(set(classes) ^ set(found["train"])):
+            raise InputError(
+                "dataset",
+                source,
+                f"train and {part} differ in their classes: {', '.join(odd[:5])}",
+                "Give every part all classes",
+            )
+    names_of_classes = tuple(sorted(found["train"]))
+    ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
+    for part, classes in found.items():
+        start = len(ordered)
+        for label, name in enumerate(names_of_classes):
+            ordered += classes[name]
+            labels += [label] * len(classes[name])
+        parts[part] = np.arange(start, len(ordered))
+    return Layout(source, names_of_classes, np.array(labels, np.int64), parts), ordered
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+def _is_tar(address: str) -> bool:
+    return address.lower().endswith(_TARS) and (storage.is_remote(address) or storage.local_path(address).is_file())
+
+
+def _resized(shape: Shape, config: DataConfig) -> Shape:
+    channels, height, width = shape
+    return channels, config.image_size or height, config.image_size or width
+
+
+@contextmanager
+def _as_dataset() -> Iterator[None]:
+    """Complaints about an address become complaints about the setting it came from."""
+    try:
+        yield
+    except InputError as error:
+        raise (error.renamed("dataset") if error.parameter == "uri" else error) from None
+
+
+def _address(config: DataConfig) -> str:
+    """The data set as an address: a store's, or that of a local folder or tar that exists."""
+    name = config.dataset
+    if storage.is_remote(name):
+        return name
+    with _as_dataset():
+        path = storage.local_path(name)
+    if path.is_dir() or _is_tar(name):
+        return name
+    if path.is_file():
+        raise InputError("dataset", name, "is a file, but no tar", f"Give a folder, or a file that ends in {', '.join(_TARS)}")
+    near = get_close_matches(name.lower(), NAMES, n=1)
+    raise InputError(
+        "dataset",
+        name,
+        "is neither a known data set nor an existing folder or tar",
+        (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(NAMES)}; else give a path or an s3:// address",
+    )
+
+
+def _digits(config: DataConfig) -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    labels = digits.target.astype(np.int64)
+    return Source(Layout("digits", _DIGITS, labels, {"train": np.arange(len(labels))}), ArrayImages(pixels, config.image_size))
+
+
+def _missing(config: DataConfig) -> list[str]:
+    root = Path(config.data_root)
+    return [name for name in _PUBLISHED[config.dataset].files if not (root / name).is_file()]
+
+
+def _not_there(config: DataConfig, missing: list[str]) -> InputError:
+    return InputError(
+        "data_root",
+        config.data_root,
+        f"lacks files of {config.dataset} (such as {missing[0]}), and download is off",
+        "Set download = true, or put torchvision's files of this data set there",
+    )
+
+
+def _published(config: DataConfig) -> Source:
+    known = _PUBLISHED[config.dataset]
+    missing = _missing(config)
+    if missing and not config.download:
+        raise _not_there(config, missing)
+    from torchvision import datasets
+
+    reader = getattr(datasets, known.reader)
+    try:
+        # The CIFAR files are pickles. torchvision reads them only after their published MD5 has been found.
+        read = [
+            reader(
+                config.data_root, download=config.download, **({"split": part} if known.reader == "SVHN" else {"train": train})
+            )
+            for part, train in (("train", True), ("test", False))
+        ]
+    except Exception as error:  # as many kinds as there are ways in which a download or a file can be broken
+        what = "could not be downloaded" if missing else "has files that cannot be read"
+        raise InputError(
+            "dataset",
+            config.dataset,
+            f"{what} ({type(error).__name__}: {error})",
+            f"Put torchvision's files of this data set into data_root ({config.data_root}), or remove damaged ones",
+        ) from error
+    pixels = np.concatenate([np.asarray(part.data) for part in read])
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.shape[-1] == known.shape[0]:
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    labels = np.concatenate([np.asarray(part.labels if known.reader == "SVHN" else part.targets) for part in read]).astype(
+        np.int64
+    )
+    train, test = np.split(np.arange(len(labels)), [len(read[0])])
+    names = tuple(getattr(read[0], "classes", _DIGITS))
+    return Source(Layout(config.dataset, names, labels, {"train": train, "test": test}), ArrayImages(pixels, config.image_size))
+
+
+@contextmanager
+def _tar(path: Path, address: str) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except tarfile.FilterError as error:
+        raise InputError(
+            "dataset", address, f"has a member that would do harm ({error})", "Make it anew, of files only"
+        ) from error
+    except (tarfile.TarError, BadGzipFile, EOFError, LZMAError, zlib.error) as error:
+        raise InputError("dataset", address, f"is not a readable tar ({error})", "Copy or make it again") from error
+
+
+def _look_into_tar(path: Path, address: str) -> tuple[list[str], Shape]:
+    """Names of the image files in a tar, and the shape of the first."""
+    names: list[str] = []
+    shape: Shape = (0, 0, 0)
+    with _tar(path, address) as tar:
+        for member in tar:
+            if member.isfile() and _is_image(member.name):
+                if not names:
+                    content = tar.extractfile(member)
+                    assert content is not None  # it is for files
+                    shape = header(content, member.name)
+                names.append(member.name)
+    return names, shape
+
+
+def _extracted(path: Path, into: Path, address: str) -> Path:
+    with _tar(path, address) as tar:
+        tar.extractall(into, filter="data")
+    return into

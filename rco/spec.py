@@ -1,0 +1,95 @@
+"""A network described in words, and the network back: what is written beside every set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rco import checkpoint
+from rco.config import ModelConfig, from_dict
+from rco.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rco.data import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """All that `rco.models.build` needs: the user's choice of a model and what the data dictates."""
+
+    model: str
+    stem: str
+    in_channels: int
+    num_classes: int
+    image_size: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, data: Manifest) -> NetworkSpec:
+        """The network that `config` means on this data set."""
+        channels, height, _ = data.image_shape
+        return cls(
+            model=config.model, stem=config.stem, in_channels=channels, num_classes=data.num_classes, image_size=height
+        )
+
+    @property
+    def is_user_factory(self) -> bool:
+        """Whether building it runs the user's own code (`package.module:factory`)."""
+        return ":" in self.model
+
+    def build(self, seed: int | None = None) -> nn.Module:
+        """The module, in float32 and training mode; with a seed its weights are a function of the spec and the seed."""
+        from rco import models
+
+        return models.build(
+            self.model,
+            in_channels=self.in_channels,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            stem=self.stem,
+            seed=seed,
+        )
+
+
+def save_network(path: Path, model: nn.Module, spec: NetworkSpec, **metadata: Any) -> str:
+    """Write weights with their description; returns the file's sha256."""
+    return checkpoint.save_model(path, model, {"network": spec, **metadata})
+
+
+def load_network(path: Path, *, expected_sha256: str | None = None, spec: NetworkSpec | None = None) -> nn.Module:
+    """The module of a file that `save_network` wrote, in evaluation mode.
+
+    Args:
+        path: a safetensors file.
+        expected_sha256: refuse the file unless it has this hash.
+        spec: what the caller says the network is. Needed for user factories: code is run because the user
+            names it, never because a file does.
+
+    Raises:
+        InputError: damaged file, a user factory without `spec`, or weights that do not fit.
+    """
+    state, metadata = checkpoint.load_state(path, expected_sha256)
+    if spec is None:
+        spec = described(metadata, path)
+        if spec.is_user_factory:
+            raise InputError(
+                "model", spec.model, f"is a factory of the user's code, named by {path.name}", "Pass it as model= to say that it may run"
+            )
+    model = spec.build()
+    checkpoint.load_weights(model, state, path)
+    return model.eval()
+
+
+def described(metadata: Mapping[str, Any], path: Path) -> NetworkSpec:
+    """The description in a file's metadata.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    network = metadata.get("network")
+    if not isinstance(network, dict) or set(network) != set(NetworkSpec.__dataclass_fields__):
+        raise InputError("file", str(path), "does not say which network it holds", "Import it with `rco import-route`, naming its model")
+    return from_dict(NetworkSpec, network)

@@ -1,0 +1,549 @@
+"""One function a task of the pipeline: settings and folders in, folders out. Engine, records and tracking meet here.
+
+Components unpack their artifacts and call these; so does `python -m rco.tasks NAME arguments.json`, which is the same door for
+people and for process launchers. Progress goes to the logger "rco" as plain lines. torch and mlflow are imported by the
+tasks that need them, when they need them: every task is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rco import anchors as choosing
+from rco import checkpoint, tracking
+from rco.config import RunConfig, from_dict, jsonable
+from rco.data import Dataset, prepare
+from rco.errors import InputError
+from rco.hardness import relative, route_hardness
+from rco.preflight import (
+    AnchorSettings,
+    DataSettings,
+    EvaluateSettings,
+    FilingSettings,
+    StageSettings,
+    StudentSettings,
+    TeacherSettings,
+    preflight,
+)
+from rco.record import Record
+from rco.route import Route
+from rco.spec import NetworkSpec, load_network, save_network
+
+log = logging.getLogger("rco")
+
+STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
+TARGETS = "targets.safetensors"
+PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
+
+S = TypeVar("S")
+
+
+def start(cls: type[S], settings: Mapping[str, Any]) -> S:
+    """Begin a task: make progress visible, and turn its settings back into objects."""
+    show_progress()
+    return from_dict(cls, settings)
+
+
+def show_progress() -> None:
+    """Send the logger "rco" to standard output as plain lines, once."""
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter(PREFIX + "%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+class EpochLines:
+    """Says how a training goes: a line a second at most, and always the last one."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.last = what, total, 0.0
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self.last < 1 and row["epoch"] < self.total:
+            return
+        self.last = now
+        log.info(
+            "%s: epoch %d/%d, loss %.4f, validation accuracy %.2f %%, %.0f images/s",
+            self.what,
+            row["epoch"],
+            self.total,
+            row["loss"],
+            100 * row["val_accuracy"],
+            row["images_per_second"],
+        )
+
+
+def _logged(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if name != "epoch"}
+
+
+def _data_summary(data: Dataset) -> dict[str, Any]:
+    m = data.manifest
+    return {"name": m.source, "source": m.source, "digest": m.digest, "num_classes": m.num_classes, "sizes": dict(m.sizes)}
+
+
+def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[str, Any]]:
+    """Validate a whole run before anything expensive, resolve what was left open, and open the run in MLflow.
+
+    Returns:
+        the settings of every task, JSON-ready.
+
+    Raises:
+        InputError: the first thing that cannot work.
+    """
+    show_progress()
+    config = RunConfig.from_flat(parameters)
+    settings = preflight(config, max_stages)
+    compute = settings.stage.compute
+    log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
+    context = tracking.Context.from_environment()
+    if context.active:
+        name = f"{config.data.dataset.rstrip('/').rsplit('/', 1)[-1]} {config.teacher.model} to {config.student.model} {config.anchors.strategy}"
+        with tracking.forgiving("The parent run"):
+            tracking.open_parent(context, config.tracking.experiment, name, settings.filing.parameters)
+    else:
+        log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
+    return {name: jsonable(value) for name, value in vars_of(settings).items()}
+
+
+def vars_of(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass, one level deep."""
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+
+
+def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any]:
+    """Read, split and store the data set.
+
+    Returns:
+        figures for the artifact's metadata.
+    """
+    s = start(DataSettings, settings)
+    log.info("preparing %s", s.data.dataset)
+    manifest = prepare(s.data, dataset, s.source_digest)
+    sizes = ", ".join(f"{size} {split}" for split, size in manifest.sizes.items())
+    log.info("%d classes of %s images: %s", manifest.num_classes, "x".join(map(str, manifest.image_shape)), sizes)
+    return {"digest": manifest.digest, "num_classes": manifest.num_classes, **manifest.sizes}
+
+
+def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, route_index: Path) -> dict[str, Any]:
+    """Train the teacher and keep its route, or adopt the route that the settings name.
+
+    Returns:
+        figures for the artifact's metadata.
+    """
+    s = start(TeacherSettings, settings)
+    from rco import engine, storage, teacher
+
+    engine.prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    spec = NetworkSpec.of(s.teacher, data.manifest)
+    record = Record(key="teacher", params=_params(s), data=_data_summary(data))
+    with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
+        if s.train is None or s.checkpoint_every is None:
+            log.info("adopting the route at %s", s.route)
+            with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
+                source = storage.fetch(s.route, Path(scratch)) if storage.is_remote(s.route) else Path(s.route)
+                adopted = teacher.adopt_route(Route.open(source), data, spec, s.compute, route)
+            rows = adopted.history or [
+                {"epoch": c.epoch, "val_accuracy": c.val_accuracy, "loss": c.train_loss or 0.0} for c in adopted.checkpoints
+            ]
+            for row in rows:
+                tracker.log(int(row["epoch"]), _logged(row))
+        else:
+            say = EpochLines(f"teacher {spec.model}", s.train.epochs)
+            for row in teacher.train_teacher(
+                data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route
+            ):
+                tracker.log(row["epoch"], _logged(row))
+                say(row)
+    kept = Route.open(route)
+    kept.write_index(route_index)
+    record.write(route_index)
+    log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
+    return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
+
+
+def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
+    """Make the initial student, a function of its seed."""
+    s = start(StudentSettings, settings)
+    from rco import distill, engine
+
+    engine.prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    spec = NetworkSpec.of(s.student, data.manifest)
+    model = spec.build(s.seed)
+    _save_student(student, model, spec, distill.probe_logits(model.to(s.compute.device), data, s.compute))
+    log.info("initial student %s, seed %d", spec.model, s.seed)
+
+
+def _save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray) -> str:
+    checkpoint.save_arrays(folder / PROBE, {"logits": logits})
+    return save_network(folder / STUDENT, model, spec)
+
+
+def select_anchor(
+    settings: Mapping[str, Any],
+    *,
+    previous: Mapping[str, Any],
+    route: Path,
+    route_index: Path,
+    student: Path,
+    anchor: Path,
+    anchors: Path | None = None,
+) -> dict[str, Any]:
+    """Choose the anchor of the next stage with the student that will learn from it, and hand out that one checkpoint.
+
+    Args:
+        previous: what this function returned for the stage before; empty before stage 1.
+        anchors: the last stage's task writes all anchors that were chosen into this folder, for the report.
+
+    Returns:
+        chosen (indices on the route so far), stage, epoch, reason, epochs (of the stage), first_epoch, and skip: the route
+        has been walked, the stage passes its student through.
+    """
+    s = start(AnchorSettings, settings)
+    index = Route.open(route_index)
+    _, route_logits = index.probe()
+    chosen = [int(i) for i in previous.get("chosen", [])]
+    arrays, _ = checkpoint.load_arrays(student / PROBE)
+    hardness = route_hardness(route_logits, arrays["logits"], s.tau)
+    choice = choosing.next_anchor(s.anchors, index.epochs, index.decay_epochs, chosen=chosen, hardness=hardness)
+    if choice is None:
+        selection = {**jsonable(previous), "skip": True}
+        log.info("the route has been walked: this stage passes the student through")
+    else:
+        stages = choosing.stage_count(s.anchors, index.epochs, index.decay_epochs)
+        first = int(previous["first_epoch"]) + int(previous["epochs"]) if previous else 1
+        selection = {
+            "skip": False,
+            "chosen": [*chosen, choice.index],
+            "stage": choice.stage,
+            "epoch": choice.epoch,
+            "reason": choice.reason,
+            "epochs": choosing.stage_epochs(s.student_epochs, stages, choice.stage, last=choice.last),
+            "first_epoch": first,
+        }
+        log.info("stage %d: anchor epoch %d (%s), %d epochs", choice.stage, choice.epoch, choice.reason, selection["epochs"])
+    now = [int(i) for i in selection["chosen"]]
+    weights = Route.open(route)
+    ratio = relative(hardness, chosen[-1]) if chosen else None
+    _write_anchor(anchor, weights, now[-1], route_logits, hardness, ratio)
+    if anchors is not None:
+        for i in now:
+            _write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
+    return selection
+
+
+def _write_anchor(
+    folder: Path, route: Route, i: int, logits: np.ndarray, hardness: np.ndarray | None, ratio: np.ndarray | None
+) -> None:
+    """One checkpoint as an artifact: weights, what is known of it, and the probe logits that its stage compares with."""
+    point = route.checkpoints[i]
+    source = route.folder / point.file
+    checkpoint.verify(source, point.sha256)
+    checkpoint.atomically(folder / ANCHOR, lambda temporary: shutil.copyfile(source, temporary))
+    checkpoint.save_arrays(folder / TARGETS, {"anchor": logits[i], "teacher": logits[-1]})
+    about = {**asdict(point), "model": route.network.model, "index": i}
+    if hardness is not None:
+        about |= {"hardness": float(hardness[i]), "hardness_of_route": [float(h) for h in hardness]}
+    if ratio is not None:
+        about["relative_hardness"] = float(ratio[i])
+    checkpoint.write_json(folder / "anchor.json", about)
+
+
+def distill_stage(
+    settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchor: Path, student: Path, distilled: Path
+) -> dict[str, Any]:
+    """Train the student on one anchor; passes it through if the route has been walked.
+
+    Args:
+        student: the student's folder as the stage before left it.
+        distilled: the same after this stage.
+
+    Returns:
+        figures for the artifact's metadata.
+    """
+    s = start(StageSettings, settings)
+    if selection["skip"]:
+        shutil.copytree(student, distilled, dirs_exist_ok=True)
+        log.info("nothing to do in this stage")
+        return {"skipped": True}
+    from rco import distill, engine
+
+    engine.prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    student_spec, anchor_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
+    about = checkpoint.read_json(anchor / "anchor.json")
+    teacher_model = load_network(anchor / ANCHOR, expected_sha256=about["sha256"], spec=anchor_spec)
+    model = load_network(student / STUDENT, spec=student_spec)
+    arrays, _ = checkpoint.load_arrays(anchor / TARGETS)
+    targets = distill.ProbeTargets(arrays["anchor"], arrays["teacher"])
+    has_record = (student / "record.json").is_file()
+    record = Record.read(student) if has_record else Record(key="student", params=_params(s), data=_data_summary(data))
+    stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
+    say = EpochLines(f"stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
+    row: dict[str, Any] = {}
+    with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
+        tracker.anchor(anchor)
+        for row in distill.distill_stage(
+            model, teacher_model, data, s.objective, s.train, s.compute, targets, stage=stage, epochs=epochs, first_epoch=first
+        ):
+            tracker.log(row["epoch"], _logged(row))
+            say(row)
+    results = {name: row[name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
+    record.stages.append(
+        {
+            "stage": stage,
+            "anchor_epoch": about["epoch"],
+            "anchor_index": about["index"],
+            "anchor_val_accuracy": about["val_accuracy"],
+            "anchor_sha256": about["sha256"],
+            "reason": selection["reason"],
+            "first_epoch": first,
+            "last_epoch": first + epochs - 1,
+            "hardness_before": about["hardness_of_route"],
+            **results,
+        }
+    )
+    _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
+    record.write(distilled)
+    return {"stage": stage, "anchor_epoch": about["epoch"], **results}
+
+
+def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, anchor: Path, evaluation: Path) -> dict[str, Any]:
+    """Measure the student and the converged teacher on the test part, which nothing before has touched.
+
+    Writes evaluation.json, and an example batch with the student's answer for whoever serves it.
+
+    Returns:
+        headline figures.
+    """
+    s = start(EvaluateSettings, settings)
+    from rco import engine
+    from rco import evaluate as measure
+    from rco.hardness import kl
+
+    engine.prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    manifest = data.manifest
+    test = data.split("test")
+    about = checkpoint.read_json(anchor / "anchor.json")
+    models = {
+        "teacher": load_network(
+            anchor / ANCHOR, expected_sha256=about["sha256"], spec=NetworkSpec.of(s.teacher, manifest)
+        ),
+        "student": load_network(student / STUDENT, spec=NetworkSpec.of(s.student, manifest)),
+    }
+    result: dict[str, Any] = {}
+    logits = {}
+    for name, model in models.items():
+        log.info("measuring the %s on %d test images", name, len(test))
+        model.to(s.compute.device)
+        answers, labels = measure.predict(
+            model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
+        )
+        logits[name] = answers
+        timing = measure.latency(model, manifest.image_shape, device=s.compute.device)
+        result[name] = {
+            **measure.measure(answers, labels, manifest.num_classes),
+            "parameters": measure.parameter_count(model),
+            "macs": measure.count_macs(model, manifest.image_shape),
+            "latency_ms": timing.median_ms,
+            "latency_p95_ms": timing.p95_ms,
+        }
+    result["congruence_kl"] = kl(logits["teacher"], logits["student"], s.tau)
+    result["tau"] = s.tau
+    result["class_names"] = list(manifest.class_names)
+    result["device"] = s.compute.device
+    checkpoint.write_json(evaluation / "evaluation.json", result)
+    _write_example(evaluation, data, models["student"].cpu())
+    return {f"{name}_{figure}": result[name][figure] for name in models for figure in ("accuracy", "parameters", "macs", "latency_ms")}
+
+
+def _write_example(folder: Path, data: Dataset, student: Any) -> None:
+    """Two validation images as pixels in 0..1, and the student's logits for them."""
+    import torch
+
+    x, _ = next(iter(data.probe().batches(2)))
+    shape = (1, -1, 1, 1)
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(shape) for v in (data.manifest.mean, data.manifest.std))
+    with torch.inference_mode():
+        pixels = x * std + mean
+        answer = student((pixels - mean) / std)
+    arrays = {"pixels": pixels.numpy(), "logits": answer.numpy(), "mean": mean.numpy(), "std": std.numpy()}
+    checkpoint.save_arrays(folder / "example.safetensors", arrays)
+
+
+def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: Path) -> dict[str, Any]:
+    """Put the student into the MLflow model registry, unless these very weights are there already.
+
+    Returns:
+        name and version, or nothing if no registry is used.
+    """
+    s = start(FilingSettings, settings)
+    context = tracking.Context.from_environment()
+    if not s.registered_model or not context.active:
+        log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
+        return {}
+    weights = student / STUDENT
+    digest = checkpoint.sha256(weights)
+    with tracking.forgiving("The registration of the student"):
+        version = tracking.registered_version(context, s.registered_model, digest)
+        if version is None:
+            log.info("exporting the student")
+            version = _register(s, context, weights, digest, evaluation)
+            log.info("registered as %s version %s", s.registered_model, version)
+        else:
+            log.info("these weights are %s version %s already", s.registered_model, version)
+        return {"name": s.registered_model, "version": version}
+    return {}
+
+
+def _register(s: FilingSettings, context: tracking.Context, weights: Path, digest: str, evaluation: Path) -> str:
+    import torch
+
+    from rco.models import Normalized
+
+    arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
+    _, metadata = checkpoint.load_state(weights)
+    spec = from_dict(NetworkSpec, metadata["network"])
+    if spec.model != s.student.model:
+        raise InputError("student", s.student.model, f"is not the {spec.model} that was trained", "Run evaluate again")
+    model = Normalized(load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()
+    return tracking.register(
+        context,
+        s.registered_model,
+        model,
+        example=arrays["pixels"],
+        expected=arrays["logits"],
+        weights=weights,
+        sha256=digest,
+        params={"model": spec.model, "image_size": spec.image_size, "num_classes": spec.num_classes},
+    )
+
+
+def report(
+    settings: Mapping[str, Any],
+    *,
+    registered: Mapping[str, Any],
+    route_index: Path,
+    student: Path,
+    anchors: Path,
+    evaluation: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Tell people what came out, and bring MLflow up to date with everything that cached tasks did not say.
+
+    Writes summary.json, report.html, report.md and the pictures into `folder`.
+
+    Returns:
+        the summary.
+    """
+    s = start(FilingSettings, settings)
+    from rco import report as telling
+
+    context = tracking.Context.from_environment()
+    telling.write(
+        folder,
+        parameters=s.parameters,
+        index=Route.open(route_index),
+        teacher=Record.read(route_index),
+        student=Record.read(student),
+        student_logits=checkpoint.load_arrays(student / PROBE)[0]["logits"],
+        evaluation=checkpoint.read_json(evaluation / "evaluation.json"),
+        registered=registered,
+        context=context,
+    )
+    summary: dict[str, Any] = checkpoint.read_json(folder / "summary.json")
+    if context.active:
+        log.info("completing the runs in MLflow")
+        student_figures = {f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")}
+        headline = {
+            **{f"student_{name}": value for name, value in student_figures.items()},
+            "teacher_test_accuracy": summary["teacher"]["accuracy"],
+            "teacher_parameters": summary["teacher"]["parameters"],
+            "congruence_kl": summary["congruence_kl"],
+            "stages": len(summary["stages"]),
+        }
+        with tracking.forgiving("The report"):
+            summary["parent_run_id"] = tracking.complete(
+                context,
+                [Record.read(route_index), Record.read(student)],
+                sorted(path for path in anchors.iterdir() if path.is_dir()),
+                headline=headline,
+                student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
+                files=sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")),
+            )
+        checkpoint.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def close_run(*, succeeded: bool, status: str = "FAILED") -> int:
+    """End every run of this pipeline run that is still open; returns how many there were.
+
+    Args:
+        succeeded: whether the pipeline did.
+        status: MLflow's word for what happened if it did not: FAILED or KILLED.
+    """
+    show_progress()
+    context = tracking.Context.from_environment()
+    closed = 0
+    if context.active:
+        with tracking.forgiving("The end of the pipeline run"):
+            closed = tracking.close_all(context, "FINISHED" if succeeded else status)
+    return closed
+
+
+def _params(s: TeacherSettings | StageSettings) -> dict[str, Any]:
+    """Settings as MLflow parameters: flat names, one level of dots."""
+    flat: dict[str, Any] = {}
+    for name, value in jsonable(s).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        elif value not in (None, ""):
+            flat[name] = value
+    return flat
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (check, prepare_data, train_teacher, init_student, select_anchor, distill_stage, evaluate, register_student, report)
+}
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m rco.tasks NAME arguments.json`: the keyword arguments of a task as JSON; paths as text."""
+    if len(arguments) != 2 or arguments[0] not in TASKS:
+        print(f"usage: python -m rco.tasks {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
+        return 2
+    name, file = arguments
+    values = checkpoint.read_json(Path(file))
+    import inspect
+
+    hints = inspect.get_annotations(TASKS[name], eval_str=False)
+    kwargs = {key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()}
+    try:
+        result = TASKS[name](**kwargs)
+    except InputError as error:
+        print(f"{PREFIX}{error}", file=sys.stderr)
+        return 2
+    print(json.dumps(jsonable(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

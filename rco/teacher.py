@@ -1,0 +1,192 @@
+"""Train a teacher and keep its route, or adopt checkpoints that exist."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rco import checkpoint
+from rco.config import ComputeConfig, TrainConfig
+from rco.data import Dataset
+from rco.engine import fit
+from rco.errors import InputError
+from rco.evaluate import accuracy, predict
+from rco.objectives import Labels
+from rco.route import Checkpoint, Route, checkpoint_file
+from rco.schedule import kept_epochs
+from rco.spec import NetworkSpec, load_network, save_network
+
+
+def train_teacher(
+    data: Dataset, spec: NetworkSpec, config: TrainConfig, compute: ComputeConfig, *, checkpoint_every: int, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Train a teacher on the labels; keep checkpoints and their logits on the probe samples.
+
+    The route stands in `folder` once the iteration has ended.
+
+    Yields:
+        one row an epoch: what `rco.engine.fit` yields, and val_accuracy.
+    """
+    model = spec.build(config.seed)
+    validation = data.split("val")
+    kept = set(kept_epochs(config, checkpoint_every))
+    checkpoints: list[Checkpoint] = []
+    probe_logits: list[np.ndarray] = []
+    history: list[dict[str, Any]] = []
+    probe = np.asarray(data.manifest.probe)
+    labels = np.empty(0, dtype=np.int64)
+    folder.mkdir(parents=True, exist_ok=True)
+    for fitted in fit(model, data.split("train"), Labels(), config, compute, epochs=config.epochs):
+        logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
+        row: dict[str, Any] = {**fitted, "epoch": int(fitted["epoch"]), "val_accuracy": accuracy(logits, labels)}
+        history.append({name: row[name] for name in ("epoch", "lr", "loss", "val_accuracy")})
+        if row["epoch"] in kept:
+            file = checkpoint_file(row["epoch"])
+            digest = save_network(folder / file, model, spec, epoch=row["epoch"])
+            checkpoints.append(
+                Checkpoint(
+                    epoch=row["epoch"],
+                    lr=row["lr"],
+                    train_loss=row["loss"],
+                    val_accuracy=row["val_accuracy"],
+                    file=file,
+                    sha256=digest,
+                )
+            )
+            probe_logits.append(logits[probe])
+        yield row
+    Route.write(
+        folder,
+        network=spec,
+        data_digest=data.manifest.digest,
+        checkpoints=checkpoints,
+        decay_epochs=config.decay_epochs(config.epochs),
+        history=history,
+        probe_labels=labels[probe],
+        probe_logits=np.stack(probe_logits),
+    )
+
+
+def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
+    """Copy a verified route into `folder`; measure its checkpoints again if they were measured on another data set.
+
+    Args:
+        spec: what the user says the teacher is; it must agree with the route.
+
+    Raises:
+        InputError: a damaged or missing checkpoint, or a teacher of another shape.
+    """
+    source.verify()
+    if source.network != spec:
+        raise InputError(
+            "route", str(source.folder), f"is a route of {source.network}, not of {spec}", "Set teacher, teacher_stem and dataset to match"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for c in source.checkpoints:
+        shutil.copyfile(source.folder / c.file, folder / c.file)
+    if source.data_digest == data.manifest.digest:
+        source.write_index(folder)
+        return Route.open(folder)
+    return _measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, source.history)
+
+
+def import_route(
+    files: Sequence[tuple[int, Path]],
+    data: Dataset,
+    spec: NetworkSpec,
+    compute: ComputeConfig,
+    folder: Path,
+    *,
+    decay_epochs: Sequence[int] = (),
+) -> Route:
+    """Make a route from checkpoints of any training.
+
+    Args:
+        files: (epoch, file) in increasing order of epochs. Each file is a state dict: safetensors, or a torch file that
+            is read with `weights_only`. A single file gives a route of one anchor, which is plain distillation.
+        decay_epochs: epochs after which that training decayed its learning rate, if known.
+
+    Raises:
+        InputError: epochs out of order, an unreadable file, weights that do not fit `spec`.
+    """
+    epochs = [epoch for epoch, _ in files]
+    if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
+        raise InputError("epochs", epochs, "must increase, from 1 or more", "Name the checkpoints in the order of the training")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = []
+    for epoch, path in files:
+        model = spec.build()
+        checkpoint.load_weights(model, read_state(path), path)
+        file = checkpoint_file(epoch)
+        digest = save_network(folder / file, model, spec, epoch=epoch)
+        checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
+    return _measured(checkpoints, data, spec, compute, folder, decay_epochs, ())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A state dict from a safetensors file or a torch file; never unpickles objects.
+
+    Wrappers that trainers put around it are taken off: a "state_dict" or "model" key, a "module." prefix.
+
+    Raises:
+        InputError: not a state dict, or a file that would need unpickling.
+    """
+    if path.suffix == ".safetensors":
+        state: Any = checkpoint.load_state(path)[0]
+    else:
+        import pickle
+
+        import torch
+
+        if not path.is_file():
+            raise InputError("checkpoint", str(path), "is missing", "Check the path")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise InputError(
+                "checkpoint", str(path), f"cannot be read as plain weights ({reason})", "Save model.state_dict(), best as safetensors"
+            ) from None
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(hasattr(v, "shape") for v in state.values()):
+        raise InputError("checkpoint", str(path), "holds no state dict", "Save model.state_dict(), best as safetensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _measured(
+    checkpoints: Sequence[Checkpoint],
+    data: Dataset,
+    spec: NetworkSpec,
+    compute: ComputeConfig,
+    folder: Path,
+    decay_epochs: Sequence[int],
+    history: Sequence[dict[str, Any]],
+) -> Route:
+    """Write a route whose weights lie in `folder`, with accuracy and probe logits measured on `data`."""
+    import dataclasses
+
+    probe = np.asarray(data.manifest.probe)
+    validation = data.split("val")
+    measured, probe_logits = [], []
+    labels = np.empty(0, dtype=np.int64)
+    for c in checkpoints:
+        model = load_network(folder / c.file, expected_sha256=c.sha256, spec=spec).to(compute.device)
+        logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
+        measured.append(dataclasses.replace(c, val_accuracy=accuracy(logits, labels)))
+        probe_logits.append(logits[probe])
+    return Route.write(
+        folder,
+        network=spec,
+        data_digest=data.manifest.digest,
+        checkpoints=measured,
+        decay_epochs=decay_epochs,
+        history=history,
+        probe_labels=labels[probe],
+        probe_logits=np.stack(probe_logits),
+    )

@@ -1,0 +1,528 @@
+"""Runs, anchors, metrics and the registry: the only module that knows MLflow.
+
+One parent run a pipeline run; one child run a trained model, kept in step with the model's `Record`. Runs are found by tags,
+never by remembered ids, so that a retried task, a cached task and the final report all meet the same run:
+
+    rco.pipeline_run   on parent and children: the pipeline run
+    rco.key            on children: the record's key ("teacher", "student")
+    reused_from        where a cached model was first tracked
+    rco.anchor.E       on a student: the LoggedModel id of the anchor of epoch E
+
+Tracking never stops work. If the server cannot be reached, a warning is logged and the record is delivered later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rco import checkpoint
+from rco.errors import InputError
+from rco.record import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from torch import nn
+
+    from rco.spec import NetworkSpec
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5.0
+_ANCHOR_FILE = "anchor.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Which pipeline run this process works for, and where that is tracked. Comes from the environment, not from settings:
+    it must not be part of a task's cache key.
+
+    Attributes:
+        tracking_uri: of MLflow; empty: nothing is tracked.
+        pipeline_run: id of the pipeline run; empty: nothing is tracked.
+        artifact_root: where a new experiment keeps its artifacts; empty: the server decides.
+    """
+
+    tracking_uri: str
+    pipeline_run: str
+    artifact_root: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Context:
+        """MLFLOW_TRACKING_URI, RCO_PIPELINE_RUN (set by the local runner, or from the pod's labels) and RCO_ARTIFACT_ROOT."""
+        return cls(
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
+            pipeline_run=os.environ.get("RCO_PIPELINE_RUN", ""),
+            artifact_root=os.environ.get("RCO_ARTIFACT_ROOT", ""),
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anywhere to track to."""
+        return bool(self.tracking_uri and self.pipeline_run)
+
+    def client(self) -> MlflowClient:
+        """A client of the tracking server, with MLflow's own chatter turned down."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        # Two minutes of retries per request would stop the work that tracking promises not to stop.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        mlflow.set_tracking_uri(self.tracking_uri)
+        mlflow.set_registry_uri(self.tracking_uri)
+        return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
+
+
+@contextlib.contextmanager
+def forgiving(what: str) -> Iterator[None]:
+    """Turn a failure of the tracking server into a warning. What was not delivered stays in the records."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OSError) as error:
+        log.warning("%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def open_parent(context: Context, experiment: str, name: str, params: Mapping[str, Any]) -> str:
+    """The parent run of this pipeline run, made if it is not there yet. Returns its id."""
+    client = context.client()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        experiment_id = client.create_experiment(experiment, artifact_location=context.artifact_root or None)
+    elif found.lifecycle_stage == "deleted":
+        raise InputError("experiment", experiment, "is a deleted experiment in MLflow", "Restore it, or use another name")
+    else:
+        experiment_id = found.experiment_id
+    parent = _find(client, [experiment_id], context.pipeline_run, key=None)
+    if parent is None:
+        tags = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
+        parent = client.create_run(experiment_id, run_name=name, tags=tags)
+        _log_params(client, parent.info.run_id, params)
+    return parent.info.run_id
+
+
+def find_parent(context: Context, client: MlflowClient) -> Run | None:
+    """The parent run of this pipeline run, in whichever experiment it is."""
+    ids: list[str] = []
+    token = None
+    while True:
+        page = client.search_experiments(order_by=["last_update_time DESC"], page_token=token)
+        ids += [e.experiment_id for e in page]
+        token = page.token
+        if not token:
+            break
+    return _find(client, ids, context.pipeline_run, key=None) if ids else None
+
+
+def _find(client: MlflowClient, experiment_ids: list[str], pipeline_run: str, key: str | None) -> Run | None:
+    which = f"tags.`rco.key` = '{key}'" if key else "tags.`rco.kind` = 'pipeline'"
+    runs = client.search_runs(experiment_ids, f"tags.`rco.pipeline_run` = '{pipeline_run}' AND {which}", max_results=1)
+    return runs[0] if runs else None
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    items = [Param(name, str(value)[:6000]) for name, value in params.items()]
+    for start in range(0, len(items), 100):
+        client.log_batch(run_id, params=items[start : start + 100])
+
+
+@dataclass
+class ModelRun:
+    """The MLflow run of one trained model, kept in step with its record.
+
+    Opening it finds the run of this pipeline run, or makes one and replays the record: that is how the stages of a student
+    share a run, how a retried task goes on where it was, and how cached work appears under a new parent.
+    """
+
+    client: MlflowClient
+    record: Record
+    run_id: str
+    experiment_id: str
+    sent: int = 0  # rows of the record that the server has
+    flushed: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, context: Context, client: MlflowClient, record: Record) -> ModelRun:
+        """Find or make the run; replays what the server lacks."""
+        parent = find_parent(context, client)
+        if parent is None:
+            raise InputError("RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` first, on the same server")
+        experiment_id = parent.info.experiment_id
+        run = _find(client, [experiment_id], context.pipeline_run, record.key)
+        if run is None:
+            run = cls._create(context, client, record, parent)
+        else:
+            client.update_run(run.info.run_id, status="RUNNING")
+        self = cls(client=client, record=record, run_id=run.info.run_id, experiment_id=experiment_id)
+        on_server = max((m.step for m in client.get_metric_history(self.run_id, "loss")), default=0)
+        self.sent = sum(row["step"] <= on_server for row in record.rows)
+        self._on_server = on_server
+        if record.origin is None:
+            record.origin = {
+                "tracking_uri": _without_credentials(context.tracking_uri),
+                "run_id": self.run_id,
+                "pipeline_run": context.pipeline_run,
+            }
+        self.flush()
+        return self
+
+    @staticmethod
+    def _create(context: Context, client: MlflowClient, record: Record, parent: Run) -> Run:
+        from mlflow.entities import DatasetInput, InputTag
+
+        tags = {
+            "mlflow.parentRunId": parent.info.run_id,
+            "rco.pipeline_run": context.pipeline_run,
+            "rco.kind": "model",
+            "rco.key": record.key,
+            "rco.data_digest": str(record.data["digest"]),
+            "rco.data": str(record.data["name"]),
+        }
+        if record.origin is not None:
+            tags["reused_from"] = record.origin["run_id"]
+        start = record.rows[0]["time"] if record.rows else None
+        run = client.create_run(parent.info.experiment_id, run_name=record.key, tags=tags, start_time=start)
+        _log_params(client, run.info.run_id, record.params)
+        client.log_inputs(
+            run.info.run_id, datasets=[DatasetInput(_mlflow_dataset(record.data), [InputTag("mlflow.data.context", "training")])]
+        )
+        return run
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add an epoch to the record; the server gets it with the next flush."""
+        self.record.add(step, metrics)
+        if step <= self._on_server:  # a retried task computes again what was delivered
+            self.sent = len(self.record.rows)
+        elif time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the rows that the server does not have."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, float(value), row["time"], row["step"])
+            for row in self.record.rows[self.sent :]
+            for name, value in row["metrics"].items()
+        ]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        self.sent = len(self.record.rows)
+        self.flushed = time.monotonic()
+
+    def anchor(self, folder: Path) -> None:
+        """Make an anchor known as a LoggedModel, and this run as one that learnt from it. A checkpoint is uploaded once per experiment.
+
+        Args:
+            folder: with anchor.json and the checkpoint, as `rco.tasks.select_anchor` writes it.
+        """
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+        about = checkpoint.read_json(folder / "anchor.json")
+        tag = f"rco.anchor.{about['epoch']}"
+        if tag in self.client.get_run(self.run_id).data.tags:
+            return
+        matching = f"tags.`rco.sha256` = '{about['sha256']}'"
+        known = [
+            m
+            for m in self.client.search_logged_models([self.experiment_id], matching, max_results=20)
+            if str(m.status).endswith("READY")
+        ]
+        if known:
+            model_id = known[0].model_id
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+        else:
+            checkpoint.verify(folder / _ANCHOR_FILE, about["sha256"])
+            model = self.client.create_logged_model(
+                self.experiment_id,
+                name=f"anchor-epoch-{about['epoch']:04d}",
+                source_run_id=self.run_id,
+                model_type="anchor",
+                tags={"rco.sha256": about["sha256"], "rco.epoch": str(about["epoch"])},
+                params={"model": str(about["model"]), "epoch": str(about["epoch"]), "sha256": about["sha256"]},
+            )
+            model_id = model.model_id
+            try:
+                for file in (folder / _ANCHOR_FILE, folder / "anchor.json"):
+                    self.client.log_model_artifact(model_id, str(file))
+            except Exception:
+                self.client.finalize_logged_model(model_id, "FAILED")
+                raise
+            self.client.finalize_logged_model(model_id, "READY")
+            self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about["epoch"])])
+        for name in ("val_accuracy", "hardness", "relative_hardness", "lr", "train_loss"):
+            if about.get(name) is not None:
+                self.client.log_metric(self.run_id, f"anchor_{name}", about[name], step=about["epoch"], model_id=model_id)
+        self.client.set_tag(self.run_id, tag, model_id)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Log final figures that have no step of their own."""
+        _log_metrics(self.client, self.run_id, values)
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Send what is left and end the run. A later stage opens it again."""
+        self.flush()
+        self.client.set_terminated(self.run_id, status)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in values.items()])
+
+
+def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import Dataset
+
+    source = CodeDatasetSource(tags={"source": str(data["source"])})
+    described = MetaDataset(source, name=str(data["name"]), digest=str(data["digest"])[:36]).to_dict()
+    return Dataset(
+        name=described["name"],
+        digest=described["digest"],
+        source_type=described["source_type"],
+        source=described["source"],
+        schema=described.get("schema"),
+        profile=described.get("profile"),
+    )
+
+
+def _without_credentials(uri: str) -> str:
+    head, at, tail = uri.rpartition("@")
+    return f"{head.split('://')[0]}://{tail}" if at and "://" in head else uri
+
+
+@contextlib.contextmanager
+def tracked(context: Context, record: Record) -> Iterator[Tracker]:
+    """Track the work of a `with` block: its run is closed as FINISHED, or FAILED if the block raises."""
+    tracker = Tracker(record)
+    if context.active:
+        with forgiving(f"The run of the {record.key}"):
+            tracker.run = ModelRun.open(context, context.client(), record)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    tracker.close("FINISHED")
+
+
+@dataclass
+class Tracker:
+    """Keeps the record, and delivers it while the server answers."""
+
+    record: Record
+    run: ModelRun | None = None
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record one epoch."""
+        if self.run is None:
+            self.record.add(step, metrics)
+            return
+        before = len(self.record.rows)
+        with forgiving(f"Epoch {step}"):
+            self.run.log(step, metrics)
+            return
+        if len(self.record.rows) == before:
+            self.record.add(step, metrics)
+        self.run = None  # the report delivers the rest
+
+    def anchor(self, folder: Path) -> None:
+        """Record an anchor as a LoggedModel."""
+        if self.run is not None:
+            with forgiving(f"The anchor in {folder.name}"):
+                self.run.anchor(folder)
+
+    def close(self, status: str) -> None:
+        """End the run."""
+        if self.run is not None:
+            with forgiving("The end of the run"):
+                self.run.close(status)
+
+
+def close_all(context: Context, status: str) -> int:
+    """End every run of this pipeline run that is still RUNNING; returns how many there were."""
+    client = context.client()
+    parent = find_parent(context, client)
+    if parent is None:
+        return 0
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`rco.pipeline_run` = '{context.pipeline_run}'")
+    open_runs = [run for run in runs if run.info.status == "RUNNING"]
+    for run in open_runs:
+        client.set_terminated(run.info.run_id, status)
+    return len(open_runs)
+
+
+def complete(
+    context: Context,
+    records: list[Record],
+    anchors: list[Path],
+    *,
+    headline: Mapping[str, float],
+    student_metrics: Mapping[str, float],
+    files: list[Path],
+) -> str:
+    """Bring the server up to date with the records, and finish the parent. Safe to repeat.
+
+    Args:
+        anchors: folders of the anchors that the student learnt from.
+        headline: figures for the parent.
+        student_metrics: final figures of the student's run.
+        files: pictures and tables for the parent's artifacts.
+
+    Returns:
+        the parent's run id.
+    """
+    client = context.client()
+    parent = find_parent(context, client)
+    if parent is None:
+        raise InputError("RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first")
+    parent_id = parent.info.run_id
+    reused = []
+    for record in records:
+        origin = record.origin
+        run = ModelRun.open(context, client, record)
+        if origin is not None and origin["pipeline_run"] != context.pipeline_run:
+            reused.append(origin["run_id"])
+            client.set_tag(run.run_id, "reused_from", origin["run_id"])
+        if record.key == "student":
+            for folder in anchors:
+                run.anchor(folder)
+            run.metrics(student_metrics)
+        run.close()
+    if reused:
+        client.set_tag(parent_id, "reused_from", ",".join(reused))
+    _log_metrics(client, parent_id, headline)
+    for path in files:
+        client.log_artifact(parent_id, str(path), "report")
+    client.set_terminated(parent_id, "FINISHED")
+    return parent_id
+
+
+def registered_version(context: Context, name: str, sha256: str) -> str | None:
+    """The version of a registered model that was made from these very weights, if there is one."""
+    from mlflow.exceptions import MlflowException
+
+    client = context.client()
+    try:
+        versions = client.search_model_versions(f"name = '{name}' AND tags.`rco.sha256` = '{sha256}'")
+    except MlflowException:
+        return None
+    return str(max(int(v.version) for v in versions)) if versions else None
+
+
+def register(
+    context: Context,
+    name: str,
+    model: nn.Module,
+    *,
+    example: Any,
+    expected: Any,
+    weights: Path,
+    sha256: str,
+    params: Mapping[str, Any],
+) -> str:
+    """Register a student as a model that anything can serve; returns the version.
+
+    The model takes pixels in 0..1 and normalises them itself. It is stored as an exported graph (pt2: no pickle), with
+    signature and input example, and beside it the plain weights for `load`.
+
+    Args:
+        example: (B, C, H, W) float32, pixels in 0..1; B of 2 or more, so that the exporter leaves the batch size open.
+        expected: (B, K) float32, the logits for the example.
+        weights: the safetensors file.
+    """
+    import mlflow
+    from mlflow.models import infer_signature
+
+    client = context.client()
+    parent = find_parent(context, client)
+    if parent is None:
+        raise InputError("RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first")
+    run = _find(client, [parent.info.experiment_id], context.pipeline_run, "student")
+    run_id = run.info.run_id if run is not None else parent.info.run_id
+    status = run.info.status if run is not None else parent.info.status
+    import numpy as np
+    import torch
+    import torchvision
+    from mlflow.types import Schema, TensorSpec
+
+    signature = infer_signature(example, expected)
+    # Open batch size: what infer_signature sees is one example.
+    for schema_name in ("inputs", "outputs"):
+        schema = getattr(signature, schema_name)
+        spec = schema.inputs[0]
+        setattr(signature, schema_name, Schema([TensorSpec(np.dtype("float32"), (-1, *spec.shape[1:]), spec.name)]))
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pytorch.log_model(
+            model,
+            name="student",
+            serialization_format="pt2",
+            signature=signature,
+            input_example=example,
+            extra_files=[str(weights)],
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"torchvision=={torchvision.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
+            params={key: str(value) for key, value in params.items()},
+            tags={"rco.sha256": sha256},
+            model_type="student",
+        )
+    if status != "RUNNING":
+        client.set_terminated(run_id, status)
+    with contextlib.suppress(mlflow.exceptions.MlflowException):
+        client.create_registered_model(name)
+    version = client.create_model_version(
+        name, source=info.model_uri, run_id=run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
+    )
+    return str(version.version)
+
+
+def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None = None) -> nn.Module:
+    """The module behind an anchor ("models:/m-...") or a registered student ("models:/NAME/VERSION"), in evaluation mode.
+
+    Students come back bare: they take normalised images. (`mlflow.pyfunc.load_model` gives the one that normalises.)
+
+    Args:
+        uri: as MLflow writes it.
+        model: what the network is; needed if it is a user's own factory.
+        tracking_uri: default: MLFLOW_TRACKING_URI, else the local runs of the current directory.
+
+    Raises:
+        InputError: no such model, or one that holds no weights of ours.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from rco.spec import load_network
+
+    default = "sqlite:///.rco/mlflow.db" if Path(".rco/mlflow.db").is_file() else ""
+    where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    Context(tracking_uri=where, pipeline_run="").client()
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise InputError("uri", uri, f"cannot be loaded ({_first_line(error)})", "Copy a model's URI from the MLflow UI") from None
+    files = sorted(folder.rglob("*.safetensors"))
+    if len(files) != 1:
+        raise InputError("uri", uri, f"holds {len(files)} safetensors files", "Name an anchor, or a student that this project registered")
+    return load_network(files[0], spec=model)
