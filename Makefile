@@ -23,7 +23,15 @@ run: $(VENV)/.run ## run the whole pipeline on this machine; ARGS="--dataset ...
 
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/pipeline $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
+
+.PHONY: test-release
+test-release: $(VENV)/.dev ## run `make run` for real and check what it promises
+	@$(BIN)/pytest -s tests/release $(ARGS)
+
+.PHONY: test-oldest
+test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch that is supported
+	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n 2 --dist worksteal tests/unit $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
@@ -79,3 +87,11 @@ $(VENV)/.run: $(VENV)/.uv requirements.lock pyproject.toml
 $(VENV)/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
 	@$(call install,requirements-dev.lock,[dev])
 	@touch $@ $(VENV)/.run
+
+# The same lock, but for PyTorch and what comes with it.
+$(VENV)-oldest/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
+	@$(PYTHON) -m venv --without-pip $(VENV)-oldest
+	@grep -vE '^ *(--hash|#)' requirements-dev.lock | sed 's/ *\\$$//' \
+		| grep -vE '^(torch|torchvision|triton|setuptools|cuda-|nvidia-)' > $(VENV)-oldest/constraints.txt
+	@VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(BIN)/uv pip install -c $(VENV)-oldest/constraints.txt 'torch==2.11.*' 'torchvision==0.26.*' -e '.[dev]'
+	@touch $@

@@ -16,6 +16,6 @@ def content_hash(root: Path = ROOT) -> str:
     return digest.hexdigest()[:12]
 
 
-#: RCO_IMAGE names a pushed image (best by digest); the default is what `make build-images` tags. "python" in the name tells KFP's
-#: subprocess runner that it is a Python image.
+#: RCO_IMAGE names a pushed image (best by digest); the default is a local name that changes with the code. "python" in it
+#: tells KFP's subprocess runner that it is a Python image.
 IMAGE = os.environ.get("RCO_IMAGE") or f"rco-python:{content_hash()}"

@@ -42,21 +42,23 @@ def pipeline_parameters(command: Callable[..., Any]) -> Callable[..., Any]:
     with_flags.__doc__, with_flags.__name__ = command.__doc__, command.__name__
     with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for p in reversed(PARAMETERS.values()):
-        with_flags = click.option(*_flag(p), p.name, **_kind(p), default=None, help=f"{p.help}  [{_shown(p.default)}]")(with_flags)
+        with_flags = click.option(*_flag(p), p.name, **_kind(p), default=None, help=f"{p.help}  [{_shown(p.default)}]")(
+            with_flags
+        )
     return with_flags
 
 
 def _flag(p: Parameter) -> list[str]:
     name = "--" + p.name.replace("_", "-")
-    if p.type is bool:
+    if p.kind is bool:
         return [f"{name}/--no-{p.name.replace('_', '-')}"]
     return [name, "--lambda"] if p.name == "lam" else [name]
 
 
 def _kind(p: Parameter) -> dict[str, Any]:
-    if p.type is bool:
+    if p.kind is bool:
         return {}
-    return {"type": _TYPES[p.type], "metavar": "A,B,..." if p.type is list else p.type.__name__.upper()}
+    return {"type": _TYPES[p.kind], "metavar": "A,B,..." if p.kind is list else p.kind.__name__.upper()}
 
 
 def _shown(value: Any) -> str:
@@ -78,7 +80,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError("recipe", str(path), f"is not YAML ({str(error).splitlines()[0]})", "Write one 'parameter: value' a line") from None
+        raise InputError(
+            "recipe", str(path), f"is not YAML ({str(error).splitlines()[0]})", "Write one 'parameter: value' a line"
+        ) from None
     if not isinstance(document, dict):
         raise InputError("recipe", str(path), "is not a mapping of parameters", "Write one 'parameter: value' a line")
     return document
@@ -106,24 +110,29 @@ home_option = click.option(
 def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -> None:
     """Run the whole pipeline on this machine."""
     from pipelines.display import Display, print_summary
-    from pipelines.local import Interrupted, RunFailed
+    from pipelines.local import InterruptedRunError, RunFailedError
     from pipelines.local import run as run_local
 
     parameters = _parameters(recipe, flags)
     try:
         with Display() as display:
             summary = run_local(parameters, home, cache=not no_cache, show=display.show)
-    except RunFailed as error:
+    except RunFailedError as error:
         click.echo(f"rco: {error}", err=True)
         sys.exit(error.code)
-    except Interrupted as error:
+    except InterruptedRunError as error:
         click.echo(f"rco: stopped by {error}; what was finished is in the cache, run again to go on", err=True)
         sys.exit(128 + error.number)
     print_summary(summary, home)
 
 
 @main.command(name="compile")
-@click.option("--max-stages", type=click.IntRange(1), default=None, help="stages the pipeline has room for  [as many as needed, 4 or more]")
+@click.option(
+    "--max-stages",
+    type=click.IntRange(1),
+    default=None,
+    help="stages the pipeline has room for  [as many as needed, 4 or more]",
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/pipelines/rco.yaml"), show_default=True)
 def compile_command(max_stages: int | None, output: Path) -> None:
     """Write the pipeline as YAML for Kubeflow Pipelines."""
@@ -164,7 +173,9 @@ def import_route(
     from rco import engine
     from rco import teacher as teaching
     from rco.config import ComputeConfig, DataConfig, ModelConfig
-    from rco.data import Dataset, check_source, prepare, source_digest
+    from rco.data import Dataset
+    from rco.prepare import prepare
+    from rco.sources import check_source, source_digest
     from rco.spec import NetworkSpec
 
     numbers = _integers("epochs", epochs)

@@ -19,7 +19,13 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rest]}"),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.bar: Any = None
 
@@ -34,7 +40,12 @@ class Display:
         """Take one line of progress."""
         epoch = _EPOCH.match(line)
         if epoch and self.console.is_terminal:
-            values = {"completed": int(epoch["done"]), "total": int(epoch["total"]), "description": epoch["what"], "rest": epoch["rest"]}
+            values: Any = {
+                "completed": int(epoch["done"]),
+                "total": int(epoch["total"]),
+                "description": epoch["what"],
+                "rest": epoch["rest"],
+            }
             if self.bar is None:
                 self.bar = self.progress.add_task(**values)
             else:

@@ -54,7 +54,7 @@ class Home:
         return self.root / "last-run"
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """A signal asked for the end."""
 
     def __init__(self, number: int) -> None:
@@ -62,7 +62,7 @@ class Interrupted(Exception):
         self.number = number
 
 
-class RunFailed(RuntimeError):
+class RunFailedError(RuntimeError):
     """The pipeline did not finish; `code` is the exit status for it."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
@@ -82,26 +82,28 @@ def run(
         show: is given one line of progress at a time.
 
     Raises:
-        RunFailed: with the reason in its message.
-        Interrupted: by SIGINT or SIGTERM, after everything has been stopped.
+        RunFailedError: with the reason in its message.
+        InterruptedRunError: by SIGINT or SIGTERM, after everything has been stopped.
     """
     place = Home(home.resolve())
     run_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = place.root / "runs" / run_id
     folder.mkdir(parents=True)
     request = folder / "request.json"
-    request.write_text(json.dumps({"parameters": dict(parameters), "home": str(place.root), "cache": cache, "folder": str(folder)}))
+    request.write_text(
+        json.dumps({"parameters": dict(parameters), "home": str(place.root), "cache": cache, "folder": str(folder)})
+    )
     environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
     show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
     outcome = "FAILED"
     try:
         code, tail = _supervise(request, environment, folder / "pipeline.log", show)
         if code == BAD_INPUT:
-            raise RunFailed((folder / "error.txt").read_text().strip(), BAD_INPUT)
+            raise RunFailedError((folder / "error.txt").read_text().strip(), BAD_INPUT)
         if code:
-            raise RunFailed("the pipeline failed; the end of its log:\n" + "\n".join(tail))
+            raise RunFailedError("the pipeline failed; the end of its log:\n" + "\n".join(tail))
         outcome = "FINISHED"
-    except Interrupted:
+    except InterruptedRunError:
         outcome = "KILLED"
         raise
     finally:
@@ -116,7 +118,7 @@ def _supervise(request: Path, environment: dict[str, str], log: Path, show: Call
     """Run the inner process to its end; returns exit status and the last lines it printed."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
+        raise InterruptedRunError(number)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     tail: deque[str] = deque(maxlen=25)

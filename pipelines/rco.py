@@ -144,7 +144,7 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source.
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.type)
+            inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.kind)
             for p in PARAMETERS.values()
         ],
         return_annotation=inspect.Signature.empty if cluster else Outputs,

@@ -23,7 +23,7 @@ _WHERE = {
     "Route": "rco.route",
     "RunConfig": "rco.config",
 }
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Which checkpoints of a route supervise the student, and for how many epochs.
 
-That the route matters, that an equal-interval choice, the points of learning-rate decay and a greedy search by hardness are ways
-to choose, is the paper's (Jin et al. 2019). The exact definitions below are this project's. In all of them the last anchor
-is the converged teacher, the last checkpoint of the route.
+That the route matters, and that an equal-interval choice, the points of learning-rate decay and a greedy search by hardness
+are ways to choose, is the paper's (Jin et al. 2019). The exact definitions below are this project's. In all of them the
+last anchor is the converged teacher, the last checkpoint of the route.
 
 Everything here is a pure function of the route's epochs and, for the greedy search, of hardness values: no I/O, no torch.
 To add a strategy: name it in `rco.config.STRATEGIES`, and plan it in `plan` (known before the first stage) or in
@@ -51,7 +51,10 @@ def equal_interval(epochs: Sequence[int], n: int) -> tuple[int, ...]:
     """
     if n > len(epochs):
         raise InputError(
-            "n_anchors", n, f"is more than the {len(epochs)} checkpoints on the route", f"Use at most {len(epochs)}, or keep more"
+            "n_anchors",
+            n,
+            f"is more than the {len(epochs)} checkpoints on the route",
+            f"Use at most {len(epochs)}, or keep more",
         )
     chosen: list[int] = []
     above = len(epochs)  # indices from here on are taken or too late
@@ -75,14 +78,20 @@ def lr_decay(epochs: Sequence[int], decays: Sequence[int]) -> tuple[int, ...]:
     """
     if not decays:
         raise InputError(
-            "strategy", "lr-decay", "the route's learning rate was never decayed", "Use a multistep schedule or another strategy"
+            "strategy",
+            "lr-decay",
+            "the route's learning rate was never decayed",
+            "Use a multistep schedule or another strategy",
         )
     chosen: list[int] = []
     for decay in decays:
         before = [e for e in epochs if e <= decay]
         if not before:
             raise InputError(
-                "strategy", "lr-decay", f"the route has no checkpoint up to the decay after epoch {decay}", "Keep earlier checkpoints"
+                "strategy",
+                "lr-decay",
+                f"the route has no checkpoint up to the decay after epoch {decay}",
+                "Keep earlier checkpoints",
             )
         chosen.append(before[-1])
     return tuple(dict.fromkeys((*chosen, epochs[-1])))
@@ -97,7 +106,10 @@ def explicit(epochs: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     for epoch in wanted:
         if epoch not in epochs:
             raise InputError(
-                "anchor_epochs", list(wanted), f"epoch {epoch} is not on the route", f"The route has epochs {', '.join(map(str, epochs))}"
+                "anchor_epochs",
+                list(wanted),
+                f"epoch {epoch} is not on the route",
+                f"The route has epochs {', '.join(map(str, epochs))}",
             )
     if wanted[-1] != epochs[-1]:
         raise InputError(

@@ -17,9 +17,11 @@ from rco.config import (
     RunConfig,
     TrainConfig,
 )
-from rco.data import Dataset, prepare, source_digest
+from rco.data import Dataset
 from rco.distill import distill_route
+from rco.prepare import prepare
 from rco.route import Route
+from rco.sources import source_digest
 from rco.spec import NetworkSpec
 from rco.teacher import train_teacher
 

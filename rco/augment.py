@@ -80,7 +80,7 @@ def crop_boxes(draws: NDArray[np.float64], height: int, width: int) -> NDArray[n
     top, left = np.floor(draws[:, -2] * (height - h + 1)), np.floor(draws[:, -1] * (width - w + 1))
     w_central, h_central = min(width, round(height * _RATIO[1])), min(height, round(width / _RATIO[0]))
     central = (height - h_central) // 2, (width - w_central) // 2, h_central, w_central
-    boxes = np.where(fits.any(1)[:, None], np.stack([top, left, h, w], 1), central)
+    boxes = np.where(fits.any(axis=1, keepdims=True), np.stack([top, left, h, w], 1), central)
     return boxes.astype(np.int64)
 
 

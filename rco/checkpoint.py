@@ -152,5 +152,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     for problem, names in (("lacks", missing), ("has unknown", extra), ("has other shapes:", shapes)):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise InputError("weights", str(source), f"{problem} {shown}", "They belong to another model, class count or image size")
+            raise InputError(
+                "weights", str(source), f"{problem} {shown}", "They belong to another model, class count or image size"
+            )
     model.load_state_dict(dict(state))

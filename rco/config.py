@@ -51,14 +51,19 @@ class DataConfig:
     """Which data set, and how it is split. The validation part comes out of the training part; the test part stays whole."""
 
     dataset: str = _setting(
-        "digits", "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | an image folder, a tar, or an s3:// address of one"
+        "digits",
+        "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | an image folder, a tar, or an s3:// address of one",
     )
     data_root: str = _setting(".rco/data", "directory that holds (or receives) torchvision data sets")
     download: bool = _setting(False, "let torchvision download the data set into data_root if it is missing")
-    image_size: int = _setting(0, "resize images to this many pixels square (0: keep their size, which then must be one for all)")
+    image_size: int = _setting(
+        0, "resize images to this many pixels square (0: keep their size, which then must be one for all)"
+    )
     val_fraction: float = _setting(0.2, "part of the training images held out for validation (stratified)")
     test_fraction: float = _setting(0.2, "part held out for the test if the source has no test split of its own")
-    probe_size: int = _setting(256, "validation images on which hardness is measured (stratified; fewer if validation is smaller)")
+    probe_size: int = _setting(
+        256, "validation images on which hardness is measured (stratified; fewer if validation is smaller)"
+    )
     data_seed: int = _setting(0, "seed of the splits")
 
     def __post_init__(self) -> None:
@@ -117,7 +122,10 @@ class TrainConfig:
         _at_least("seed", self.seed, 0)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(
-                "warmup_epochs", self.warmup_epochs, f"must be at least 0 and below the {self.epochs} epochs", "Shorten the warm-up"
+                "warmup_epochs",
+                self.warmup_epochs,
+                f"must be at least 0 and below the {self.epochs} epochs",
+                "Shorten the warm-up",
             )
         if self.schedule == "multistep":
             self.decay_epochs(self.epochs)
@@ -156,7 +164,9 @@ class RouteConfig:
     """Where the teacher's route comes from: a training that keeps checkpoints, or a route that exists."""
 
     route: str = _setting("", "address of an existing route (folder or s3://): no teacher is trained")
-    checkpoint_every: int = _setting(4, "keep a checkpoint of the teacher every so many epochs (and before each decay, and the last)")
+    checkpoint_every: int = _setting(
+        4, "keep a checkpoint of the teacher every so many epochs (and before each decay, and the last)"
+    )
 
     def __post_init__(self) -> None:
         _at_least("checkpoint_every", self.checkpoint_every, 1)
@@ -180,7 +190,9 @@ class AnchorConfig:
         if self.strategy == "explicit":
             epochs = self.anchor_epochs
             if not epochs:
-                raise InputError("anchor_epochs", epochs, "is empty, but the strategy is explicit", "List epochs, such as 10,20,40")
+                raise InputError(
+                    "anchor_epochs", epochs, "is empty, but the strategy is explicit", "List epochs, such as 10,20,40"
+                )
             if list(epochs) != sorted(set(epochs)):
                 raise InputError("anchor_epochs", epochs, "is not in increasing order", f"Give {sorted(set(epochs))}")
             if epochs[0] < 1:
@@ -238,7 +250,9 @@ class TrackingConfig:
         if not self.experiment.strip():
             raise InputError("experiment", self.experiment, "is empty", "Name an MLflow experiment")
         if any(c in self.registered_model for c in "/:"):
-            raise InputError("registered_model", self.registered_model, "holds '/' or ':'", "Use letters, digits, '-', '_' and '.'")
+            raise InputError(
+                "registered_model", self.registered_model, "holds '/' or ':'", "Use letters, digits, '-', '_' and '.'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +294,7 @@ class RunConfig:
         defaults = cls()
         groups: dict[str, Any] = {}
         for group, prefix in _GROUPS.items():
-            values = {
-                p.field: _coerce(p, flat[p.name]) for p in PARAMETERS.values() if p.group == group and p.name in flat
-            }
+            values = {p.field: _coerce(p, flat[p.name]) for p in PARAMETERS.values() if p.group == group and p.name in flat}
             try:
                 groups[group] = dataclasses.replace(getattr(defaults, group), **values)
             except InputError as error:
@@ -296,10 +308,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One flat parameter. `type` is str, int, float, bool or list."""
+    """One flat parameter. `kind` is str, int, float, bool or list; `item` the type of a list's items."""
 
     name: str
-    type: type
+    kind: type
     item: type | None
     default: Any
     help: str
@@ -337,43 +349,46 @@ def _parameters() -> dict[str, Parameter]:
             if typing.get_origin(hint) is tuple:
                 hint, item = list, typing.get_args(hint)[0]
             name = _flat_name(prefix, f.name)
-            result[name] = Parameter(
-                name, hint, item, jsonable(getattr(config, f.name)), f.metadata["help"], group, f.name
-            )
+            result[name] = Parameter(name, hint, item, jsonable(getattr(config, f.name)), f.metadata["help"], group, f.name)
     return result
 
 
 def _coerce(p: Parameter, value: Any) -> Any:
     try:
-        if p.type is list:
+        if p.kind is list:
             assert p.item is not None
             if isinstance(value, str):
                 value = [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
             return tuple(_scalar(p.item, v) for v in value)
-        return _scalar(p.type, value)
+        return _scalar(p.kind, value)
     except (TypeError, ValueError):
-        want = f"a list of {p.item.__name__}" if p.item else {"str": "text", "bool": "true or false"}.get(p.type.__name__, p.type.__name__)
+        want = (
+            f"a list of {p.item.__name__}"
+            if p.item
+            else {"str": "text", "bool": "true or false"}.get(p.kind.__name__, p.kind.__name__)
+        )
         raise InputError(p.name, value, f"is not {want}", f"The default is {p.default!r}") from None
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def _scalar(type_: type, value: Any) -> Any:
     if type_ is bool:
-        if isinstance(value, str):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.strip().lower()] \
-                if value.strip().lower() in ("true", "1", "yes", "false", "0", "no") else _refuse()
-        return value if isinstance(value, bool) else _refuse()
+        word = str(value).strip().lower()
+        if word not in _BOOLEANS or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            raise TypeError
+        return _BOOLEANS[word]
     if isinstance(value, bool):
-        _refuse()
+        raise TypeError
     if type_ is int:
         number = float(value)
-        return int(number) if number == int(number) else _refuse()
+        if number != int(number):
+            raise ValueError
+        return int(number)
     if type_ is float:
         return float(value)
     return value if isinstance(value, str) else str(value)
-
-
-def _refuse() -> typing.NoReturn:
-    raise TypeError
 
 
 def jsonable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Prepared data sets: split, stored so that they load quickly, and read as normalised, augmented batches.
+"""Prepared data sets, read as normalised, augmented batches. `rco.prepare` writes them.
 
 A prepared data set is a folder:
 
@@ -12,14 +12,9 @@ Only who asks for the test part opens its file. Preparing needs no torch; readin
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,22 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.checkpoint import read_json, save_arrays, sha256, write_json
-from rco.config import AUGMENTATIONS, DataConfig, from_dict, jsonable
+from rco.checkpoint import read_json
+from rco.config import AUGMENTATIONS, from_dict
 from rco.errors import InputError, choice
-from rco.images import FileImages, Images, Pixels, Rows, Shape
-from rco.sources import PARTS, Info, Layout, check_source, open_source, source_digest
+from rco.images import FileImages, Pixels, Rows, Shape
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Dataset", "Info", "Manifest", "Split", "check_source", "prepare", "source_digest"]
-
 MANIFEST = "manifest.json"
-IN_MEMORY_GIB = 2
-_SAMPLED = 4096  # images from which the mean and deviation of a set of files are estimated
-_BLOCK = 256
+PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,149 +70,9 @@ class Manifest:
     probe: tuple[int, ...]
 
 
-def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
-    """Read a source, split it, and write the prepared data set to the folder `out`.
-
-    Args:
-        digest: what `source_digest` says; it is recorded.
-
-    Raises:
-        InputError: the source cannot be read or split (see `rco.sources`), or is too large for memory.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST).unlink(missing_ok=True)  # it is written last: where there is one, the data set is whole
-    with open_source(config, out) as source:
-        images, layout = source.images, source.layout
-        splits = split(layout, config)
-        gib = sum(map(len, splits.values())) * math.prod(images.shape) / 2**30
-        files = images if isinstance(images, FileImages) and gib > IN_MEMORY_GIB else None
-        if files:
-            root, (mean, std) = _write_files(files, layout, splits, out)
-        elif gib <= IN_MEMORY_GIB:
-            root, (mean, std) = "", _write_arrays(images, layout, splits, out)
-        else:
-            raise InputError(
-                "image_size",
-                config.image_size,
-                f"makes {config.dataset} {gib:.1f} GiB, but a set that is no image folder must fit into {IN_MEMORY_GIB} GiB",
-                "Choose smaller images, or save the data set as an image folder",
-            )
-        validation = splits["val"]
-        probe = stratified(layout.labels[validation], min(1.0, config.probe_size / len(validation)), (config.data_seed, 2))
-        manifest = Manifest(
-            source=config.dataset,
-            source_digest=digest,
-            digest="",
-            storage="files" if files else "arrays",
-            root=root,
-            resize=files is not None and files.resize,
-            num_classes=len(layout.class_names),
-            class_names=layout.class_names,
-            image_shape=images.shape,
-            mean=mean,
-            std=std,
-            sizes={part: len(rows) for part, rows in splits.items()},
-            probe=tuple(probe.tolist()),
-        )
-    manifest = replace(manifest, digest=_digest(manifest, out))
-    write_json(out / MANIFEST, manifest)
-    return manifest
-
-
-def split(layout: Layout, config: DataConfig) -> dict[str, Rows]:
-    """Rows of "train", "val" and "test"; what the source does not tell apart itself is held out from its training part.
-
-    Every class is in every part. First the test part is taken, then the validation part.
-    """
-    parts = dict(layout.parts)
-    for stream, (part, fraction, leave) in enumerate((("test", config.test_fraction, 2), ("val", config.val_fraction, 1))):
-        if part not in parts:
-            train = parts["train"]
-            held_out = stratified(layout.labels[train], fraction, (config.data_seed, stream), least=1, leave=leave)
-            parts[part], parts["train"] = train[held_out], np.delete(train, held_out)
-    return {part: parts[part] for part in PARTS}
-
-
-def stratified(labels: Rows, fraction: float, seed: tuple[int, ...], *, least: int = 0, leave: int = 0) -> Rows:
-    """A random part of `labels` (N,) in which every class has its share: sorted positions, a function of the arguments.
-
-    Shares are rounded by largest remainder, so that the part has round(fraction * N) members, each class within one of its
-    exact share; then `least` and `leave` are seen to.
-
-    Args:
-        least: of every class, take so many at least.
-        leave: of every class, leave so many at least.
-    """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    counts = np.bincount(labels)
-    exact = counts * fraction
-    shares = np.floor(exact).astype(np.int64)
-    # Ties are drawn by lot: the first classes must not always be the lucky ones.
-    by_remainder = np.lexsort((rng.random(len(counts)), shares - exact))
-    shares[by_remainder[: int(np.rint(exact.sum())) - shares.sum()]] += 1
-    shares = np.clip(shares, least, counts - leave)
-    members = [rng.permutation(np.flatnonzero(labels == k))[:share] for k, share in enumerate(shares)]
-    return np.sort(np.concatenate(members))
-
-
-def channel_statistics(blocks: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, C, H, W) uint8 images, scaled to 0..1.
-
-    Computed from counts of the 256 levels, so exact in any order. A deviation is at least one level.
-    """
-    counts: NDArray[np.int64] | int = 0  # (C, 256)
-    for block in blocks:
-        counts = counts + np.stack([np.bincount(channel.ravel(), minlength=256) for channel in block.swapaxes(0, 1)])
-    counts = np.asarray(counts)
-    levels = np.arange(256) / 255
-    pixels = counts.sum(1)
-    mean = counts @ levels / pixels
-    std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / pixels)
-    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
-
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: Path) -> Statistics:
-    for part, rows in splits.items():
-        pixels = images.read(rows, _cores())
-        save_arrays(out / f"{part}.safetensors", {"images": pixels, "labels": layout.labels[rows]})
-        if part == "train":
-            statistics = channel_statistics(pixels[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
-    return statistics
-
-
-def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path) -> tuple[str, Statistics]:
-    images.check(_cores())
-    train = splits["train"]
-    sample = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(np.int64)]
-    statistics = channel_statistics(images.read(sample[i : i + _BLOCK], _cores()) for i in range(0, len(sample), _BLOCK))
-    root = str(images.root.resolve())
-    if images.root.is_relative_to(out):  # came out of a tar or a store, and would be gone when the source is closed
-        root = "images"
-        shutil.rmtree(out / root, ignore_errors=True)
-        os.replace(images.root, out / root)
-    for part, rows in splits.items():
-        paths = [images.paths[row] for row in rows]
-        write_json(out / f"{part}.json", {"paths": paths, "labels": layout.labels[rows].tolist()})
-    return root, statistics
-
-
-def _digest(manifest: Manifest, folder: Path) -> str:
-    """Of what is in the data set, not of where it came from; files are known by their source's digest only."""
-    known = manifest.source_digest if manifest.storage == "files" else ""
-    document = jsonable(replace(manifest, source="", root="", source_digest=known))
-    document["parts"] = {part: sha256(_part_file(folder, manifest, part)) for part in PARTS}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _part_file(folder: Path, manifest: Manifest, part: str) -> Path:
+def part_file(folder: Path, manifest: Manifest, part: str) -> Path:
+    """Where one part's labels are, with its images or their paths."""
     return folder / f"{part}.{'json' if manifest.storage == 'files' else 'safetensors'}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Dataset:
@@ -268,7 +118,7 @@ class Split(ABC):
 
     def __init__(self, folder: Path, manifest: Manifest, part: str, rows: Rows | None = None) -> None:
         self.folder, self.manifest, self.part, self.rows = folder, manifest, part, rows
-        self.file = _part_file(folder, manifest, part)
+        self.file = part_file(folder, manifest, part)
 
     def __len__(self) -> int:
         return self.manifest.sizes[self.part] if self.rows is None else len(self.rows)

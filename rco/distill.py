@@ -67,8 +67,12 @@ def distill_stage(
     """
     loss = RouteLoss(tau=objective.tau, lambda_=objective.lambda_)
     validation, probe = data.split("val"), np.asarray(data.manifest.probe)
-    for fitted in fit(student, data.split("train"), loss, train, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor):
-        logits, labels = predict(student, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
+    for fitted in fit(
+        student, data.split("train"), loss, train, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor
+    ):
+        logits, labels = predict(
+            student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
+        )
         yield {
             **fitted,
             "epoch": int(fitted["epoch"]),

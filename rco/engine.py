@@ -33,10 +33,14 @@ def resolve(compute: ComputeConfig) -> ComputeConfig:
     """
     cuda = torch.cuda.is_available()
     if compute.device == "cuda" and not cuda:
-        raise InputError("device", "cuda", "no CUDA GPU can be used here", "Use device = cpu, or check the driver with nvidia-smi")
+        raise InputError(
+            "device", "cuda", "no CUDA GPU can be used here", "Use device = cpu, or check the driver with nvidia-smi"
+        )
     device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
     precision = ("bf16" if device == "cuda" else "fp32") if compute.precision == "auto" else compute.precision
-    threads = compute.threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = compute.threads or min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return dataclasses.replace(compute, device=device, precision=precision, threads=threads)
 
 
@@ -99,11 +103,11 @@ def fit(
         InputError: there is no whole batch to train on.
     """
     device = torch.device(compute.device)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     if anchor is not None:
-        freeze(anchor).to(device, memory_format=torch.channels_last)
+        freeze(anchor).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
-    steps_per_epoch = -(-len(train) // config.batch_size)
+    steps_per_epoch = train.num_batches(config.batch_size)
     step = 0
     for epoch in range(first_epoch, first_epoch + epochs):
         started, images = time.perf_counter(), 0
@@ -112,7 +116,12 @@ def fit(
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         totals: dict[str, torch.Tensor] = {}
         for x, y in train.batches(
-            config.batch_size, device=compute.device, seed=config.seed, epoch=epoch, augment=config.augment, workers=compute.workers
+            config.batch_size,
+            device=compute.device,
+            seed=config.seed,
+            epoch=epoch,
+            augment=config.augment,
+            workers=compute.workers,
         ):
             x = x.contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
@@ -125,7 +134,7 @@ def fit(
                 parts = objective(model(x), anchor_out, y)
             loss = torch.stack(list(parts.values())).sum()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             # Sums stay on the device: reading one would make every step wait for the GPU.
             for name, part in parts.items():
@@ -133,7 +142,9 @@ def fit(
             images += len(y)
             step += 1
         if not images:
-            raise InputError("batch_size", config.batch_size, "leaves no batch to train on", f"There are {len(train)} training images")
+            raise InputError(
+                "batch_size", config.batch_size, "leaves no batch to train on", f"There are {len(train)} training images"
+            )
         means = {name: float(total) / images for name, total in totals.items()}
         row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "loss": sum(means.values()), **means}
         bad = [name for name in means if not torch.isfinite(torch.tensor(means[name]))]

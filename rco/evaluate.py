@@ -259,15 +259,18 @@ def count_macs(model: nn.Module, image_shape: Sequence[int]) -> int:
         image_shape: (C, H, W).
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     image = _blank(model, (1, *image_shape))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     fused = torch.backends.mha.get_fastpath_enabled()
-    # The fused attention of evaluation mode is one operator, which the counter takes for nothing at all.
+    # Fused attention is one operator, which the counter takes for nothing at all (of evaluation mode), or which it does not
+    # know on every device (of older versions): have it spelt out as matrix products.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        spelt_out = sdpa_kernel(SDPBackend.MATH)
+        with _evaluation_mode(model), torch.no_grad(), spelt_out, FlopCounterMode(display=False) as counter:
             torch.func.functional_call(model, buffers, (image,))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -13,7 +13,8 @@ def log_softmax(logits: NDArray[np.floating], tau: float) -> NDArray[np.float64]
     """log P^tau over the last axis, in float64, shifted by the maximum so that no logit is too large."""
     z = np.asarray(logits, dtype=np.float64) / tau
     z = z - z.max(axis=-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    return result
 
 
 def kl(teacher_logits: NDArray[np.floating], student_logits: NDArray[np.floating], tau: float) -> float:
@@ -42,7 +43,9 @@ def route_hardness(route_logits: NDArray[np.floating], student_logits: NDArray[n
         (M,) in nats.
     """
     if route_logits.shape[1:] != student_logits.shape:
-        raise ValueError(f"logits of {route_logits.shape[1:]} and {student_logits.shape} are not of the same samples and classes")
+        raise ValueError(
+            f"logits of {route_logits.shape[1:]} and {student_logits.shape} are not of the same samples and classes"
+        )
     log_student = log_softmax(student_logits, tau)
     values = np.empty(len(route_logits))
     for j, logits in enumerate(route_logits):

@@ -1,7 +1,7 @@
 """What a training minimises. An objective takes a batch's outputs and labels and returns the named parts of its loss.
 
-An objective is any callable `(student_logits, anchor_logits, labels) -> {name: scalar tensor}`; the training minimises the sum of
-the parts, and each part is logged under its name. Weights belong into the parts. The engine never looks inside.
+An objective is any callable `(student_logits, anchor_logits, labels) -> {name: scalar tensor}`; the training minimises the
+sum of the parts, and each part is logged under its name. Weights belong into the parts. The engine never looks inside.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def mimic_kl(student_logits: Tensor, anchor_logits: Tensor, tau: float) -> Tenso
 
 @dataclass(frozen=True)
 class Labels:
-    """H(y, P_s): cross-entropy with the labels at temperature 1. The teacher's own objective, and the `scratch` baseline."""
+    """H(y, P_s): cross-entropy with the labels at temperature 1: the teacher's own objective."""
 
     def __call__(self, student_logits: Tensor, anchor_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         return {"label_loss": F.cross_entropy(student_logits.float(), labels)}
@@ -41,7 +41,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class RouteLoss:
-    """L = H(y, P_s) + lambda * KL(P_t^tau || P_s^tau), the loss of one stage (Jin et al. 2019; Hinton et al. 2015 for one teacher).
+    """L = H(y, P_s) + lambda * KL(P_t^tau || P_s^tau), the loss of one stage (Jin et al. 2019).
 
     Args:
         tau: relaxation temperature of both distributions in the KL term.

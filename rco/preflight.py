@@ -18,7 +18,6 @@ from rco.config import (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
-    RouteConfig,
     RunConfig,
     TrainConfig,
     jsonable,
@@ -144,7 +143,9 @@ def stages_needed(config: RunConfig) -> int:
     train = config.student_train
     share = train.epochs // stages
     if share < 1:
-        raise InputError("epochs", train.epochs, f"is less than one epoch for each of {stages} stages", f"Give at least {stages}")
+        raise InputError(
+            "epochs", train.epochs, f"is less than one epoch for each of {stages} stages", f"Give at least {stages}"
+        )
     try:
         replace(train, epochs=share)  # schedule and warm-up restart in every stage, so they must fit into one
     except InputError as error:
@@ -161,16 +162,18 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
     Raises:
         InputError: the first thing that cannot work.
     """
-    from rco import data, engine, models, storage
+    from rco import engine, models, sources, storage
 
-    info = data.check_source(config.data)
+    info = sources.check_source(config.data)
     if info.num_classes < 2:
         raise InputError("dataset", config.data.dataset, f"has {info.num_classes} class", "Classification needs two or more")
     compute = engine.resolve(config.compute)
     if info.image_shape is not None:
         channels, height, width = info.image_shape
         if height != width:
-            raise InputError("image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square")
+            raise InputError(
+                "image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square"
+            )
         for parameter, model in (("teacher", config.teacher), ("student", config.student)):
             models.check(
                 model.model,
@@ -197,7 +200,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             teacher=config.teacher, compute=compute, train=config.teacher_train, checkpoint_every=config.route.checkpoint_every
         )
     return Settings(
-        data=DataSettings(data=config.data, source_digest=data.source_digest(config.data)),
+        data=DataSettings(data=config.data, source_digest=sources.source_digest(config.data)),
         teacher=teacher,
         student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute),
         anchors=AnchorSettings(anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs),

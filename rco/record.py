@@ -1,6 +1,6 @@
 """What a trained model must tell a tracking server: plain data that travels with the model's artifact.
 
-A task that the cache skips logs nothing, and a server may be away. So the truth is kept here, and tracking is the delivery of it.
+A task that the cache skips logs nothing, and a server may be away. So the truth is kept here, and tracking delivers it.
 """
 
 from __future__ import annotations
@@ -55,4 +55,6 @@ class Record:
         try:
             return cls(**document)
         except TypeError as error:
-            raise InputError("record", str(folder / FILE), f"is not a tracking record ({error})", "Run the task again") from None
+            raise InputError(
+                "record", str(folder / FILE), f"is not a tracking record ({error})", "Run the task again"
+            ) from None

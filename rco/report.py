@@ -16,7 +16,18 @@ from rco.record import Record
 from rco.route import Route
 from rco.tracking import Context
 
-_MODEL_FIGURES = ("accuracy", "top5", "cross_entropy", "ece", "n", "parameters", "macs", "latency_ms", "latency_p95_ms", "per_class_accuracy")
+_MODEL_FIGURES = (
+    "accuracy",
+    "top5",
+    "cross_entropy",
+    "ece",
+    "n",
+    "parameters",
+    "macs",
+    "latency_ms",
+    "latency_p95_ms",
+    "per_class_accuracy",
+)
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -56,7 +67,7 @@ def write(
         "confusion": plots.confusion_figure(evaluation["student"]["confusion"], evaluation["class_names"]),
     }
     for name, figure in figures.items():
-        checkpoint.atomically(folder / f"{name}.png", lambda temporary, figure=figure: figure.savefig(temporary, format="png", dpi=150))
+        plots.save(figure, folder / f"{name}.png")
     title, sections = headline(summary), tables(summary)
     checkpoint.atomically(folder / "report.md", lambda temporary: temporary.write_text(_markdown(title, sections)))
     page = _page(title, sections, {name: plots.data_uri(figure) for name, figure in figures.items()})
@@ -72,7 +83,7 @@ def summarise(
     registered: Mapping[str, Any],
     context: Context,
 ) -> dict[str, Any]:
-    """All figures of a run, JSON-ready. Accuracies are 0 to 1 and, unless called val_accuracy, of the test part; KL is in nats."""
+    """All figures of a run, JSON-ready. Accuracies are 0 to 1; unless called val_accuracy, of the test part. KL is in nats."""
     converged = index.checkpoints[-1]
 
     def model(name: str, **more: Any) -> dict[str, Any]:
@@ -85,7 +96,9 @@ def summarise(
         "pipeline_run": context.pipeline_run,
         "dataset": dict(student.data),
         "strategy": parameters["strategy"],
-        "teacher": model("teacher", epochs=converged.epoch, val_accuracy=converged.val_accuracy, checkpoints=len(index.checkpoints)),
+        "teacher": model(
+            "teacher", epochs=converged.epoch, val_accuracy=converged.val_accuracy, checkpoints=len(index.checkpoints)
+        ),
         "stages": [{name: stage[name] for name in (*names, *more)} for stage in student.stages],
         "student": model("student", epochs=student.rows[-1]["step"], val_accuracy=student.stages[-1]["val_accuracy"]),
         "congruence_kl": evaluation["congruence_kl"],
@@ -102,8 +115,9 @@ def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence."""
     teacher, student = summary["teacher"], summary["student"]
     return (
-        f"{student['model']} ({student['parameters']:,} parameters) reaches {100 * student['accuracy']:.2f} % on the test part of "
-        f"{summary['dataset']['name']}, its teacher {teacher['model']} ({teacher['parameters']:,}) {100 * teacher['accuracy']:.2f} %."
+        f"{student['model']} ({student['parameters']:,} parameters) reaches {_percent(student['accuracy'])} on the test part "
+        f"of {summary['dataset']['name']}, its teacher {teacher['model']} ({teacher['parameters']:,}) "
+        f"{_percent(teacher['accuracy'])}."
     )
 
 
@@ -137,10 +151,22 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     ]
     return {
         "The route the student took": (
-            ["stage", "anchor epoch", "anchor val.", "chosen because", "epochs", "student val.", "KL to anchor", "KL to teacher"],
+            [
+                "stage",
+                "anchor epoch",
+                "anchor val.",
+                "chosen because",
+                "epochs",
+                "student val.",
+                "KL to anchor",
+                "KL to teacher",
+            ],
             stages,
         ),
-        "Teacher and student": (["", "model", "val.", "test", "ECE", "parameters", "MACs", f"ms ({summary['device']}, 1 image)"], models),
+        "Teacher and student": (
+            ["", "model", "val.", "test", "ECE", "parameters", "MACs", f"ms ({summary['device']}, 1 image)"],
+            models,
+        ),
     }
 
 
@@ -189,7 +215,9 @@ def _page(title: str, sections: Mapping[str, Table], pictures: Mapping[str, str]
 
     body = [f"<h1>Route Constrained Optimization</h1><p>{html.escape(title)}</p>"]
     for name, (heads, rows) in sections.items():
-        body.append(f"<h2>{html.escape(name)}</h2><table>{row('th', heads)}{''.join(row('td', cells) for cells in rows)}</table>")
+        body.append(
+            f"<h2>{html.escape(name)}</h2><table>{row('th', heads)}{''.join(row('td', cells) for cells in rows)}</table>"
+        )
     body += [f'<img alt="{html.escape(name)}" src="{uri}">' for name, uri in pictures.items()]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>RCO report</title><style>{_STYLE}</style>'

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ class Route:
             probe_logits: (M, N, K), in the order of `checkpoints`.
         """
         if probe_logits.shape[:2] != (len(checkpoints), len(probe_labels)):
-            raise ValueError(f"probe logits {probe_logits.shape} for {len(checkpoints)} checkpoints and {len(probe_labels)} samples")
+            raise ValueError(
+                f"probe logits {probe_logits.shape} for {len(checkpoints)} checkpoints and {len(probe_labels)} samples"
+            )
         digest = checkpoint.save_arrays(folder / PROBE, {"labels": probe_labels, "logits": probe_logits.astype(np.float32)})
         manifest = {
             "format": FORMAT,
@@ -109,11 +112,15 @@ class Route:
         """
         path = folder / MANIFEST
         if not path.is_file():
-            raise InputError("route", str(folder), f"has no {MANIFEST}", "Name the folder that a teacher's training or import-route wrote")
+            raise InputError(
+                "route", str(folder), f"has no {MANIFEST}", "Name the folder that a teacher's training or import-route wrote"
+            )
         manifest = checkpoint.read_json(path)
         try:
             if manifest["format"] != FORMAT:
-                raise InputError("route", str(folder), f"has format {manifest['format']}", f"This version reads format {FORMAT}")
+                raise InputError(
+                    "route", str(folder), f"has format {manifest['format']}", f"This version reads format {FORMAT}"
+                )
             route = cls(
                 folder=folder,
                 network=from_dict(NetworkSpec, manifest["network"]),
@@ -126,11 +133,15 @@ class Route:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError("route", str(path), f"is not a route's manifest ({type(error).__name__}: {error})", "Copy or make it again") from None
+            raise InputError(
+                "route", str(path), f"is not a route's manifest ({type(error).__name__}: {error})", "Copy or make it again"
+            ) from None
         if not route.checkpoints:
             raise InputError("route", str(folder), "has no checkpoints", "A route needs at least one")
         if list(route.epochs) != sorted(set(route.epochs)) or route.epochs[0] < 1:
-            raise InputError("route", list(route.epochs), "has epochs that do not increase from 1", "Order the checkpoints by epoch")
+            raise InputError(
+                "route", list(route.epochs), "has epochs that do not increase from 1", "Order the checkpoints by epoch"
+            )
         for c in route.checkpoints:
             if Path(c.file).name != c.file or c.file in ("", ".", ".."):
                 raise InputError("route", c.file, "is not a plain file name", "Checkpoints lie beside their manifest")
@@ -156,7 +167,7 @@ class Route:
         """Copy manifest and probe file, without the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in (PROBE, MANIFEST):
-            checkpoint.atomically(folder / name, lambda temporary, name=name: shutil.copyfile(self.folder / name, temporary))
+            checkpoint.atomically(folder / name, partial(shutil.copyfile, self.folder / name))
 
 
 def checkpoint_file(epoch: int) -> str:

@@ -28,10 +28,10 @@ import numpy as np
 
 from rco import storage
 from rco.config import DataConfig
+from rco.data import PARTS
 from rco.errors import InputError
 from rco.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
 
-PARTS = ("train", "val", "test")
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 _DIGITS = tuple("0123456789")
 
@@ -351,7 +351,7 @@ def _published(config: DataConfig) -> Source:
         raise InputError(
             "dataset",
             config.dataset,
-            f"{what} ({type(error).__name__}: {error})",
+            f"{what} ({' '.join(str(error).split())})",
             f"Put torchvision's files of this data set into data_root ({config.data_root}), or remove damaged ones",
         ) from error
     pixels = np.concatenate([np.asarray(part.data) for part in read])
@@ -372,6 +372,9 @@ def _tar(path: Path, address: str) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path) as tar:
             yield tar
+            # All members have been read, and with them the empty block that ends a tar: tarfile would not mind its absence.
+            if tar.fileobj is None or tar.fileobj.tell() != tar.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it breaks off")
     except tarfile.FilterError as error:
         raise InputError(
             "dataset", address, f"has a member that would do harm ({error})", "Make it anew, of files only"
@@ -397,5 +400,5 @@ def _look_into_tar(path: Path, address: str) -> tuple[list[str], Shape]:
 
 def _extracted(path: Path, into: Path, address: str) -> Path:
     with _tar(path, address) as tar:
-        tar.extractall(into, filter="data")
+        tar.extractall(into, (member for member in tar if _is_image(member.name)), filter="data")
     return into

@@ -31,9 +31,7 @@ class NetworkSpec:
     def of(cls, config: ModelConfig, data: Manifest) -> NetworkSpec:
         """The network that `config` means on this data set."""
         channels, height, _ = data.image_shape
-        return cls(
-            model=config.model, stem=config.stem, in_channels=channels, num_classes=data.num_classes, image_size=height
-        )
+        return cls(model=config.model, stem=config.stem, in_channels=channels, num_classes=data.num_classes, image_size=height)
 
     @property
     def is_user_factory(self) -> bool:
@@ -76,7 +74,10 @@ def load_network(path: Path, *, expected_sha256: str | None = None, spec: Networ
         spec = described(metadata, path)
         if spec.is_user_factory:
             raise InputError(
-                "model", spec.model, f"is a factory of the user's code, named by {path.name}", "Pass it as model= to say that it may run"
+                "model",
+                spec.model,
+                f"is a factory of the user's code, named by {path.name}",
+                "Pass it as model= to say that it may run",
             )
     model = spec.build()
     checkpoint.load_weights(model, state, path)
@@ -91,5 +92,7 @@ def described(metadata: Mapping[str, Any], path: Path) -> NetworkSpec:
     """
     network = metadata.get("network")
     if not isinstance(network, dict) or set(network) != set(NetworkSpec.__dataclass_fields__):
-        raise InputError("file", str(path), "does not say which network it holds", "Import it with `rco import-route`, naming its model")
+        raise InputError(
+            "file", str(path), "does not say which network it holds", "Import it with `rco import-route`, naming its model"
+        )
     return from_dict(NetworkSpec, network)

@@ -164,17 +164,17 @@ def upload(path: Path, uri: str) -> None:
         InputError: `path` does not exist, or the store cannot be used.
     """
     if path.is_dir():
-        sources = {name: path / name for name in files(path)}
+        base, sources = uri, {name: path / name for name in files(path)}
     elif path.is_file():
-        uri, _, name = (uri + path.name if uri.endswith("/") else uri).rpartition("/")
+        base, _, name = (uri + path.name if uri.endswith("/") else uri).rpartition("/")
         sources = {name: path}
     else:
         raise InputError("path", str(path), "does not exist", "Check the path; was the step that writes it run?")
     if not is_remote(uri):
         for name, source in sources.items():
-            atomically(local_path(uri) / name, partial(shutil.copyfile, source))
+            atomically(local_path(base) / name, partial(shutil.copyfile, source))
         return
-    bucket, prefix = _split(uri)
+    bucket, prefix = _split(base)
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     with _explained(uri), _transfers(_client()) as transfers:
         for future in [transfers.upload(str(source), bucket, prefix + name) for name, source in sources.items()]:
@@ -292,7 +292,7 @@ def _explained(uri: str) -> Iterator[None]:
     except boto.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code == "NoSuchBucket":
+        if code in ("NoSuchBucket", "InvalidBucketName"):
             raise InputError("uri", uri, "names a bucket that does not exist", "Check the name, or create it") from None
         if code in ("NoSuchKey", "404"):
             raise InputError("uri", uri, "does not exist in the store", "Check the key and its spelling") from None

@@ -12,7 +12,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ import numpy as np
 from rco import anchors as choosing
 from rco import checkpoint, tracking
 from rco.config import RunConfig, from_dict, jsonable
-from rco.data import Dataset, prepare
+from rco.data import Dataset
 from rco.errors import InputError
 from rco.hardness import relative, route_hardness
 from rco.preflight import (
@@ -112,17 +112,17 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
     context = tracking.Context.from_environment()
     if context.active:
-        name = f"{config.data.dataset.rstrip('/').rsplit('/', 1)[-1]} {config.teacher.model} to {config.student.model} {config.anchors.strategy}"
+        data = config.data.dataset.rstrip("/").rsplit("/", 1)[-1]
+        name = f"{data} {config.teacher.model} to {config.student.model} {config.anchors.strategy}"
         with tracking.forgiving("The parent run"):
             tracking.open_parent(context, config.tracking.experiment, name, settings.filing.parameters)
     else:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
-    return {name: jsonable(value) for name, value in vars_of(settings).items()}
-
-
-def vars_of(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass, one level deep."""
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
+    return {
+        task: {name: value for name, value in values.items() if value is not None}
+        for task, values in jsonable(settings).items()
+    }
 
 
 def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any]:
@@ -132,6 +132,8 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
         figures for the artifact's metadata.
     """
     s = start(DataSettings, settings)
+    from rco.prepare import prepare
+
     log.info("preparing %s", s.data.dataset)
     manifest = prepare(s.data, dataset, s.source_digest)
     sizes = ", ".join(f"{size} {split}" for split, size in manifest.sizes.items())
@@ -158,16 +160,14 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
             with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
                 source = storage.fetch(s.route, Path(scratch)) if storage.is_remote(s.route) else Path(s.route)
                 adopted = teacher.adopt_route(Route.open(source), data, spec, s.compute, route)
-            rows = adopted.history or [
+            rows: Sequence[Mapping[str, Any]] = adopted.history or [
                 {"epoch": c.epoch, "val_accuracy": c.val_accuracy, "loss": c.train_loss or 0.0} for c in adopted.checkpoints
             ]
             for row in rows:
                 tracker.log(int(row["epoch"]), _logged(row))
         else:
             say = EpochLines(f"teacher {spec.model}", s.train.epochs)
-            for row in teacher.train_teacher(
-                data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route
-            ):
+            for row in teacher.train_teacher(data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route):
                 tracker.log(row["epoch"], _logged(row))
                 say(row)
     kept = Route.open(route)
@@ -343,9 +343,7 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     test = data.split("test")
     about = checkpoint.read_json(anchor / "anchor.json")
     models = {
-        "teacher": load_network(
-            anchor / ANCHOR, expected_sha256=about["sha256"], spec=NetworkSpec.of(s.teacher, manifest)
-        ),
+        "teacher": load_network(anchor / ANCHOR, expected_sha256=about["sha256"], spec=NetworkSpec.of(s.teacher, manifest)),
         "student": load_network(student / STUDENT, spec=NetworkSpec.of(s.student, manifest)),
     }
     result: dict[str, Any] = {}
@@ -371,7 +369,11 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     result["device"] = s.compute.device
     checkpoint.write_json(evaluation / "evaluation.json", result)
     _write_example(evaluation, data, models["student"].cpu())
-    return {f"{name}_{figure}": result[name][figure] for name in models for figure in ("accuracy", "parameters", "macs", "latency_ms")}
+    return {
+        f"{name}_{figure}": result[name][figure]
+        for name in models
+        for figure in ("accuracy", "parameters", "macs", "latency_ms")
+    }
 
 
 def _write_example(folder: Path, data: Dataset, student: Any) -> None:
@@ -423,7 +425,9 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
     spec = from_dict(NetworkSpec, metadata["network"])
     if spec.model != s.student.model:
         raise InputError("student", s.student.model, f"is not the {spec.model} that was trained", "Run evaluate again")
-    model = Normalized(load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()
+    model = Normalized(
+        load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
+    ).eval()
     return tracking.register(
         context,
         s.registered_model,
@@ -471,7 +475,9 @@ def report(
     summary: dict[str, Any] = checkpoint.read_json(folder / "summary.json")
     if context.active:
         log.info("completing the runs in MLflow")
-        student_figures = {f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")}
+        student_figures = {
+            f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")
+        }
         headline = {
             **{f"student_{name}": value for name, value in student_figures.items()},
             "teacher_test_accuracy": summary["teacher"]["accuracy"],
@@ -521,7 +527,17 @@ def _params(s: TeacherSettings | StageSettings) -> dict[str, Any]:
 
 TASKS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (check, prepare_data, train_teacher, init_student, select_anchor, distill_stage, evaluate, register_student, report)
+    for f in (
+        check,
+        prepare_data,
+        train_teacher,
+        init_student,
+        select_anchor,
+        distill_stage,
+        evaluate,
+        register_student,
+        report,
+    )
 }
 
 
@@ -535,7 +551,9 @@ def main(arguments: list[str]) -> int:
     import inspect
 
     hints = inspect.get_annotations(TASKS[name], eval_str=False)
-    kwargs = {key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()}
+    kwargs = {
+        key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()
+    }
     try:
         result = TASKS[name](**kwargs)
     except InputError as error:

@@ -83,7 +83,10 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
     source.verify()
     if source.network != spec:
         raise InputError(
-            "route", str(source.folder), f"is a route of {source.network}, not of {spec}", "Set teacher, teacher_stem and dataset to match"
+            "route",
+            str(source.folder),
+            f"is a route of {source.network}, not of {spec}",
+            "Set teacher, teacher_stem and dataset to match",
         )
     folder.mkdir(parents=True, exist_ok=True)
     for c in source.checkpoints:
@@ -149,7 +152,10 @@ def read_state(path: Path) -> dict[str, Any]:
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0][:120]
             raise InputError(
-                "checkpoint", str(path), f"cannot be read as plain weights ({reason})", "Save model.state_dict(), best as safetensors"
+                "checkpoint",
+                str(path),
+                f"cannot be read as plain weights ({reason})",
+                "Save model.state_dict(), best as safetensors",
             ) from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -93,7 +93,9 @@ def forgiving(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, OSError) as error:
-        log.warning("%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error))
+        log.warning(
+            "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error)
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -115,7 +117,8 @@ def open_parent(context: Context, experiment: str, name: str, params: Mapping[st
         tags = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
         parent = client.create_run(experiment_id, run_name=name, tags=tags)
         _log_params(client, parent.info.run_id, params)
-    return parent.info.run_id
+    run_id: str = parent.info.run_id
+    return run_id
 
 
 def find_parent(context: Context, client: MlflowClient) -> Run | None:
@@ -157,6 +160,7 @@ class ModelRun:
     record: Record
     run_id: str
     experiment_id: str
+    on_server: int = 0  # last step that the server had when the run was opened
     sent: int = 0  # rows of the record that the server has
     flushed: float = field(default_factory=time.monotonic)
 
@@ -165,17 +169,24 @@ class ModelRun:
         """Find or make the run; replays what the server lacks."""
         parent = find_parent(context, client)
         if parent is None:
-            raise InputError("RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` first, on the same server")
+            raise InputError(
+                "RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` first, on the same server"
+            )
         experiment_id = parent.info.experiment_id
         run = _find(client, [experiment_id], context.pipeline_run, record.key)
         if run is None:
             run = cls._create(context, client, record, parent)
         else:
             client.update_run(run.info.run_id, status="RUNNING")
-        self = cls(client=client, record=record, run_id=run.info.run_id, experiment_id=experiment_id)
-        on_server = max((m.step for m in client.get_metric_history(self.run_id, "loss")), default=0)
-        self.sent = sum(row["step"] <= on_server for row in record.rows)
-        self._on_server = on_server
+        on_server = max((m.step for m in client.get_metric_history(run.info.run_id, "loss")), default=0)
+        self = cls(
+            client=client,
+            record=record,
+            run_id=run.info.run_id,
+            experiment_id=experiment_id,
+            on_server=on_server,
+            sent=sum(row["step"] <= on_server for row in record.rows),
+        )
         if record.origin is None:
             record.origin = {
                 "tracking_uri": _without_credentials(context.tracking_uri),
@@ -203,14 +214,15 @@ class ModelRun:
         run = client.create_run(parent.info.experiment_id, run_name=record.key, tags=tags, start_time=start)
         _log_params(client, run.info.run_id, record.params)
         client.log_inputs(
-            run.info.run_id, datasets=[DatasetInput(_mlflow_dataset(record.data), [InputTag("mlflow.data.context", "training")])]
+            run.info.run_id,
+            datasets=[DatasetInput(_mlflow_dataset(record.data), [InputTag("mlflow.data.context", "training")])],
         )
         return run
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Add an epoch to the record; the server gets it with the next flush."""
         self.record.add(step, metrics)
-        if step <= self._on_server:  # a retried task computes again what was delivered
+        if step <= self.on_server:  # a retried task computes again what was delivered
             self.sent = len(self.record.rows)
         elif time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
@@ -230,7 +242,9 @@ class ModelRun:
         self.flushed = time.monotonic()
 
     def anchor(self, folder: Path) -> None:
-        """Make an anchor known as a LoggedModel, and this run as one that learnt from it. A checkpoint is uploaded once per experiment.
+        """Make an anchor known as a LoggedModel, and this run as one that learnt from it.
+
+        A checkpoint is uploaded once per experiment; it is known by its sha256.
 
         Args:
             folder: with anchor.json and the checkpoint, as `rco.tasks.select_anchor` writes it.
@@ -397,8 +411,10 @@ def complete(
     client = context.client()
     parent = find_parent(context, client)
     if parent is None:
-        raise InputError("RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first")
-    parent_id = parent.info.run_id
+        raise InputError(
+            "RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first"
+        )
+    parent_id: str = parent.info.run_id
     reused = []
     for record in records:
         origin = record.origin
@@ -459,7 +475,9 @@ def register(
     client = context.client()
     parent = find_parent(context, client)
     if parent is None:
-        raise InputError("RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first")
+        raise InputError(
+            "RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first"
+        )
     run = _find(client, [parent.info.experiment_id], context.pipeline_run, "student")
     run_id = run.info.run_id if run is not None else parent.info.run_id
     status = run.info.status if run is not None else parent.info.status
@@ -482,7 +500,11 @@ def register(
             signature=signature,
             input_example=example,
             extra_files=[str(weights)],
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"torchvision=={torchvision.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
+            pip_requirements=[
+                f"torch=={torch.__version__.split('+')[0]}",
+                f"torchvision=={torchvision.__version__.split('+')[0]}",
+                f"numpy=={np.__version__}",
+            ],
             params={key: str(value) for key, value in params.items()},
             tags={"rco.sha256": sha256},
             model_type="student",
@@ -521,8 +543,12 @@ def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
-        raise InputError("uri", uri, f"cannot be loaded ({_first_line(error)})", "Copy a model's URI from the MLflow UI") from None
+        raise InputError(
+            "uri", uri, f"cannot be loaded ({_first_line(error)})", "Copy a model's URI from the MLflow UI"
+        ) from None
     files = sorted(folder.rglob("*.safetensors"))
     if len(files) != 1:
-        raise InputError("uri", uri, f"holds {len(files)} safetensors files", "Name an anchor, or a student that this project registered")
+        raise InputError(
+            "uri", uri, f"holds {len(files)} safetensors files", "Name an anchor, or a student that this project registered"
+        )
     return load_network(files[0], spec=model)

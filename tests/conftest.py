@@ -23,7 +23,8 @@ def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded data set, prepared."""
-    from rco.data import prepare, source_digest
+    from rco.prepare import prepare
+    from rco.sources import source_digest
 
     folder = tmp_path_factory.mktemp("digits")
     config = DataConfig(probe_size=64)

@@ -127,5 +127,5 @@ class TestForeignStateDicts:
         torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
         torch.save({"epoch": 3}, tmp_path / "none.pt")
         for name in ("module.pt", "none.pt"):
-            with pytest.raises(InputError, match="plain weights|no state dict"):
+            with pytest.raises(InputError, match=r"plain weights|no state dict"):
                 read_state(tmp_path / name)

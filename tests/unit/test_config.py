@@ -106,7 +106,9 @@ def test_the_check_component_takes_exactly_the_parameters() -> None:
 
     taken = inspect.signature(check.python_func).parameters
     assert list(taken) == ["max_stages", *PARAMETERS]
-    assert {name: p.annotation for name, p in taken.items()} == {"max_stages": int} | {p.name: p.type for p in PARAMETERS.values()}
+    assert {name: p.annotation for name, p in taken.items()} == {"max_stages": int} | {
+        p.name: p.kind for p in PARAMETERS.values()
+    }
 
 
 class TestSchedule:

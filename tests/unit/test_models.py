@@ -79,6 +79,17 @@ def test_torchvision_resnet50_with_a_small_stem_is_the_cifar_resnet50() -> None:
     assert count("torchvision/resnet50", **CIFAR100, stem="imagenet") == 23_705_252 + (49 - 9) * 3 * 64
 
 
+def test_mobilenetv2_never_narrows_its_last_layer() -> None:
+    # Sandler et al. 2018, section 6.1: for multipliers below 1 all layers shrink but the last convolution.
+    def classifier(width: str) -> int:
+        with torch.device("meta"):
+            network = models.build(f"mobilenetv2-t6-w{width}", **CIFAR100)
+        return network.get_submodule("classifier").get_parameter("weight").shape[1]
+
+    assert classifier("0.5") == classifier("1") == 1280
+    assert classifier("1.5") == 1920
+
+
 def test_parameter_count_leaves_buffers_out_and_counts_shared_weights_once() -> None:
     layer = nn.Linear(3, 3, bias=False)
     assert models.parameter_count(nn.Sequential(layer, layer, nn.BatchNorm1d(3))) == 9 + 6
@@ -321,7 +332,7 @@ def test_images_of_other_than_three_channels(name: str, size: int) -> None:
     [
         ("torchvision/vgg13", 8, "auto", "too small"),
         ("alexnet", 32, "auto", "too small"),
-        ("inception_v3", 64, "auto", "Kernel size"),
+        ("inception_v3", 64, "auto", "Kernel size|too small"),
         ("vit_b_16", 30, "auto", "indivisible"),
         ("digits-cnn-s", 1, "auto", "too small"),
         ("vgg13", 8, "auto", "single pixel before stage4"),

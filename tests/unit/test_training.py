@@ -52,7 +52,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def run_stage(student: nn.Module, anchor: nn.Module, data: Dataset, **more: Any) -> list[dict[str, Any]]:
     logits = np.zeros((64, 10), dtype=np.float32)
     options = {"stage": 1, "epochs": 2, "first_epoch": 1, **more}
-    return list(distill_stage(student, anchor, data, ObjectiveConfig(), STAGE_TRAIN, CPU, ProbeTargets(logits, logits), **options))
+    return list(
+        distill_stage(student, anchor, data, ObjectiveConfig(), STAGE_TRAIN, CPU, ProbeTargets(logits, logits), **options)
+    )
 
 
 class TestRoute:
@@ -226,7 +228,12 @@ class TestStage:
         student = STUDENT.build(0)
         rows = list(
             distill_route(
-                student, Route.open(tmp_path / "route"), without, anchors=AnchorConfig(n_anchors=1), train=TrainConfig(epochs=1), compute=CPU
+                student,
+                Route.open(tmp_path / "route"),
+                without,
+                anchors=AnchorConfig(n_anchors=1),
+                train=TrainConfig(epochs=1),
+                compute=CPU,
             )
         )
         assert len(rows) == 1
@@ -234,12 +241,20 @@ class TestStage:
     def test_last_epoch_is_handed_on_not_the_best(self, route: Route, data: Dataset) -> None:
         student = STUDENT.build(0)
         anchor = load_network(route.folder / route.checkpoints[-1].file)
-        seen = []
         logits = np.zeros((64, 10), dtype=np.float32)
-        for _ in distill_stage(
-            student, anchor, data, ObjectiveConfig(), STAGE_TRAIN, CPU, ProbeTargets(logits, logits), stage=1, epochs=3, first_epoch=1
-        ):
-            seen.append(state(student))
+        stage = distill_stage(
+            student,
+            anchor,
+            data,
+            ObjectiveConfig(),
+            STAGE_TRAIN,
+            CPU,
+            ProbeTargets(logits, logits),
+            stage=1,
+            epochs=3,
+            first_epoch=1,
+        )
+        seen = [state(student) for _ in stage]
         assert same(seen[-1], state(student))
         assert not same(seen[0], seen[1])
 

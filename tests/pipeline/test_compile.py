@@ -1,0 +1,139 @@
+"""The compiled pipeline, read back with KFP's own loader and protos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kfp import components
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components.image import IMAGE, content_hash
+from pipelines.compile import compile_rco
+from rco.config import PARAMETERS
+
+STAGES = 3
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> pipeline_spec_pb2.PipelineSpec:
+    path = compile_rco(tmp_path_factory.mktemp("yaml") / "rco.yaml", STAGES)
+    return components.load_component_from_file(str(path)).pipeline_spec
+
+
+def dag(spec: pipeline_spec_pb2.PipelineSpec) -> pipeline_spec_pb2.DagSpec:
+    """The tasks inside the exit handler."""
+    return spec.components["comp-exit-handler-1"].dag
+
+
+def source(task: pipeline_spec_pb2.PipelineTaskSpec, name: str) -> tuple[str, str]:
+    """Which task's which output an input artifact comes from."""
+    chosen = task.inputs.artifacts[name].task_output_artifact
+    return chosen.producer_task, chosen.output_artifact_key
+
+
+def inner(spec: pipeline_spec_pb2.PipelineSpec, number: int) -> pipeline_spec_pb2.DagSpec:
+    return spec.components[dag(spec).tasks[f"stage-{number}"].component_ref.name].dag
+
+
+def task(d: pipeline_spec_pb2.DagSpec, prefix: str) -> tuple[str, pipeline_spec_pb2.PipelineTaskSpec]:
+    (found,) = [(name, t) for name, t in d.tasks.items() if name.startswith(prefix)]
+    return found
+
+
+def test_each_stage_continues_the_student_of_the_one_before(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    tasks = dag(spec).tasks
+    assert source(tasks["stage-1"], "student") == ("init-student", "student")
+    for k in range(2, STAGES + 1):
+        assert source(tasks[f"stage-{k}"], "student") == (f"stage-{k - 1}", "student")
+        previous = tasks[f"stage-{k}"].inputs.parameters["previous"].task_output_parameter
+        assert (previous.producer_task, previous.output_parameter_key) == (f"stage-{k - 1}", "selection")
+
+
+def test_every_anchor_comes_from_the_teachers_route(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    for k in range(1, STAGES + 1):
+        stage = dag(spec).tasks[f"stage-{k}"]
+        assert source(stage, "route") == ("train-teacher", "route")
+        assert source(stage, "route_index") == ("train-teacher", "route_index")
+        chooser_name, chooser = task(inner(spec, k), "select-anchor")
+        assert chooser.inputs.artifacts["route"].component_input_artifact == "route"
+        _, learner = task(inner(spec, k), "distill-stage")
+        assert source(learner, "anchor") == (chooser_name, "anchor")
+        # The anchor is chosen with the very student that will learn from it.
+        assert chooser.inputs.artifacts["student"].component_input_artifact == "student"
+        assert learner.inputs.artifacts["student"].component_input_artifact == "student"
+
+
+def test_stages_hand_on_what_was_distilled(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    for k in range(1, STAGES + 1):
+        learner_name, _ = task(inner(spec, k), "distill-stage")
+        (selector,) = inner(spec, k).outputs.artifacts["student"].artifact_selectors
+        assert (selector.producer_subtask, selector.output_artifact_key) == (learner_name, "distilled")
+
+
+def test_evaluation_and_report_see_the_last_stage(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    tasks = dag(spec).tasks
+    last = f"stage-{STAGES}"
+    assert source(tasks["evaluate"], "student") == (last, "student")
+    assert source(tasks["evaluate"], "anchor") == (last, "anchor")
+    assert source(tasks["report"], "anchors") == (last, "anchors")
+    assert source(tasks["register-student"], "student") == (last, "student")
+
+
+def test_only_the_last_stage_collects_the_anchors(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    flags = [
+        task(inner(spec, k), "select-anchor")[1].inputs.parameters["last_stage"].runtime_value.constant.bool_value
+        for k in range(1, STAGES + 1)
+    ]
+    assert flags == [False] * (STAGES - 1) + [True]
+
+
+def test_cache_policy_of_every_task(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    uncached = {name for name, t in dag(spec).tasks.items() if not t.caching_options.enable_cache}
+    assert uncached == {"check", "register-student", "report"}
+
+
+def test_parameters_and_defaults_are_the_configurations(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    inputs = spec.root.input_definitions.parameters
+    assert set(inputs) == set(PARAMETERS)
+    assert inputs["tau"].default_value.number_value == PARAMETERS["tau"].default
+    assert inputs["strategy"].default_value.string_value == PARAMETERS["strategy"].default
+
+
+def test_the_run_is_closed_however_it_ends(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    closer = spec.root.dag.tasks["close-run"]
+    assert closer.trigger_policy.strategy == closer.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
+
+
+def test_one_image_and_nothing_installed_at_run_time(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    executors = spec.deployment_spec["executors"]
+    for name in executors:
+        container = executors[name]["container"]
+        assert container["image"] == IMAGE
+        assert "pip install" not in " ".join(container["command"])
+
+
+def test_the_images_name_follows_every_edit(tmp_path: Path) -> None:
+    import shutil
+
+    root = Path(__file__).parents[2]
+    for name in ("rco", "components"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path / name)
+    seen = {content_hash(tmp_path)}
+    assert seen == {content_hash(root)}
+    for edited in ("rco/objectives.py", "components/evaluate.py", "requirements.lock"):
+        with (tmp_path / edited).open("a") as file:
+            file.write("#\n")
+        seen.add(content_hash(tmp_path))
+    (tmp_path / "rco" / "new.py").touch()
+    seen.add(content_hash(tmp_path))
+    assert len(seen) == 5
+
+
+def test_a_pipeline_needs_a_stage() -> None:
+    from pipelines.rco import make_pipeline
+
+    with pytest.raises(ValueError, match="max_stages = 0"):
+        make_pipeline(0)

@@ -1,0 +1,258 @@
+"""Addresses to files and back, against an S3 store in this process (moto)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+from moto.core import set_initial_no_auth_action_count
+
+from rco import storage
+from rco.errors import InputError
+
+ENVIRONMENT = ("AWS_PROFILE", "AWS_REGION", "RCO_S3_ADDRESSING_STYLE", *storage._ENDPOINTS)
+SECRET = "hunter2-hunter2"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Credentials of nobody, and nothing else that this machine knows about S3."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def s3() -> Iterator[Any]:
+    """An S3 client; the bucket `bucket` exists."""
+    with mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield client
+
+
+def write(folder: Path, **contents: bytes) -> Path:
+    for name, content in contents.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folder_comes_back_as_it_went(s3: Any, tmp_path: Path) -> None:
+    source = write(tmp_path / "source", one=b"1", deep__er__two=b"22", empty=b"")
+    storage.upload(source, "s3://bucket/data")
+    assert storage.fetch("s3://bucket/data", tmp_path / "copy") == tmp_path / "copy"
+    assert contents(tmp_path / "copy") == contents(source) == {"one": b"1", "deep/er/two": b"22", "empty": b""}
+
+
+def test_whole_bucket(s3: Any, tmp_path: Path) -> None:
+    source = write(tmp_path / "source", one=b"1", deep__two=b"22")
+    storage.upload(source, "s3://bucket")
+    storage.fetch("s3://bucket", tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(source)
+
+
+def test_object_is_fetched_under_its_name(s3: Any, tmp_path: Path) -> None:
+    storage.upload(write(tmp_path, x=b"x") / "x", "s3://bucket/some/name.tar")
+    storage.upload(tmp_path / "x", "s3://bucket/into/")
+    assert storage.fetch("s3://bucket/some/name.tar", tmp_path / "copy") == tmp_path / "copy" / "name.tar"
+    assert storage.fetch("s3://bucket/into/x", tmp_path / "copy").read_bytes() == b"x"
+
+
+def test_folder_is_not_a_prefix_of_names(s3: Any, tmp_path: Path) -> None:
+    for key in ("data/a", "data2/b", "data.txt", "data/"):
+        s3.put_object(Bucket="bucket", Key=key, Body=b"")
+    assert [entry.name for entry in storage.listing("s3://bucket/data")] == ["a"]
+    assert [entry.name for entry in storage.listing("s3://bucket/data/")] == ["a"]
+
+
+def test_more_objects_than_a_page_of_the_listing(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+    for i in range(5):
+        s3.put_object(Bucket="bucket", Key=f"many/{i}", Body=b"")
+    assert len(storage.listing("s3://bucket/many")) == 5
+
+
+def test_large_file_goes_in_parts(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PART_BYTES", 5 * 2**20)  # the least that S3 allows
+    content = os.urandom(11 * 2**20)
+    storage.upload(write(tmp_path, big=content) / "big", "s3://bucket/big")
+    assert storage.listing("s3://bucket/big")[0].etag.strip('"').endswith("-3")
+    assert storage.fetch("s3://bucket/big", tmp_path / "copy").read_bytes() == content
+
+
+def test_fingerprint_follows_content(s3: Any) -> None:
+    s3.put_object(Bucket="bucket", Key="f/one", Body=b"1")
+    seen = [storage.fingerprint("s3://bucket/f")]
+    for key, body in (("f/two", b"2"), ("f/two", b"3"), ("f/three", b"3")):
+        s3.put_object(Bucket="bucket", Key=key, Body=body)
+        seen.append(storage.fingerprint("s3://bucket/f"))
+    s3.delete_object(Bucket="bucket", Key="f/two")
+    seen.append(storage.fingerprint("s3://bucket/f"))
+    assert len(set(seen)) == len(seen)
+    s3.put_object(Bucket="bucket", Key="g/three", Body=b"3")
+    s3.put_object(Bucket="bucket", Key="g/one", Body=b"1")
+    assert storage.fingerprint("s3://bucket/g") == seen[-1], "the same content elsewhere"
+
+
+def test_fingerprint_of_local_files_follows_content(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", one=b"1", sub__two=b"2")
+    seen = [storage.fingerprint(str(folder))]
+    for name, content in (("sub/two", b"3"), ("sub/three", b"3")):
+        (folder / name).write_bytes(content)
+        seen.append(storage.fingerprint(str(folder)))
+    (folder / "one").unlink()
+    seen.append(storage.fingerprint(str(folder)))
+    (folder / "sub").rename(folder / "bus")
+    seen.append(storage.fingerprint(str(folder)))
+    assert len(set(seen)) == len(seen)
+    same = write(tmp_path / "g", bus__three=b"3", bus__two=b"3")
+    assert storage.fingerprint(same.as_uri()) == seen[-1]
+    assert storage.fingerprint(str(folder / "bus" / "two")) != seen[-1]
+
+
+def test_fingerprint_of_very_much_looks_at_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "f", one=b"1")
+    by_content = storage.fingerprint(str(folder))
+    os.utime(folder / "one", ns=(1, 1))
+    assert storage.fingerprint(str(folder)) == by_content
+    monkeypatch.setattr(storage, "_HASHED_BYTES", 0)
+    by_time = storage.fingerprint(str(folder))
+    os.utime(folder / "one", ns=(2, 2))
+    assert storage.fingerprint(str(folder)) != by_time
+
+
+def test_files_follow_links_but_not_in_circles(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", a__one=b"1")
+    elsewhere = write(tmp_path / "elsewhere", two=b"2")
+    (folder / "b").symlink_to(elsewhere)
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "dangling").symlink_to(tmp_path / "nothing")
+    assert storage.files(folder) == ["a/one", "b/two"]
+
+
+@pytest.mark.parametrize("key", ["f/../evil", "f/a/../../../evil", "f//evil", "f/./evil", "f/..", "f/a\\..\\evil"])
+def test_hostile_key_is_refused_before_anything_is_written(s3: Any, tmp_path: Path, key: str) -> None:
+    s3.put_object(Bucket="bucket", Key="f/a-good-one", Body=b"good")
+    s3.put_object(Bucket="bucket", Key=key, Body=b"evil")
+    with pytest.raises(InputError, match="no safe file name"):
+        storage.fetch("s3://bucket/f", tmp_path / "in" / "to")
+    assert contents(tmp_path) == {}
+
+
+def test_failed_download_leaves_no_files(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.put_object(Bucket="bucket", Key="f/gone", Body=b"x" * 100)
+    listed = storage.listing("s3://bucket/f")
+    s3.delete_object(Bucket="bucket", Key="f/gone")
+    monkeypatch.setattr(storage, "_listed", lambda client, uri: listed)
+    with pytest.raises(InputError, match="does not exist"):
+        storage.fetch("s3://bucket/f", tmp_path / "copy")
+    assert contents(tmp_path) == {}
+
+
+def test_exists(s3: Any, tmp_path: Path) -> None:
+    s3.put_object(Bucket="bucket", Key="f/one", Body=b"1")
+    assert [storage.exists(f"s3://bucket/{key}") for key in ("f", "f/", "f/one", "f/on", "g")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert storage.exists(str(tmp_path))
+    assert not storage.exists(str(tmp_path / "no"))
+
+
+def test_nothing_there(s3: Any, tmp_path: Path) -> None:
+    for act in (storage.fingerprint, storage.listing, lambda uri: storage.fetch(uri, tmp_path)):
+        with pytest.raises(InputError, match=r"s3://bucket/nothing.*holds no objects"):
+            act("s3://bucket/nothing")
+    with pytest.raises(InputError, match="does not exist"):
+        storage.fetch(str(tmp_path / "nothing"), tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        storage.upload(tmp_path / "nothing", "s3://bucket/x")
+
+
+def test_no_such_bucket(s3: Any, tmp_path: Path) -> None:
+    for act in (storage.fingerprint, storage.exists, lambda uri: storage.upload(write(tmp_path, x=b"") / "x", uri)):
+        with pytest.raises(InputError, match=r"s3://nowhere/x.*bucket that does not exist"):
+            act("s3://nowhere/x")
+
+
+@set_initial_no_auth_action_count(1)  # the fixture's; from there on moto looks at keys
+def test_refused_credentials(s3: Any) -> None:
+    with pytest.raises(InputError, match=r"refused.*AWS_ACCESS_KEY_ID") as caught:
+        storage.listing("s3://bucket/f")
+    assert SECRET not in str(caught.value)
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InputError, match="needs credentials"):
+        storage.listing("s3://bucket/f")
+
+
+def test_unreachable_endpoint_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://user:{SECRET}@127.0.0.1:9/")
+    with pytest.raises(InputError, match=r"cannot be reached at http://127.0.0.1:9 .*AWS_ENDPOINT_URL_S3") as caught:
+        storage.listing("s3://bucket/f")
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match="holds credentials") as caught:
+        storage.listing(f"s3://user:{SECRET}@bucket/f")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["gs://b/f", "https://host/f", "s3:///f"])
+def test_other_addresses_are_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="s3://"):
+        storage.fetch(uri, tmp_path)
+
+
+def test_local_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = write(tmp_path / "a folder", one=b"1")
+    assert storage.fetch(folder.as_uri(), tmp_path) == storage.fetch("~/a folder", tmp_path) == folder
+    assert not storage.is_remote(folder.as_uri())
+    assert storage.is_remote("s3://bucket")
+    storage.upload(folder, str(tmp_path / "copy"))
+    storage.upload(folder / "one", f"{tmp_path}/copy/sub/")
+    assert contents(tmp_path / "copy") == {"one": b"1", "sub/one": b"1"}
+
+
+def test_store_is_described_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config() -> tuple[str, str, str]:
+        client = storage._client()
+        return client.meta.endpoint_url, client.meta.region_name, client.meta.config.request_checksum_calculation
+
+    assert config() == ("https://s3.amazonaws.com", "us-east-1", "when_supported")
+    for name, host in zip(reversed(storage._ENDPOINTS), ("http://mlflow", "http://any", "http://s3"), strict=True):
+        monkeypatch.setenv(name, host)
+        assert config() == (host, "us-east-1", "when_required")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    assert config()[1] == "eu-central-1"
+    monkeypatch.setenv("RCO_S3_ADDRESSING_STYLE", "virtual")
+    assert storage._client().meta.config.s3 == {"addressing_style": "virtual"}
+    monkeypatch.setenv("RCO_S3_ADDRESSING_STYLE", "vrtual")
+    with pytest.raises(InputError, match="Did you mean 'virtual'"):
+        storage._client()
