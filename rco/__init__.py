@@ -4,7 +4,7 @@
 
     data = rco.prepare_dataset("digits", "data")
     route = rco.train_route(data, "digits-cnn-l", "route")
-    student, rows = rco.distill(route, data, "digits-cnn-s")
+    student, rows = rco.distill_student("digits-cnn-s", route, data)
 
 The pieces are in the modules (`rco.anchors`, `rco.objectives`, `rco.engine`, ...); these functions put them together.
 Nothing heavy is imported until it is used.
@@ -16,7 +16,7 @@ from typing import Any
 _WHERE = {
     "prepare_dataset": "rco.api",
     "train_route": "rco.api",
-    "distill": "rco.api",
+    "distill_student": "rco.api",
     "load": "rco.tracking",
     "InputError": "rco.errors",
     "Dataset": "rco.data",

@@ -58,10 +58,10 @@ def train_route(
     return Route.open(Path(folder))
 
 
-def distill(
+def distill_student(
+    student: str | nn.Module,
     route: Route,
     data: Dataset,
-    student: str | nn.Module,
     *,
     anchors: AnchorConfig | None = None,
     objective: ObjectiveConfig | None = None,

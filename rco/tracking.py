@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from rco import checkpoint
 from rco.errors import InputError
@@ -249,7 +250,7 @@ class ModelRun:
         Args:
             folder: with anchor.json and the checkpoint, as `rco.tasks.select_anchor` writes it.
         """
-        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, RunTag
 
         about = checkpoint.read_json(folder / "anchor.json")
         tag = f"rco.anchor.{about['epoch']}"
@@ -283,10 +284,13 @@ class ModelRun:
                 raise
             self.client.finalize_logged_model(model_id, "READY")
             self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about["epoch"])])
-        for name in ("val_accuracy", "hardness", "relative_hardness", "lr", "train_loss"):
-            if about.get(name) is not None:
-                self.client.log_metric(self.run_id, f"anchor_{name}", about[name], step=about["epoch"], model_id=model_id)
-        self.client.set_tag(self.run_id, tag, model_id)
+        now = time.time_ns() // 1_000_000
+        metrics = [
+            Metric(f"anchor_{name}", about[name], now, about["epoch"], model_id=model_id)
+            for name in ("val_accuracy", "hardness", "relative_hardness", "lr", "train_loss")
+            if about.get(name) is not None
+        ]
+        self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, model_id)])
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Log final figures that have no step of their own."""
@@ -323,8 +327,8 @@ def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
 
 
 def _without_credentials(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.split('://')[0]}://{tail}" if at and "://" in head else uri
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 @contextlib.contextmanager

@@ -1,0 +1,118 @@
+"""The command line: frozen, explained, and light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipelines.cli import RECIPES, main, read_recipe
+from pipelines.local import _for_people
+from rco.config import PARAMETERS, RunConfig
+from rco.errors import InputError
+from rco.route import Route
+from rco.spec import NetworkSpec
+
+
+def test_help_lists_every_parameter_with_its_default() -> None:
+    wide = {"terminal_width": 1000, "max_content_width": 1000}
+    text = " ".join(CliRunner().invoke(main, ["run", "--help"], **wide).output.split())
+    for p in PARAMETERS.values():
+        assert f"--{p.name.replace('_', '-')}" in text
+        shown = ",".join(map(str, p.default)) if isinstance(p.default, list) else str(p.default)
+        assert f"{p.help} [{shown}]" in text, p.name
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_valid(path: Path) -> None:
+    from rco.preflight import stages_needed
+
+    config = RunConfig.from_flat(read_recipe(path.stem))
+    assert stages_needed(config) == 4
+
+
+def test_the_digits_recipe_is_what_make_run_does() -> None:
+    assert RunConfig.from_flat(read_recipe("digits")) == RunConfig()
+
+
+def test_recipes_of_ones_own_and_flags_that_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("tau: 2\nepochs: 12\n")
+    assert read_recipe(str(file)) == {"tau": 2, "epochs": 12}
+    with pytest.raises(InputError, match=r"Recipes: cifar10, .*digits"):
+        read_recipe("nothere")
+    for content, words in (
+        ("- a\n", "not a mapping"),
+        ("a: [\n", "not YAML"),
+        ("temperature: 3\n", "'temperature': is not known"),
+    ):
+        file.write_text(content)
+        done = CliRunner().invoke(main, ["run", "--recipe", str(file)])
+        assert done.exit_code == 2
+        assert words in done.output
+
+
+def test_commands_start_light() -> None:
+    code = (
+        "import sys; import pipelines.cli;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'kfp', 'boto3', 'matplotlib', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("    rco | stage 1: anchor epoch 4\n", "  stage 1: anchor epoch 4"),
+        ("21:22:09.227 - INFO - Executing task \x1b[96m'distill-stage'\x1b[0m\n", "distill-stage"),
+        ("Task train-teacher cache hit (key=abc); skipping execution.\n", "train-teacher: unchanged, taken from the cache"),
+        ("    [KFP Executor 2026-11-23 INFO]: Got executor_input:\n", None),
+    ],
+)
+def test_what_people_see_of_the_log(line: str, shown: str | None) -> None:
+    assert _for_people(line) == shown
+
+
+def test_import_route_from_state_dicts(tmp_path: Path) -> None:
+    spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
+    for epoch in (5, 10):
+        torch.save(spec.build(epoch).state_dict(), tmp_path / f"{epoch}.pt")
+    command = [
+        "import-route",
+        str(tmp_path / "5.pt"),
+        str(tmp_path / "10.pt"),
+        "--dataset",
+        "digits",
+        "--teacher",
+        "digits-mlp",
+    ]
+    done = CliRunner().invoke(main, [*command, "--epochs", "5,10", "--output", str(tmp_path / "route")])
+    assert done.exit_code == 0, done.output
+    route = Route.open(tmp_path / "route")
+    route.verify()
+    assert route.epochs == (5, 10)
+    for epochs, words in (("5", "names 1 epochs for 2"), ("10,5", "must increase"), ("5,x", "not a list of whole numbers")):
+        done = CliRunner().invoke(main, [*command, "--epochs", epochs, "--output", str(tmp_path / f"r{epochs}")])
+        assert done.exit_code == 2
+        assert words in done.output
+    done = CliRunner().invoke(main, [*command, "--epochs", "5,10", "--output", str(tmp_path / "route")])
+    assert "is not empty" in done.output
+
+
+def test_the_other_door_to_a_task(tmp_path: Path) -> None:
+    import json
+
+    from rco.config import jsonable
+    from rco.preflight import preflight
+
+    arguments = {"settings": jsonable(preflight(RunConfig()).data), "dataset": str(tmp_path / "data")}
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+    command = [sys.executable, "-m", "rco.tasks", "prepare_data", str(tmp_path / "arguments.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["num_classes"] == 10
+    assert (tmp_path / "data" / "manifest.json").is_file()
+    assert subprocess.run([*command[:3], "nothing"], capture_output=True, check=False).returncode == 2

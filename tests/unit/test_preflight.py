@@ -1,0 +1,154 @@
+"""What cannot work is refused before it costs anything, and what can is resolved to settings that say all and no more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rco.config import RunConfig, from_dict
+from rco.errors import InputError
+from rco.preflight import Settings, preflight, stages_needed
+from rco.route import Route
+from rco.tasks import check
+
+
+def settings(**flat: Any) -> Settings:
+    return preflight(RunConfig.from_flat(flat))
+
+
+def pictures(root: Path, classes: dict[str, int], size: int = 16) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (size, size, 3), np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flat", "words"),
+    [
+        ({"dataset": "cifar11"}, "dataset = 'cifar11'"),
+        ({"dataset": "mnist", "data_root": "/nonexistent"}, "download"),
+        ({"teacher": "resnet33"}, "teacher = 'resnet33'"),
+        ({"student": "vgg13"}, "student = 'vgg13'"),  # 8x8 images are too small for it
+        ({"strategy": "equal-interval", "n_anchors": 12}, "n_anchors = 12: is more than the 11 checkpoints"),
+        ({"strategy": "explicit", "anchor_epochs": [5, 40]}, "epoch 5 is not on the route"),
+        ({"strategy": "explicit", "anchor_epochs": [4, 8]}, "converged teacher"),
+        ({"first_epoch": 5}, "first_epoch = 5"),
+        ({"epochs": 3, "warmup_epochs": 0}, "less than one epoch for each of 4 stages"),
+        ({"epochs": 80, "milestones": [30, 60]}, "in stages of 20 epochs"),
+        ({"epochs": 80, "warmup_epochs": 25}, "in stages of 20 epochs"),
+        ({"route": "/nonexistent"}, "route = '/nonexistent'"),
+        ({"student": "nothere:Net"}, "student = 'nothere:Net'"),
+    ],
+)
+def test_refused_in_words(flat: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings(**flat)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+def test_folders_that_cannot_be_learnt_from(tmp_path: Path) -> None:
+    one = pictures(tmp_path / "one", {"cat": 5})
+    with pytest.raises(InputError, match="one class"):
+        settings(dataset=str(one), teacher="resnet8", student="resnet8")
+    few = pictures(tmp_path / "few", {"cat": 5, "dog": 1})
+    with pytest.raises(InputError, match="dog"):
+        settings(dataset=str(few), teacher="resnet8", student="resnet8")
+
+
+def test_a_pipeline_without_room_is_refused_before_training() -> None:
+    with pytest.raises(InputError, match="compiled with 2"):
+        preflight(RunConfig(), max_stages=2)
+
+
+def test_greedy_needs_room_for_its_maximum() -> None:
+    assert stages_needed(RunConfig.from_flat({"n_anchors": 6})) == 6
+    assert stages_needed(RunConfig.from_flat({"strategy": "lr-decay"})) == 3
+
+
+def test_each_tasks_settings_change_with_what_it_uses_and_nothing_else() -> None:
+    base = settings()
+
+    def changed(**flat: Any) -> set[str]:
+        other = settings(**flat)
+        return {name for name in Settings.__dataclass_fields__ if getattr(other, name) != getattr(base, name)} - {"filing"}
+
+    assert changed(tau=2.0) == {"anchors", "stage", "evaluate"}
+    assert changed(lr=0.01) == {"stage"}
+    assert changed(teacher_lr=0.01) == {"teacher"}
+    assert changed(val_fraction=0.3) == {"data"}
+    assert changed(seed=3) == {"student", "stage"}
+    assert changed(experiment="other") == set()
+    assert changed(delta=2.0) == {"anchors", "stage"}
+    assert changed(threads=7) == {"teacher", "student", "stage", "evaluate"}
+
+
+def test_nothing_is_left_open() -> None:
+    compute = settings().stage.compute
+    assert compute.device != "auto"
+    assert compute.precision != "auto"
+    assert compute.threads > 0
+
+
+def test_an_edit_of_the_data_changes_the_settings(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "data", {"cat": 10, "dog": 10})
+    flat = {"dataset": str(folder), "teacher": "resnet8", "student": "resnet8"}
+    before = settings(**flat)
+    assert settings(**flat) == before
+    victim = folder / "cat" / "3.png"
+    stat, content = victim.stat(), bytearray(victim.read_bytes())
+    content[-20] ^= 1
+    victim.write_bytes(content)
+    import os
+
+    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size and time do not tell
+    assert settings(**flat).data.source_digest != before.data.source_digest
+
+
+def test_the_check_task_returns_settings_that_kubeflow_can_carry() -> None:
+    flat = json.loads(json.dumps(RunConfig().to_flat()))
+    told = check(flat, max_stages=4)
+    assert set(told) == set(Settings.__dataclass_fields__)
+    assert "null" not in json.dumps(told)
+    assert from_dict(Settings, json.loads(json.dumps(told))) == settings()
+
+
+class TestNotebook:
+    def test_the_method_in_three_calls(self, tmp_path: Path) -> None:
+        import rco
+        from rco.config import AnchorConfig, TrainConfig
+        from tests.conftest import CPU
+
+        data = rco.prepare_dataset("digits", tmp_path / "data", probe_size=50)
+        train = TrainConfig(epochs=4, batch_size=128)
+        route = rco.train_route(data, "digits-cnn-s", tmp_path / "route", train=train, checkpoint_every=2, compute=CPU)
+        assert isinstance(route, Route)
+        anchors = AnchorConfig(strategy="equal-interval", n_anchors=2)
+        student, rows = rco.distill_student("digits-mlp", route, data, anchors=anchors, train=train, compute=CPU)
+        assert not student.training
+        assert [(row["stage"], row["anchor_epoch"]) for row in rows] == [(1, 2), (1, 2), (2, 4), (2, 4)]
+
+    def test_importing_rco_is_light(self) -> None:
+        import subprocess
+        import sys
+
+        code = "import rco, sys; sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'kfp', 'boto3', 'matplotlib')))"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+    def test_choosing_an_anchor_needs_neither_torch_nor_mlflow(self) -> None:
+        import subprocess
+        import sys
+
+        code = (
+            "import rco.tasks, rco.anchors, rco.route, sys;"
+            "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'boto3', 'matplotlib', 'sklearn')))"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,190 @@
+"""MLflow as the records' mirror: one run a model, retries and caches included, and never in the way of the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rco import checkpoint, tracking
+from rco.errors import InputError
+from rco.record import Record
+from rco.spec import NetworkSpec, save_network
+
+SPEC = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
+DATA = {"name": "digits", "source": "digits", "digest": "d" * 64, "num_classes": 10, "sizes": {"train": 3}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's own, made once: its first migration takes seconds."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+def context(server: Path, run: str) -> tracking.Context:
+    return tracking.Context(
+        tracking_uri=f"sqlite:///{server}/mlflow.db", pipeline_run=run, artifact_root=(server / "artifacts").as_uri()
+    )
+
+
+def opened(server: Path, run: str) -> tuple[tracking.Context, Any]:
+    where = context(server, run)
+    tracking.open_parent(where, "tests", run, {"tau": 4.0})
+    return where, where.client()
+
+
+def record(key: str = "student", rows: int = 0, **more: Any) -> Record:
+    made = Record(key=key, params={"lr": 0.1}, data=dict(DATA), **more)
+    for step in range(1, rows + 1):
+        made.add(step, {"loss": 1 / step, "val_accuracy": step / 10})
+    return made
+
+
+def children(client: Any, run: str) -> list[Any]:
+    ids = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(ids, f"tags.`rco.pipeline_run` = '{run}' AND tags.`rco.kind` = 'model'"))
+
+
+def steps(client: Any, run_id: str) -> list[int]:
+    return [m.step for m in client.get_metric_history(run_id, "loss")]
+
+
+def anchor(folder: Path, epoch: int, seed: int) -> Path:
+    digest = save_network(folder / "anchor.safetensors", SPEC.build(seed), SPEC)
+    about = {"epoch": epoch, "sha256": digest, "model": SPEC.model, "val_accuracy": 0.5, "hardness": 0.25, "lr": None}
+    checkpoint.write_json(folder / "anchor.json", about)
+    return folder
+
+
+def test_the_parent_is_opened_once(server: Path) -> None:
+    where, client = opened(server, "once")
+    assert tracking.open_parent(where, "tests", "again", {"tau": 9.0}) == tracking.open_parent(where, "tests", "x", {})
+    parent = tracking.find_parent(where, client)
+    assert parent is not None
+    assert parent.data.params == {"tau": "4.0"}
+
+
+def test_stages_share_one_run_and_one_axis(server: Path) -> None:
+    where, client = opened(server, "stages")
+    travelling = record()
+    for first in (1, 4):
+        with tracking.tracked(where, travelling) as tracker:
+            for step in range(first, first + 3):
+                tracker.log(step, {"loss": 1.0, "stage": first})
+    (child,) = children(client, "stages")
+    assert steps(client, child.info.run_id) == [1, 2, 3, 4, 5, 6]
+    assert child.info.status == "FINISHED"
+
+
+def test_a_retried_task_resumes_its_run_without_doubles(server: Path) -> None:
+    where, client = opened(server, "retry")
+
+    def killed_in_the_middle() -> None:
+        with tracking.tracked(where, record()) as tracker:
+            for step in (1, 2, 3):
+                tracker.log(step, {"loss": 1.0})
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        killed_in_the_middle()
+    (child,) = children(client, "retry")
+    assert child.info.status == "FAILED"
+    again = record()
+    with tracking.tracked(where, again) as tracker:
+        for step in (1, 2, 3, 4, 5):
+            tracker.log(step, {"loss": 1.0})
+    (child,) = children(client, "retry")
+    assert child.info.status == "FINISHED"
+    assert steps(client, child.info.run_id) == [1, 2, 3, 4, 5]
+    assert len(again.rows) == 5
+
+
+def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) -> None:
+    where, client = opened(server, "origin")
+    travelling = record()
+    with tracking.tracked(where, travelling) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    later, _ = opened(server, "later")
+    parent = tracking.complete(later, [travelling], [], headline={"x": 1.0}, student_metrics={"y": 2.0}, files=[])
+    (original,), (copy,) = children(client, "origin"), children(client, "later")
+    assert copy.data.tags["reused_from"] == original.info.run_id
+    assert client.get_run(parent).data.tags["reused_from"] == original.info.run_id
+    assert steps(client, copy.info.run_id) == [1]
+    again = tracking.complete(later, [travelling], [], headline={"x": 1.0}, student_metrics={"y": 2.0}, files=[])
+    assert again == parent
+    assert len(children(client, "later")) == 1
+    assert steps(client, copy.info.run_id) == [1]
+
+
+def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
+    where, client = opened(server, "deleted")
+    travelling = record(rows=0)
+    with tracking.tracked(where, travelling) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    client.delete_run(children(client, "deleted")[0].info.run_id)
+    tracking.complete(where, [travelling], [], headline={}, student_metrics={}, files=[])
+    (child,) = children(client, "deleted")
+    assert steps(client, child.info.run_id) == [1]
+
+
+def test_anchors_are_uploaded_once_and_linked_everywhere(server: Path, tmp_path: Path) -> None:
+    folder = anchor(tmp_path / "a", 12, seed=1)
+    ids = set()
+    for run in ("anchor-1", "anchor-2", "anchor-2"):
+        where, client = opened(server, run)
+        with tracking.tracked(where, record()) as tracker:
+            tracker.anchor(folder)
+        (child,) = children(client, run)
+        ids.add(child.data.tags["rco.anchor.12"])
+    assert len(ids) == 1
+    model = client.get_logged_model(ids.pop())
+    assert (model.model_type, str(model.status).split(".")[-1]) == ("anchor", "READY")
+    assert {(m.key, m.value, m.step) for m in model.metrics} == {
+        ("anchor_val_accuracy", 0.5, 12),
+        ("anchor_hardness", 0.25, 12),
+    }
+    loaded = tracking.load(f"models:/{model.model_id}", tracking_uri=where.tracking_uri)
+    assert checkpoint.save_model(tmp_path / "x", loaded) == checkpoint.save_model(tmp_path / "y", SPEC.build(1).eval())
+
+
+def test_a_damaged_anchor_is_not_uploaded(server: Path, tmp_path: Path) -> None:
+    folder = anchor(tmp_path, 13, seed=2)
+    content = bytearray((folder / "anchor.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "anchor.safetensors").write_bytes(content)
+    where, _ = opened(server, "damaged")
+    with pytest.raises(InputError, match="damaged"), tracking.tracked(where, record()) as tracker:
+        tracker.anchor(folder)
+
+
+def test_nothing_stays_running(server: Path) -> None:
+    where, client = opened(server, "closing")
+    tracking.ModelRun.open(where, client, record())
+    assert tracking.close_all(where, "KILLED") == 2
+    assert tracking.close_all(where, "FAILED") == 0
+    assert {r.info.status for r in children(client, "closing")} == {"KILLED"}
+
+
+def test_work_goes_on_without_a_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    away = tracking.Context(tracking_uri="http://127.0.0.1:9", pipeline_run="away")
+    travelling = record()
+    with tracking.tracked(away, travelling) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        tracker.anchor(tmp_path)
+    assert [row["step"] for row in travelling.rows] == [1]
+    assert "was not delivered" in caplog.text
+
+
+def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:
+    made = record(rows=2)
+    made.write(tmp_path)
+    assert Record.read(tmp_path) == made
+    checkpoint.write_json(tmp_path / "record.json", {"key": "x", "evil": 1})
+    with pytest.raises(InputError, match="not a tracking record"):
+        Record.read(tmp_path)
+
+
+def test_credentials_in_an_address_stay_out_of_records() -> None:
+    assert tracking._without_credentials("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
+    assert tracking._without_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
