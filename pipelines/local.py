@@ -176,10 +176,11 @@ def _end_group(process: subprocess.Popen[str]) -> None:
 
 
 def _close_runs(environment: Mapping[str, str], status: str) -> None:
-    os.environ.update(environment)
-    from rco import tasks
+    from rco import tracking
 
-    tasks.close_run(succeeded=False, status=status)
+    context = tracking.Context(tracking_uri=environment["MLFLOW_TRACKING_URI"], pipeline_run=environment["RCO_PIPELINE_RUN"])
+    with tracking.forgiving("The end of the pipeline run"):
+        tracking.close_all(context, status)
 
 
 def _publish(report: Path, last_run: Path) -> None:

@@ -9,6 +9,7 @@ the route does not need passes the student through. Everything else is a run-tim
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -24,10 +25,13 @@ from components.register_student import register_student
 from components.report import report
 from components.select_anchor import select_anchor
 from components.train_teacher import train_teacher
+from pipelines.platform import on_cluster
 from rco.config import PARAMETERS
 
 NAME = "route-constrained-optimization"
 DEFAULT_STAGES = 4
+
+Place = Callable[[dsl.PipelineTask], dsl.PipelineTask]
 
 
 class StageOutputs(NamedTuple):
@@ -39,12 +43,13 @@ class StageOutputs(NamedTuple):
     selection: dict
 
 
-def make_stage(number: int, *, last: bool) -> base_component.BaseComponent:
+def make_stage(number: int, *, last: bool, place: Place) -> base_component.BaseComponent:
     """One stage as a pipeline of its own, so that the UI shows it as one node that opens.
 
     Args:
         number: from 1.
         last: whether it is the pipeline's last.
+        place: applied to every task.
     """
 
     def stage(
@@ -64,6 +69,7 @@ def make_stage(number: int, *, last: bool) -> base_component.BaseComponent:
             route_index=route_index,
             student=student,
         )
+        place(chosen)
         distilled = distill_stage(
             settings=stage_settings,
             selection=chosen.outputs["Output"],
@@ -71,6 +77,7 @@ def make_stage(number: int, *, last: bool) -> base_component.BaseComponent:
             anchor=chosen.outputs["anchor"],
             student=student,
         )
+        place(distilled)
         return StageOutputs(
             student=distilled.outputs["distilled"],
             anchor=chosen.outputs["anchor"],
@@ -101,18 +108,19 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
     if max_stages < 1:
         raise ValueError(f"max_stages = {max_stages}: a pipeline needs one stage or more")
 
-    stages = [make_stage(number, last=number == max_stages) for number in range(1, max_stages + 1)]
+    place: Place = on_cluster if cluster else lambda task: task
+    stages = [make_stage(number, last=number == max_stages, place=place) for number in range(1, max_stages + 1)]
 
     def pipeline(*arguments: Any) -> Any:
         parameters = dict(zip(PARAMETERS, arguments, strict=True))
-        guard = dsl.ExitHandler(close_run().set_caching_options(False)) if cluster else contextlib.nullcontext()
+        guard = dsl.ExitHandler(place(close_run().set_caching_options(False))) if cluster else contextlib.nullcontext()
         with guard:
-            checked = check(max_stages=max_stages, **parameters).set_caching_options(False)
+            checked = place(check(max_stages=max_stages, **parameters)).set_caching_options(False)
             settings = checked.outputs
-            data = prepare_data(settings=settings["data"])
+            data = place(prepare_data(settings=settings["data"]))
             dataset = data.outputs["dataset"]
-            teacher = train_teacher(settings=settings["teacher"], dataset=dataset)
-            student = init_student(settings=settings["student"], dataset=dataset).outputs["student"]
+            teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))
+            student = place(init_student(settings=settings["student"], dataset=dataset)).outputs["student"]
             selection: Any = {}
             for make in stages:
                 stage = make(
@@ -125,12 +133,13 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
                     student=student,
                 )
                 student, selection = stage.outputs["student"], stage.outputs["selection"]
-            evaluation = evaluate(
+            evaluated = evaluate(
                 settings=settings["evaluate"], dataset=dataset, student=student, anchor=stage.outputs["anchor"]
-            ).outputs["evaluation"]
+            )
+            evaluation = place(evaluated).outputs["evaluation"]
             # These two look at what the tracking server holds now, so what they did before says nothing.
             registered = register_student(settings=settings["filing"], student=student, evaluation=evaluation)
-            registered.set_caching_options(False)
+            place(registered).set_caching_options(False)
             told = report(
                 settings=settings["filing"],
                 registered=registered.output,
@@ -138,7 +147,8 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
                 student=student,
                 anchors=stage.outputs["anchors"],
                 evaluation=evaluation,
-            ).set_caching_options(False)
+            )
+            place(told).set_caching_options(False)
         return None if cluster else Outputs(summary=told.outputs["summary"], student=student)
 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source.

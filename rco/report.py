@@ -37,13 +37,13 @@ def write(
     *,
     parameters: Mapping[str, Any],
     index: Route,
-    teacher: Record,
     student: Record,
     student_logits: NDArray[np.float32],
     evaluation: Mapping[str, Any],
     registered: Mapping[str, Any],
     context: Context,
-) -> None:
+    parent_run_id: str | None,
+) -> dict[str, Any]:
     """Write summary.json, report.md, report.html and one PNG per picture into `folder`.
 
     Args:
@@ -51,10 +51,14 @@ def write(
         student_logits: (N, K), of the final student on the probe samples.
         evaluation: what `rco.tasks.evaluate` measured on the test part.
         registered: name and version in the model registry; empty if there is none.
+        parent_run_id: in MLflow; None if nothing is tracked.
+
+    Returns:
+        the summary.
     """
     from rco import plots
 
-    summary = summarise(parameters, index, teacher, student, evaluation, registered, context)
+    summary = summarise(parameters, index, student, evaluation, registered, context, parent_run_id)
     checkpoint.write_json(folder / "summary.json", summary)
     figures = {
         "route": _route_picture(index, summary["stages"]),
@@ -72,16 +76,17 @@ def write(
     checkpoint.atomically(folder / "report.md", lambda temporary: temporary.write_text(_markdown(title, sections)))
     page = _page(title, sections, {name: plots.data_uri(figure) for name, figure in figures.items()})
     checkpoint.atomically(folder / "report.html", lambda temporary: temporary.write_text(page))
+    return summary
 
 
 def summarise(
     parameters: Mapping[str, Any],
     index: Route,
-    teacher: Record,
     student: Record,
     evaluation: Mapping[str, Any],
     registered: Mapping[str, Any],
     context: Context,
+    parent_run_id: str | None,
 ) -> dict[str, Any]:
     """All figures of a run, JSON-ready. Accuracies are 0 to 1; unless called val_accuracy, of the test part. KL is in nats."""
     converged = index.checkpoints[-1]
@@ -107,7 +112,7 @@ def summarise(
         "registered": dict(registered),
         "tracking_uri": context.tracking_uri,
         "experiment": parameters["experiment"],
-        "parent_run_id": None,
+        "parent_run_id": parent_run_id,
     }
 
 

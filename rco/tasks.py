@@ -112,10 +112,8 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
     context = tracking.Context.from_environment()
     if context.active:
-        data = config.data.dataset.rstrip("/").rsplit("/", 1)[-1]
-        name = f"{data} {config.teacher.model} to {config.student.model} {config.anchors.strategy}"
         with tracking.forgiving("The parent run"):
-            tracking.open_parent(context, config.tracking.experiment, name, settings.filing.parameters)
+            _open_parent(context, settings.filing)
     else:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
@@ -461,19 +459,23 @@ def report(
     from rco import report as telling
 
     context = tracking.Context.from_environment()
-    telling.write(
+    parent = None
+    if context.active:
+        with tracking.forgiving("The parent run"):
+            parent = _open_parent(context, s)
+    learner = Record.read(student)
+    summary = telling.write(
         folder,
         parameters=s.parameters,
         index=Route.open(route_index),
-        teacher=Record.read(route_index),
-        student=Record.read(student),
+        student=learner,
         student_logits=checkpoint.load_arrays(student / PROBE)[0]["logits"],
         evaluation=checkpoint.read_json(evaluation / "evaluation.json"),
         registered=registered,
         context=context,
+        parent_run_id=parent,
     )
-    summary: dict[str, Any] = checkpoint.read_json(folder / "summary.json")
-    if context.active:
+    if parent is not None:
         log.info("completing the runs in MLflow")
         student_figures = {
             f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")
@@ -486,31 +488,35 @@ def report(
             "stages": len(summary["stages"]),
         }
         with tracking.forgiving("The report"):
-            summary["parent_run_id"] = tracking.complete(
+            tracking.complete(
                 context,
-                [Record.read(route_index), Record.read(student)],
+                [Record.read(route_index), learner],
                 sorted(path for path in anchors.iterdir() if path.is_dir()),
                 headline=headline,
                 student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
-                files=sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")),
+                files=sorted(path for path in folder.iterdir() if path.is_file()),
             )
-        checkpoint.write_json(folder / "summary.json", summary)
     return summary
 
 
-def close_run(*, succeeded: bool, status: str = "FAILED") -> int:
+def _open_parent(context: tracking.Context, s: FilingSettings) -> str:
+    data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
+    name = f"{data} {s.parameters['teacher']} to {s.parameters['student']} {s.parameters['strategy']}"
+    return tracking.open_parent(context, s.experiment, name, s.parameters)
+
+
+def close_run(*, succeeded: bool) -> int:
     """End every run of this pipeline run that is still open; returns how many there were.
 
     Args:
         succeeded: whether the pipeline did.
-        status: MLflow's word for what happened if it did not: FAILED or KILLED.
     """
     show_progress()
     context = tracking.Context.from_environment()
     closed = 0
     if context.active:
         with tracking.forgiving("The end of the pipeline run"):
-            closed = tracking.close_all(context, "FINISHED" if succeeded else status)
+            closed = tracking.close_all(context, "FINISHED" if succeeded else "FAILED")
     return closed
 
 

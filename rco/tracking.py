@@ -40,6 +40,10 @@ FLUSH_SECONDS = 5.0
 _ANCHOR_FILE = "anchor.safetensors"
 
 
+class NotTrackedError(RuntimeError):
+    """The server knows nothing of this pipeline run. The report, which comes last, makes up for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """Which pipeline run this process works for, and where that is tracked. Comes from the environment, not from settings:
@@ -88,12 +92,11 @@ class Context:
 @contextlib.contextmanager
 def forgiving(what: str) -> Iterator[None]:
     """Turn a failure of the tracking server into a warning. What was not delivered stays in the records."""
-    import requests
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except (MlflowException, requests.RequestException, OSError) as error:
+    except (MlflowException, NotTrackedError, OSError) as error:  # what requests raises is an OSError
         log.warning(
             "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error)
         )
@@ -135,6 +138,18 @@ def find_parent(context: Context, client: MlflowClient) -> Run | None:
     return _find(client, ids, context.pipeline_run, key=None) if ids else None
 
 
+def require_parent(context: Context, client: MlflowClient) -> Run:
+    """As `find_parent`, for those who cannot work without it.
+
+    Raises:
+        NotTrackedError: there is none; the server was away when the pipeline began.
+    """
+    parent = find_parent(context, client)
+    if parent is None:
+        raise NotTrackedError(f"pipeline run {context.pipeline_run} has no parent run on this server")
+    return parent
+
+
 def _find(client: MlflowClient, experiment_ids: list[str], pipeline_run: str, key: str | None) -> Run | None:
     which = f"tags.`rco.key` = '{key}'" if key else "tags.`rco.kind` = 'pipeline'"
     runs = client.search_runs(experiment_ids, f"tags.`rco.pipeline_run` = '{pipeline_run}' AND {which}", max_results=1)
@@ -168,11 +183,7 @@ class ModelRun:
     @classmethod
     def open(cls, context: Context, client: MlflowClient, record: Record) -> ModelRun:
         """Find or make the run; replays what the server lacks."""
-        parent = find_parent(context, client)
-        if parent is None:
-            raise InputError(
-                "RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` first, on the same server"
-            )
+        parent = require_parent(context, client)
         experiment_id = parent.info.experiment_id
         run = _find(client, [experiment_id], context.pipeline_run, record.key)
         if run is None:
@@ -413,11 +424,7 @@ def complete(
         the parent's run id.
     """
     client = context.client()
-    parent = find_parent(context, client)
-    if parent is None:
-        raise InputError(
-            "RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first"
-        )
+    parent = require_parent(context, client)
     parent_id: str = parent.info.run_id
     reused = []
     for record in records:
@@ -477,11 +484,7 @@ def register(
     from mlflow.models import infer_signature
 
     client = context.client()
-    parent = find_parent(context, client)
-    if parent is None:
-        raise InputError(
-            "RCO_PIPELINE_RUN", context.pipeline_run, "has no parent run in MLflow", "Run `check` on the same server first"
-        )
+    parent = require_parent(context, client)
     run = _find(client, [parent.info.experiment_id], context.pipeline_run, "student")
     run_id = run.info.run_id if run is not None else parent.info.run_id
     status = run.info.status if run is not None else parent.info.status

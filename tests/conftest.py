@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,18 @@ from rco.config import ComputeConfig, DataConfig
 CPU = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
 
 
-@pytest.fixture(autouse=True)
-def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the developer's own environment may reach a test."""
+def _clean_environment() -> None:
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "RCO_", "AWS_", "KFP_")):
-            monkeypatch.delenv(name)
+            del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _isolated() -> Iterator[None]:
+    """Nothing of the developer's environment, or of another test's, may reach a test: MLflow puts its address there."""
+    _clean_environment()
+    yield
+    _clean_environment()
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,20 @@ def test_the_images_name_follows_every_edit(tmp_path: Path) -> None:
     assert len(seen) == 5
 
 
+def test_every_task_knows_its_run_without_a_changing_input(tmp_path: Path) -> None:
+    import yaml
+    from google.protobuf import json_format
+    from kfp.kubernetes import kubernetes_executor_config_pb2 as config_pb2
+
+    documents = list(yaml.safe_load_all(compile_rco(tmp_path / "rco.yaml", STAGES).read_text()))
+    executors = documents[0]["deploymentSpec"]["executors"]
+    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(platform) == set(executors)
+    for document in platform.values():
+        (env,) = json_format.ParseDict(document, config_pb2.KubernetesExecutorConfig()).field_path_as_env
+        assert (env.name, env.field_path) == ("RCO_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
+
+
 def test_a_pipeline_needs_a_stage() -> None:
     from pipelines.rco import make_pipeline
 

@@ -176,6 +176,21 @@ def test_work_goes_on_without_a_server(tmp_path: Path, caplog: pytest.LogCapture
     assert "was not delivered" in caplog.text
 
 
+def test_a_server_that_was_away_at_the_start_gets_everything_from_the_report(
+    server: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where, travelling = context(server, "late"), record()
+    with tracking.tracked(where, travelling) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    assert "no parent run" in caplog.text
+    assert travelling.origin is None
+    _, client = opened(server, "late")
+    tracking.complete(where, [travelling], [], headline={}, student_metrics={}, files=[])
+    (child,) = children(client, "late")
+    assert steps(client, child.info.run_id) == [1]
+    assert "reused_from" not in child.data.tags
+
+
 def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:
     made = record(rows=2)
     made.write(tmp_path)
