@@ -159,7 +159,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
                 source = storage.fetch(s.route, Path(scratch)) if storage.is_remote(s.route) else Path(s.route)
                 adopted = teacher.adopt_route(Route.open(source), data, spec, s.compute, route)
             rows: Sequence[Mapping[str, Any]] = adopted.history or [
-                {"epoch": c.epoch, "val_accuracy": c.val_accuracy, "loss": c.train_loss or 0.0} for c in adopted.checkpoints
+                {"epoch": c.epoch, "val_accuracy": c.val_accuracy} for c in adopted.checkpoints
             ]
             for row in rows:
                 tracker.log(int(row["epoch"]), _logged(row))

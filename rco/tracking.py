@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
 _ANCHOR_FILE = "anchor.safetensors"
+_CURSOR = "epoch"  # logged with every row, whatever its metrics are: its last step says what the server has
 
 
 class NotTrackedError(RuntimeError):
@@ -190,7 +191,7 @@ class ModelRun:
             run = cls._create(context, client, record, parent)
         else:
             client.update_run(run.info.run_id, status="RUNNING")
-        on_server = max((m.step for m in client.get_metric_history(run.info.run_id, "loss")), default=0)
+        on_server = max((m.step for m in client.get_metric_history(run.info.run_id, _CURSOR)), default=0)
         self = cls(
             client=client,
             record=record,
@@ -246,7 +247,7 @@ class ModelRun:
         metrics = [
             Metric(name, float(value), row["time"], row["step"])
             for row in self.record.rows[self.sent :]
-            for name, value in row["metrics"].items()
+            for name, value in {**row["metrics"], _CURSOR: row["step"]}.items()
         ]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
