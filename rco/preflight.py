@@ -23,7 +23,9 @@ from rco.config import (
     jsonable,
 )
 from rco.errors import InputError
+from rco.route import MANIFEST, Route
 from rco.schedule import kept_epochs
+from rco.spec import NetworkSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,21 +117,31 @@ def planned_route(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     Raises:
         InputError: an address without a route.
     """
-    if not config.route.route:
+    route = existing_route(config)
+    if route is None:
         train = config.teacher_train
         return kept_epochs(train, config.route.checkpoint_every), train.decay_epochs(train.epochs)
-    from rco import storage
-    from rco.route import MANIFEST, Route
-
-    uri = config.route.route.rstrip("/")
-    with TemporaryDirectory() as scratch:
-        if storage.is_remote(uri):
-            storage.fetch(f"{uri}/{MANIFEST}", Path(scratch))
-            route = Route.open(Path(scratch))
-        else:
-            route = Route.open(Path(uri))
-            route.verify()
     return route.epochs, route.decay_epochs
+
+
+def existing_route(config: RunConfig) -> Route | None:
+    """The route that the settings name, if they name one: its manifest, and of a local one every file's hash as well.
+
+    Raises:
+        InputError: an address without a route, or a damaged or missing checkpoint.
+    """
+    uri = config.route.route.rstrip("/")
+    if not uri:
+        return None
+    from rco import storage
+
+    if not storage.is_remote(uri):
+        route = Route.open(Path(uri))
+        route.verify()
+        return route
+    with TemporaryDirectory() as scratch:
+        storage.fetch(f"{uri}/{MANIFEST}", Path(scratch))
+        return Route.open(Path(scratch))
 
 
 def stages_needed(config: RunConfig) -> int:
@@ -151,6 +163,22 @@ def stages_needed(config: RunConfig) -> int:
     except InputError as error:
         raise InputError(error.parameter, error.value, f"in stages of {share} epochs: {error.problem}", error.remedy) from None
     return stages
+
+
+def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    channels, size, _ = image_shape
+    has = route.network
+    for parameter, value, theirs in (
+        ("teacher", config.teacher.model, has.model),
+        ("teacher_stem", config.teacher.stem, has.stem),
+        ("dataset", f"{num_classes} classes of {channels}x{size}x{size}", _shape_of(has)),
+    ):
+        if value != theirs:
+            raise InputError(parameter, value, f"is not what the route's teacher was trained as ({theirs})", "Make them agree")
+
+
+def _shape_of(network: NetworkSpec) -> str:
+    return f"{network.num_classes} classes of {network.in_channels}x{network.image_size}x{network.image_size}"
 
 
 def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
@@ -183,6 +211,8 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
                 stem=model.stem,
                 parameter=parameter,
             )
+    if info.image_shape is not None and (kept := existing_route(config)):
+        _check_route(kept, config, info.image_shape, info.num_classes)
     needed = stages_needed(config)
     if max_stages is not None and needed > max_stages:
         raise InputError(

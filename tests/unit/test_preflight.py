@@ -55,6 +55,34 @@ def test_refused_in_words(flat: dict[str, Any], words: str) -> None:
     assert len(str(caught.value)) < 1500
 
 
+def test_a_route_of_another_teacher_or_other_images_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    from rco.route import Checkpoint
+    from rco.spec import NetworkSpec, save_network
+
+    spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=7, image_size=8)
+    digest = save_network(tmp_path / "a.safetensors", spec.build(0), spec)
+    point = Checkpoint(epoch=3, lr=None, train_loss=None, val_accuracy=0.5, file="a.safetensors", sha256=digest)
+    Route.write(
+        tmp_path,
+        network=spec,
+        data_digest="x",
+        checkpoints=[point],
+        decay_epochs=[],
+        history=[],
+        probe_labels=np.zeros(2, np.int64),
+        probe_logits=np.zeros((1, 2, 7), np.float32),
+    )
+    flat = {"route": str(tmp_path), "n_anchors": 1, "epochs": 4}
+    with pytest.raises(InputError, match=r"teacher = 'digits-cnn-l': is not what .*digits-mlp"):
+        settings(**flat)
+    with pytest.raises(InputError, match=r"10 classes of 1x8x8': is not what .*7 classes"):
+        settings(**flat, teacher="digits-mlp")
+    with (tmp_path / "a.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match="damaged"):
+        settings(**flat, teacher="digits-mlp")
+
+
 def test_folders_that_cannot_be_learnt_from(tmp_path: Path) -> None:
     one = pictures(tmp_path / "one", {"cat": 5})
     with pytest.raises(InputError, match="one class"):
