@@ -204,7 +204,7 @@ def execute(request: Mapping[str, Any]) -> None:
     """
     import logging
 
-    from rco import tasks
+    from rco import engine, tasks
     from rco.config import RunConfig
     from rco.preflight import preflight, stages_needed
 
@@ -213,7 +213,7 @@ def execute(request: Mapping[str, Any]) -> None:
     tasks.show_progress()
     tasks.log.info("checking the settings")
     config = RunConfig.from_flat(request["parameters"])
-    preflight(config)
+    engine.require_device(preflight(config).stage.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     (folder / "started").touch()
     from kfp import local

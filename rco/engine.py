@@ -26,16 +26,10 @@ class DivergenceError(RuntimeError):
 def resolve(compute: ComputeConfig) -> ComputeConfig:
     """Replace every `auto` by what it means on this machine.
 
-    Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results.
-
-    Raises:
-        InputError: a GPU is asked for where there is none.
+    Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results. A device that is named
+    is taken at its word: on a cluster the task that resolves has no GPU, the tasks that compute do (see `require_device`).
     """
     cuda = torch.cuda.is_available()
-    if compute.device == "cuda" and not cuda:
-        raise InputError(
-            "device", "cuda", "no CUDA GPU can be used here", "Use device = cpu, or check the driver with nvidia-smi"
-        )
     device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
     precision = ("bf16" if device == "cuda" else "fp32") if compute.precision == "auto" else compute.precision
     threads = compute.threads or min(
@@ -44,8 +38,25 @@ def resolve(compute: ComputeConfig) -> ComputeConfig:
     return dataclasses.replace(compute, device=device, precision=precision, threads=threads)
 
 
+def require_device(compute: ComputeConfig) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        InputError: device = cuda without a usable CUDA GPU.
+    """
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device", "cuda", "no CUDA GPU can be used here", "Use device = cpu, or check the driver with nvidia-smi"
+        )
+
+
 def prepare_process(compute: ComputeConfig) -> None:
-    """Set this process up for resolved settings: thread count, and on CPU only algorithms that repeat bit for bit."""
+    """Set this process up for resolved settings: thread count, and on CPU only algorithms that repeat bit for bit.
+
+    Raises:
+        InputError: as `require_device`.
+    """
+    require_device(compute)
     torch.set_num_threads(compute.threads)
     if compute.device == "cpu":
         torch.use_deterministic_algorithms(True)

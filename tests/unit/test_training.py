@@ -14,7 +14,7 @@ from rco import checkpoint
 from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
-from rco.engine import DivergenceError, fit, freeze, resolve
+from rco.engine import DivergenceError, fit, freeze, require_device, resolve
 from rco.errors import InputError
 from rco.evaluate import accuracy, predict
 from rco.objectives import Labels, RouteLoss
@@ -329,4 +329,5 @@ class TestEngine:
         assert resolved.threads >= 1
         if not torch.cuda.is_available():
             with pytest.raises(InputError, match="device = 'cuda'"):
-                resolve(ComputeConfig(device="cuda"))
+                require_device(ComputeConfig(device="cuda"))
+        assert resolve(ComputeConfig(device="cuda")).precision == "bf16", "whoever resolves need not have the GPU"
