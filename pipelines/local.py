@@ -94,6 +94,7 @@ def run(
         json.dumps({"parameters": dict(parameters), "home": str(place.root), "cache": cache, "folder": str(folder)})
     )
     environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
+    environment.pop("RCO_IMAGE", None)  # a fixed name would hide edits of the code from the cache
     show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
     outcome = "FAILED"
     try:

@@ -14,7 +14,7 @@ from rco import checkpoint
 from rco.hardness import route_hardness
 from rco.record import Record
 from rco.route import Route
-from rco.tracking import Context
+from rco.tracking import Context, without_credentials
 
 _MODEL_FIGURES = (
     "accuracy",
@@ -110,7 +110,7 @@ def summarise(
         "tau": evaluation["tau"],
         "device": evaluation["device"],
         "registered": dict(registered),
-        "tracking_uri": context.tracking_uri,
+        "tracking_uri": without_credentials(context.tracking_uri),
         "experiment": parameters["experiment"],
         "parent_run_id": parent_run_id,
     }

@@ -496,6 +496,8 @@ def report(
                 student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
                 files=sorted(path for path in folder.iterdir() if path.is_file()),
             )
+        with tracking.forgiving("The end of the runs"):  # also where an upload above has failed
+            tracking.close_all(context, "FINISHED")
     return summary
 
 

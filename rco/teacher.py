@@ -94,7 +94,7 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
     if source.data_digest == data.manifest.digest:
         source.write_index(folder)
         return Route.open(folder)
-    return _measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, source.history)
+    return _measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, ())
 
 
 def import_route(

@@ -202,7 +202,7 @@ class ModelRun:
         )
         if record.origin is None:
             record.origin = {
-                "tracking_uri": _without_credentials(context.tracking_uri),
+                "tracking_uri": without_credentials(context.tracking_uri),
                 "run_id": self.run_id,
                 "pipeline_run": context.pipeline_run,
             }
@@ -338,7 +338,8 @@ def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
     )
 
 
-def _without_credentials(uri: str) -> str:
+def without_credentials(uri: str) -> str:
+    """An address that may be shown: user and password are left out."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 

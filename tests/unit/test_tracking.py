@@ -201,5 +201,5 @@ def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:
 
 
 def test_credentials_in_an_address_stay_out_of_records() -> None:
-    assert tracking._without_credentials("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
-    assert tracking._without_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
+    assert tracking.without_credentials("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
+    assert tracking.without_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
