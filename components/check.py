@@ -63,13 +63,15 @@ def check(
     registered_model: str,
 ) -> NamedTuple(
     "Checked",
-    data=dict,
-    teacher=dict,
-    student=dict,
-    anchors=dict,
-    stage=dict,
-    evaluate=dict,
-    filing=dict,
+    [
+        ("data", dict),
+        ("teacher", dict),
+        ("student", dict),
+        ("anchors", dict),
+        ("stage", dict),
+        ("evaluate", dict),
+        ("filing", dict),
+    ],
 ):
     """Validate every parameter, resolve what was left open, open the run in MLflow.
 

@@ -131,7 +131,7 @@ def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -
     "--max-stages",
     type=click.IntRange(1),
     default=None,
-    help="stages the pipeline has room for  [as many as needed, 4 or more]",
+    help="stages the pipeline has room for: the most anchors that a run may use  [4]",
 )
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/pipelines/rco.yaml"), show_default=True)
 def compile_command(max_stages: int | None, output: Path) -> None:

@@ -77,5 +77,9 @@ def print_summary(summary: dict[str, Any], home: Path) -> None:
     console.print(f"student    {home / 'last-run' / 'student' / 'student.safetensors'}{name}", markup=False)
     console.print(f"report     {home / 'last-run' / 'report.html'}", markup=False)
     if summary["parent_run_id"]:
-        how = "make ui" if summary["tracking_uri"].startswith("sqlite:") else "open " + summary["tracking_uri"]
+        uri = summary["tracking_uri"]
+        if uri == f"sqlite:///{Path('.rco').resolve()}/mlflow.db":
+            how = "make ui"
+        else:
+            how = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
         console.print(f"MLflow     {how}   (experiment {summary['experiment']}, run {summary['parent_run_id']})", markup=False)

@@ -361,7 +361,7 @@ def _coerce(p: Parameter, value: Any) -> Any:
                 value = [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
             return tuple(_scalar(p.item, v) for v in value)
         return _scalar(p.kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         want = (
             f"a list of {p.item.__name__}"
             if p.item

@@ -315,10 +315,11 @@ class ModelRun:
 
 
 def _log_metrics(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:
+    """Final figures, under the time at which the run began: said again by a retried task, they are the same points."""
     from mlflow.entities import Metric
 
-    now = time.time_ns() // 1_000_000
-    client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in values.items()])
+    began = client.get_run(run_id).info.start_time
+    client.log_batch(run_id, metrics=[Metric(name, float(value), began, 0) for name, value in values.items()])
 
 
 def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
@@ -414,7 +415,7 @@ def complete(
     student_metrics: Mapping[str, float],
     files: list[Path],
 ) -> str:
-    """Bring the server up to date with the records, and finish the parent. Safe to repeat.
+    """Bring the server up to date with the records, and finish the parent. Safe to repeat; no run stays open if it fails.
 
     Args:
         anchors: folders of the anchors that the student learnt from.
@@ -428,24 +429,26 @@ def complete(
     client = context.client()
     parent = require_parent(context, client)
     parent_id: str = parent.info.run_id
-    reused = []
-    for record in records:
-        origin = record.origin
-        run = ModelRun.open(context, client, record)
-        if origin is not None and origin["pipeline_run"] != context.pipeline_run:
-            reused.append(origin["run_id"])
-            client.set_tag(run.run_id, "reused_from", origin["run_id"])
-        if record.key == "student":
-            for folder in anchors:
-                run.anchor(folder)
-            run.metrics(student_metrics)
-        run.close()
-    if reused:
-        client.set_tag(parent_id, "reused_from", ",".join(reused))
-    _log_metrics(client, parent_id, headline)
-    for path in files:
-        client.log_artifact(parent_id, str(path), "report")
-    client.set_terminated(parent_id, "FINISHED")
+    try:
+        reused = []
+        for record in records:
+            origin = record.origin
+            run = ModelRun.open(context, client, record)
+            if origin is not None and origin["pipeline_run"] != context.pipeline_run:
+                reused.append(origin["run_id"])
+                client.set_tag(run.run_id, "reused_from", origin["run_id"])
+            if record.key == "student":
+                for folder in anchors:
+                    run.anchor(folder)
+                run.metrics(student_metrics)
+            run.close()
+        if reused:
+            client.set_tag(parent_id, "reused_from", ",".join(reused))
+        _log_metrics(client, parent_id, headline)
+        for path in files:
+            client.log_artifact(parent_id, str(path), "report")
+    finally:
+        close_all(context, "FINISHED")
     return parent_id
 
 
@@ -465,6 +468,7 @@ def register(
     context: Context,
     name: str,
     model: nn.Module,
+    record: Record,
     *,
     example: Any,
     expected: Any,
@@ -478,6 +482,7 @@ def register(
     signature and input example, and beside it the plain weights for `load`.
 
     Args:
+        record: of the student; the version hangs on its run.
         example: (B, C, H, W) float32, pixels in 0..1; B of 2 or more, so that the exporter leaves the batch size open.
         expected: (B, K) float32, the logits for the example.
         weights: the safetensors file.
@@ -486,10 +491,7 @@ def register(
     from mlflow.models import infer_signature
 
     client = context.client()
-    parent = require_parent(context, client)
-    run = _find(client, [parent.info.experiment_id], context.pipeline_run, "student")
-    run_id = run.info.run_id if run is not None else parent.info.run_id
-    status = run.info.status if run is not None else parent.info.status
+    run = ModelRun.open(context, client, record)
     import numpy as np
     import torch
     import torchvision
@@ -501,7 +503,7 @@ def register(
         schema = getattr(signature, schema_name)
         spec = schema.inputs[0]
         setattr(signature, schema_name, Schema([TensorSpec(np.dtype("float32"), (-1, *spec.shape[1:]), spec.name)]))
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run.run_id):  # ends it as well
         info = mlflow.pytorch.log_model(
             model,
             name="student",
@@ -518,12 +520,10 @@ def register(
             tags={"rco.sha256": sha256},
             model_type="student",
         )
-    if status != "RUNNING":
-        client.set_terminated(run_id, status)
     with contextlib.suppress(mlflow.exceptions.MlflowException):
         client.create_registered_model(name)
     version = client.create_model_version(
-        name, source=info.model_uri, run_id=run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
+        name, source=info.model_uri, run_id=run.run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
     )
     return str(version.version)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from rco import checkpoint, tracking
 from rco.errors import InputError
@@ -115,6 +117,35 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
     assert again == parent
     assert len(children(client, "later")) == 1
     assert steps(client, copy.info.run_id) == [1]
+    for run_id, figure in ((parent, "x"), (copy.info.run_id, "y")):
+        assert len(client.get_metric_history(run_id, figure)) == 1, "a report that is retried says nothing twice"
+
+
+def test_a_report_that_cannot_be_delivered_leaves_nothing_running(server: Path, tmp_path: Path) -> None:
+    where, client = opened(server, "undelivered")
+    with pytest.raises(OSError, match="nowhere"):
+        tracking.complete(where, [record(rows=1)], [], headline={}, student_metrics={}, files=[tmp_path / "nowhere.png"])
+    parent = tracking.require_parent(where, client)
+    assert {run.info.status for run in (parent, *children(client, "undelivered"))} == {"FINISHED"}
+
+
+def test_a_version_hangs_on_its_students_run_also_when_nothing_was_trained(server: Path, tmp_path: Path) -> None:
+    """Everything came from the cache, and the run is filed under a new name: the student has no run of this pipeline yet."""
+    where, client = opened(server, "renamed")
+    travelling = record(rows=2, origin={"tracking_uri": "elsewhere", "run_id": "gone", "pipeline_run": "before"})
+    model = SPEC.build(0).eval()
+    pixels = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(pixels)).numpy()
+    weights = tmp_path / "student.safetensors"
+    digest = save_network(weights, model, SPEC)
+    version = tracking.register(
+        where, "renamed", model, travelling, example=pixels, expected=logits, weights=weights, sha256=digest, params={}
+    )
+    (child,) = children(client, "renamed")
+    assert client.get_model_version("renamed", version).run_id == child.info.run_id
+    assert tracking.registered_version(where, "renamed", digest) == version
+    assert tracking.require_parent(where, client).info.status == "RUNNING", "the report has not been written yet"
 
 
 def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
