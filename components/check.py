@@ -61,6 +61,7 @@ def check(
     workers: int,
     experiment: str,
     registered_model: str,
+    champion_margin: float,
 ) -> NamedTuple(
     "Checked",
     [

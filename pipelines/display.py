@@ -73,7 +73,8 @@ def print_summary(summary: dict[str, Any], home: Path) -> None:
     console.print(headline(summary))
     console.print()
     registered = summary["registered"]
-    name = f"  (models:/{registered['name']}/{registered['version']} in the registry)" if registered else ""
+    champion = ", the champion" if registered.get("champion") else ""
+    name = f"  (models:/{registered['name']}/{registered['version']} in the registry{champion})" if registered else ""
     console.print(f"student    {home / 'last-run' / 'student' / 'student.safetensors'}{name}", markup=False)
     console.print(f"report     {home / 'last-run' / 'report.html'}", markup=False)
     if summary["parent_run_id"]:

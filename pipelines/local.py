@@ -97,7 +97,9 @@ def run(
         json.dumps({"parameters": dict(parameters), "home": str(place.root), "cache": cache, "folder": str(folder)})
     )
     environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
-    environment.pop("RCO_IMAGE", None)  # a fixed name would hide edits of the code from the cache
+    # A fixed name of the image would hide edits of the code from the cache; a run that is open around this one is no task's.
+    for name in ("RCO_IMAGE", "MLFLOW_RUN_ID"):
+        environment.pop(name, None)
     show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
     outcome = "FAILED"
     with _interruptible() as deaf:

@@ -99,6 +99,7 @@ class FilingSettings:
 
     experiment: str
     registered_model: str
+    champion_margin: float
     student: ModelConfig
     parameters: dict[str, Any]
 
@@ -310,6 +311,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
         filing=FilingSettings(
             experiment=config.tracking.experiment,
             registered_model=config.tracking.registered_model,
+            champion_margin=config.tracking.champion_margin,
             student=config.student,
             parameters={**config.to_flat(), **jsonable(compute)},
         ),

@@ -425,10 +425,11 @@ def _write_example(folder: Path, data: Dataset, student: Any) -> None:
 
 @task
 def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: Path) -> dict[str, Any]:
-    """Put the student into the MLflow model registry, unless these very weights are there already.
+    """Put the student into the MLflow model registry, unless these very weights are there already, and make it the champion
+    if it is better than the one that is.
 
     Returns:
-        name and version, or nothing if no registry is used.
+        name, version, champion (whether it is now) and reason; or nothing if no registry is used.
     """
     s = start(FilingSettings, settings)
     context = tracking.Context.from_environment()
@@ -445,7 +446,19 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
             log.info("registered as %s version %s", s.registered_model, version)
         else:
             log.info("these weights are %s version %s already", s.registered_model, version)
-        return {"name": s.registered_model, "version": version}
+        measured = checkpoint.read_json(evaluation / "evaluation.json")
+        promotion = tracking.promote(
+            context,
+            s.registered_model,
+            version,
+            accuracy=measured["student"]["accuracy"],
+            data_digest=Record.read(student).data["digest"],
+            margin=s.champion_margin,
+        )
+        log.info(
+            "version %s is %s: %s", version, "the champion" if promotion.champion else "not the champion", promotion.reason
+        )
+        return {"name": s.registered_model, "version": version, **promotion._asdict()}
     return {}
 
 

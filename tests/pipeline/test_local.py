@@ -275,7 +275,7 @@ def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path:
     from rco.route import Route
 
     root = first.home / "pipeline"
-    (evaluation,) = root.rglob("evaluation.json")
+    evaluation = next(root.rglob("evaluation.json"))
     student = first.home / "last-run" / "student"
     report.write(
         tmp_path,
