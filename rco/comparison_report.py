@@ -176,8 +176,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     seeds = len(summary["seeds"])
     return (
         f"{len(branches)} ways to train {students} on {summary['dataset']['name']}, {seeds} seed{'s' * (seeds > 1)} each, "
-        f"from one teacher {teacher['model']} ({teacher['parameters']:,} parameters, {_percent(teacher['accuracy'])} on the test "
-        "part)."
+        f"from one teacher {teacher['model']} ({teacher['parameters']:,} parameters, {_percent(teacher['accuracy'])} on the "
+        "test part)."
     )
 
 
