@@ -221,7 +221,9 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]], teacher_accur
             raise InputError("curves", name, "has seeds of unequal or no length", "Give every epoch of every seed")
         tables[name] = 100 * np.array(rows, dtype=float)
     figure = _figure(WIDTH, 5.0)
-    figure.suptitle("Validation accuracy of every branch: mean, and one standard deviation over the seeds", fontsize=TITLE, color=INK)
+    figure.suptitle(
+        "Validation accuracy of every branch: mean, and one standard deviation over the seeds", fontsize=TITLE, color=INK
+    )
     ax = _dress(figure.subplots(), x="Student epoch, all stages", y="Validation accuracy (%)")
     bands = len(tables) <= len(_BRANCH_COLOURS)
     for i, (name, table) in enumerate(tables.items()):
