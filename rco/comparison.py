@@ -617,6 +617,6 @@ def _best(grouped: Mapping[str, Sequence[Result]], routes: Sequence[str], alpha:
     unsure = [name for name, p in adjusted.items() if p is None or p >= alpha]
     told = f"not told apart from {', '.join(unsure)}" if unsure else "told apart from each of the others (Holm)"
     return [
-        f"Highest mean among the branches that follow the route: {best} ({100 * top:.2f} %), {told}. It was picked after looking: "
-        "to confirm it, run other seeds."
+        f"Highest mean among the branches that follow the route: {best} ({100 * top:.2f} %), {told}. It was picked after "
+        "looking: to confirm it, run other seeds."
     ]

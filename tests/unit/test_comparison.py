@@ -124,13 +124,12 @@ class TestBranches:
         assert Comparison.of(jsonable(made.to_parameters())) == made
 
     def test_what_people_compare_by(self) -> None:
-        branch = next(b for b in make_branches({"tau": 3.0}) if b.name == "greedy")
-        settings = preflight_comparison(Comparison.of({"tau": 3.0})).slots["greedy"].branch
-        assert said(branch.name, branch.kind, settings.stage) == {
+        settings = preflight_comparison(Comparison.of({"tau": 3.0, "epochs": 44})).slots["greedy"].branch
+        assert said(settings.branch, settings.kind, settings.stage) == {
             "branch": "greedy",
             "strategy": "greedy",
             "student": "digits-cnn-s",
-            "epochs": branch.config.student_train.epochs,
+            "epochs": 44,
             "tau": 3.0,
             "lambda": 9.0,
         }
