@@ -61,15 +61,18 @@ def check(
     workers: int,
     experiment: str,
     registered_model: str,
+    champion_margin: float,
 ) -> NamedTuple(
     "Checked",
-    data=dict,
-    teacher=dict,
-    student=dict,
-    anchors=dict,
-    stage=dict,
-    evaluate=dict,
-    filing=dict,
+    [
+        ("data", dict),
+        ("teacher", dict),
+        ("student", dict),
+        ("anchors", dict),
+        ("stage", dict),
+        ("evaluate", dict),
+        ("filing", dict),
+    ],
 ):
     """Validate every parameter, resolve what was left open, open the run in MLflow.
 

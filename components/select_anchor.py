@@ -26,13 +26,12 @@ def select_anchor(
         route_index: of train_teacher.
         student: as the stage before left it.
         anchor: the chosen checkpoint.
-        anchors: in the last stage all anchors that were chosen; else empty.
+        anchors: the list of the anchors chosen so far; in the last stage with their checkpoints.
     """
     from pathlib import Path
 
     from rco import tasks
 
-    Path(anchors.path).mkdir(parents=True, exist_ok=True)
     selection = tasks.select_anchor(
         settings,
         previous=previous,
@@ -40,7 +39,8 @@ def select_anchor(
         route_index=Path(route_index.path),
         student=Path(student.path),
         anchor=Path(anchor.path),
-        anchors=Path(anchors.path) if last_stage else None,
+        anchors=Path(anchors.path),
+        last_stage=last_stage,
     )
     anchor.metadata["epoch"] = selection["epoch"]
     return selection

@@ -252,7 +252,7 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
     "--max-stages",
     type=click.IntRange(1),
     default=None,
-    help="stages the pipeline has room for  [as many as needed, 4 or more]",
+    help="stages the pipeline has room for: the most anchors that a run may use  [4]",
 )
 @click.option(
     "--slots",

@@ -82,7 +82,11 @@ def print_comparison(summary: dict[str, Any], home: Path) -> None:
 
 def _print_tracking(console: Console, summary: dict[str, Any]) -> None:
     if summary["parent_run_id"]:
-        how = "make ui" if summary["tracking_uri"].startswith("sqlite:") else "open " + summary["tracking_uri"]
+        uri = summary["tracking_uri"]
+        if uri == f"sqlite:///{Path('.rco').resolve()}/mlflow.db":
+            how = "make ui"
+        else:
+            how = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
         console.print(f"MLflow     {how}   (experiment {summary['experiment']}, run {summary['parent_run_id']})", markup=False)
 
 
@@ -101,7 +105,8 @@ def print_summary(summary: dict[str, Any], home: Path) -> None:
     console.print(headline(summary))
     console.print()
     registered = summary["registered"]
-    name = f"  (models:/{registered['name']}/{registered['version']} in the registry)" if registered else ""
+    champion = ", the champion" if registered.get("champion") else ""
+    name = f"  (models:/{registered['name']}/{registered['version']} in the registry{champion})" if registered else ""
     console.print(f"student    {home / 'last-run' / 'student' / 'student.safetensors'}{name}", markup=False)
     console.print(f"report     {home / 'last-run' / 'report.html'}", markup=False)
     _print_tracking(console, summary)

@@ -7,6 +7,7 @@ ends the inner one's whole process group on a signal, and closes the MLflow runs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from rco.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
-_MARK = "rco | "  # rco.tasks.PREFIX, without importing it here: this process stays light
+_MARK = "rco | "  # rco.tasks.PREFIX and REFUSED, without importing them here: this process stays light
+_REFUSED = _MARK + "refused: "
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
 _HIT = re.compile(r"Task ([\w-]+) cache hit")
 
@@ -92,7 +95,7 @@ def run(
 
     Raises:
         RunFailedError: with the reason in its message.
-        InterruptedRunError: by SIGINT or SIGTERM, after everything has been stopped.
+        InterruptedRunError: by SIGINT, SIGTERM or SIGHUP, after everything has been stopped.
     """
     place = Home(home.resolve())
     run_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -111,62 +114,86 @@ def run(
         )
     )
     environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
-    environment.pop("RCO_IMAGE", None)  # a fixed name would hide edits of the code from the cache
+    # A fixed name of the image would hide edits of the code from the cache; a run that is open around this one is no task's.
+    for name in ("RCO_IMAGE", "MLFLOW_RUN_ID"):
+        environment.pop(name, None)
     show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
     outcome = "FAILED"
-    try:
-        code, tail = _supervise(request, environment, folder / "pipeline.log", show)
-        if code == BAD_INPUT:
-            raise RunFailedError((folder / "error.txt").read_text().strip(), BAD_INPUT)
-        if code:
-            raise RunFailedError("the pipeline failed; the end of its log:\n" + "\n".join(tail))
-        outcome = "FINISHED"
-    except InterruptedRunError:
-        outcome = "KILLED"
-        raise
-    finally:
-        if outcome != "FINISHED" and (folder / "started").exists():
-            _close_runs(environment, outcome)
+    with _interruptible() as deaf:
+        try:
+            code, tail, refused = _supervise(request, environment, folder / "pipeline.log", show, deaf)
+            if code == BAD_INPUT:
+                raise RunFailedError((folder / "error.txt").read_text().strip(), BAD_INPUT)
+            if code and refused:
+                raise RunFailedError(refused, BAD_INPUT)
+            if code:
+                raise RunFailedError("the pipeline failed; the end of its log:\n" + "\n".join(tail))
+            outcome = "FINISHED"
+        except InterruptedRunError:
+            outcome = "KILLED"
+            raise
+        finally:
+            deaf()
+            if outcome != "FINISHED" and (folder / "started").exists():
+                _close_runs(environment, outcome)
     summary: dict[str, Any] = json.loads((folder / "report" / "summary.json").read_text())
     _publish(folder / "report", place.last(pipeline))
     return summary
 
 
-def _supervise(request: Path, environment: dict[str, str], log: Path, show: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Run the inner process to its end; returns exit status and the last lines it printed."""
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Turn the first signal into InterruptedRunError. From then on, or once what it yields is called, signals are ignored:
+    nothing may interrupt the clearing up, whose every step has a time limit of its own."""
+
+    def deaf() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        deaf()
         raise InterruptedRunError(number)
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    tail: deque[str] = deque(maxlen=25)
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.local", str(request)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            assert process.stdout is not None
-            with log.open("w") as file:
-                for line in process.stdout:
-                    file.write(line)
-                    file.flush()
-                    if text := line.rstrip():
-                        tail.append(text)
-                    if told := _for_people(line):
-                        show(told)
-            return process.wait(), list(tail)
-        finally:
-            _end_group(process)
+        yield deaf
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _supervise(
+    request: Path, environment: dict[str, str], log: Path, show: Callable[[str], None], deaf: Callable[[], None]
+) -> tuple[int, list[str], str]:
+    """Run the inner process to its end; returns exit status, the last lines it printed, and why a task refused its input."""
+    tail: deque[str] = deque(maxlen=25)
+    refused = ""
+    # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.local", str(request)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        with log.open("w") as file:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if text := line.rstrip():
+                    tail.append(text)
+                if _REFUSED in line:
+                    refused = line.split(_REFUSED, 1)[1].strip()
+                elif told := _for_people(line):
+                    show(told)
+        return process.wait(), list(tail), refused
+    finally:
+        deaf()
+        _end_group(process)
 
 
 def _for_people(line: str) -> str | None:
@@ -281,10 +308,10 @@ class Plan:
 
 def _plan_run(parameters: Mapping[str, Any]) -> Plan:
     from rco.config import RunConfig
-    from rco.preflight import preflight, stages_needed
+    from rco.preflight import stages_needed, validate
 
     config = RunConfig.from_flat(parameters)
-    compute = preflight(config).stage.compute
+    compute = validate(config)
 
     def make() -> Any:
         from pipelines.rco import make_pipeline
@@ -296,10 +323,10 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
 
 def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     from rco.comparison import Comparison
-    from rco.comparison_preflight import preflight_comparison, steps_needed
+    from rco.comparison_preflight import steps_needed, validate_comparison
 
     comparison = Comparison.of(parameters)
-    compute = next(iter(preflight_comparison(comparison).slots.values())).branch.stage.compute
+    compute = validate_comparison(comparison)
 
     def make() -> Any:
         from pipelines.comparison import make_comparison

@@ -50,7 +50,7 @@ LEVEL = 0.95
 _USED = {"equal-interval": ("n_anchors",), "greedy": ("n_anchors", "delta", "first_epoch"), "explicit": ("anchor_epochs",)}
 _GROUPS = {name: p.group for name, p in PARAMETERS.items()}
 #: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
-NOT_SHARED = ("seed", "strategy", "registered_model")
+NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin")
 SHARED = tuple(name for name in PARAMETERS if name not in NOT_SHARED)
 #: Parameters of the student alone: they can differ between branches that share a teacher and a data set.
 SWEPT = tuple(name for name in SHARED if _GROUPS[name] in ("student", "student_train", "anchors", "objective"))

@@ -13,17 +13,19 @@ from typing import Any
 
 from rco import anchors
 from rco.comparison import Branch, Comparison, assign, in_branch
-from rco.config import ComputeConfig, ModelConfig, jsonable
+from rco.config import ComputeConfig, ModelConfig, RunConfig, jsonable
 from rco.errors import InputError
 from rco.preflight import (
     AnchorSettings,
     DataSettings,
     StageSettings,
     TeacherSettings,
+    code_digest,
     existing_route,
     planned_route,
     preflight,
     stages_on,
+    validate,
 )
 
 
@@ -34,6 +36,7 @@ class StudentsSettings:
     student: ModelConfig
     seeds: tuple[int, ...]
     compute: ComputeConfig
+    code: str = ""
     route_data: str = ""
 
 
@@ -66,6 +69,7 @@ class MeasureSettings:
     seeds: tuple[int, ...]
     tau: float
     compute: ComputeConfig
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,37 +138,65 @@ def _lengths(branch: Branch, epochs: tuple[int, ...], decays: tuple[int, ...]) -
     return tuple(anchors.stage_epochs(total, stages, stage, last=stage == stages) for stage in range(1, stages + 1))
 
 
-def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComparisonSettings:
-    """Validate every branch and resolve its settings.
+def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComputeConfig:
+    """Refuse a comparison that cannot work.
 
     Args:
         slots: steps that each slot of the pipeline was compiled with; None: as needed.
 
+    Returns:
+        how this machine will compute.
+
     Raises:
         InputError: the first thing that cannot work.
     """
-    branches, seeds = comparison.branches, comparison.seeds
-    reference = next(branch.config for branch in branches if not branch.reference)
-    common = preflight(reference)  # data, teacher, route: what it refuses is wrong with all branches
-    needs = steps_needed(branches)
+    reference = _reference(comparison)
+    compute = validate(reference)  # data, teacher, route: what it refuses is wrong with all branches
+    needs = steps_needed(comparison.branches)
     if slots is not None:
         assign(needs, slots)
+    checked = {reference.student}
+    for branch in comparison.branches:
+        if branch.config.student not in checked:
+            try:
+                validate(branch.config)
+            except InputError as error:
+                raise in_branch(branch.name, error) from None
+            checked.add(branch.config.student)
+    return compute
+
+
+def _reference(comparison: Comparison) -> RunConfig:
+    return next(branch.config for branch in comparison.branches if not branch.reference)
+
+
+def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComparisonSettings:
+    """Validate every branch and resolve its settings.
+
+    Args:
+        slots: as for `validate_comparison`.
+
+    Raises:
+        InputError: as `validate_comparison`.
+    """
+    compute = validate_comparison(comparison, slots=slots)
+    branches, seeds, reference = comparison.branches, comparison.seeds, _reference(comparison)
+    common = preflight(reference)
     epochs, decays = planned_route(reference)
     route = existing_route(reference)
-    compute, tau = common.stage.compute, float(comparison.shared["tau"])
-    checked = {reference.student}
+    tau = float(comparison.shared["tau"])
     made: dict[str, SlotSettings] = {}
     for branch in branches:
         config = branch.config
-        if config.student not in checked:
-            try:
-                preflight(config)
-            except InputError as error:
-                raise in_branch(branch.name, error) from None
-            checked.add(config.student)
+        students_code = code_digest(config.student.model)
+        both = f"{common.teacher.code} {students_code}".strip()
         made[branch.name] = SlotSettings(
             students=StudentsSettings(
-                student=config.student, seeds=seeds, compute=compute, route_data=route.data_digest if route else ""
+                student=config.student,
+                seeds=seeds,
+                compute=compute,
+                code=students_code,
+                route_data=route.data_digest if route else "",
             ),
             choice=ChoiceSettings(
                 anchors=AnchorSettings(
@@ -183,6 +215,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
                     train=config.student_train,
                     objective=config.objective,
                     anchors=config.anchors,
+                    code=both,
                 ),
             ),
             measure=MeasureSettings(
@@ -192,6 +225,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
                 seeds=seeds,
                 tau=tau,
                 compute=compute,
+                code=both,
             ),
         )
     return ComparisonSettings(

@@ -7,9 +7,10 @@ compiled pipeline that no branch uses has empty settings: its tasks end at once,
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -40,9 +41,10 @@ from rco.spec import NetworkSpec, load_network
 if TYPE_CHECKING:
     from rco.comparison_report import Student
 
-log = tasks.log
+log, task = tasks.log, tasks.task
 
 
+@task
 def check_comparison(
     parameters: Mapping[str, Any], *, slots: Sequence[int], outputs: int | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -58,7 +60,6 @@ def check_comparison(
     Raises:
         InputError: the first thing that cannot work.
     """
-    tasks.show_progress()
     sizes = [int(size) for size in slots]
     comparison = Comparison.of(parameters)
     settings = preflight_comparison(comparison, slots=sizes)
@@ -92,6 +93,7 @@ def _folder(root: Path, seed: int) -> Path:
     return root / f"seed-{seed}"
 
 
+@task
 def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path) -> None:
     """Make the initial student of every seed.
 
@@ -106,10 +108,11 @@ def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path)
     if s.route_data and s.route_data != digest:
         require_same_data({"the prepared data": digest, "the route": s.route_data})
     for seed in s.seeds:
-        single = StudentSettings(student=s.student, seed=seed, compute=s.compute)
+        single = StudentSettings(student=s.student, seed=seed, compute=s.compute, code=s.code)
         tasks.init_student(jsonable(single), dataset=dataset, student=_folder(students, seed))
 
 
+@task
 def select_anchors(
     settings: Mapping[str, Any], *, previous: Mapping[str, Any], route: Path, route_index: Path, students: Path, anchors: Path
 ) -> dict[str, Any]:
@@ -167,6 +170,7 @@ def _restarted(todo: list[dict[str, Any]], lengths: Sequence[int]) -> list[dict[
     ]
 
 
+@task
 def distill_students(
     settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchors: Path, students: Path, distilled: Path
 ) -> dict[str, Any]:
@@ -183,6 +187,8 @@ def distill_students(
     if not settings:
         return {}
     s = tasks.start(BranchSettings, settings)
+    # Kubeflow's MLflow plugin makes one run for this task. It is no student's: several would mix their epochs in it.
+    os.environ.pop("MLFLOW_RUN_ID", None)
     trained = 0
     for seed in s.seeds:
         todo = selection[str(seed)]["todo"]
@@ -246,6 +252,7 @@ def _write_anchor(folder: Path, route: Route, i: int, before: int | None, studen
     tasks.write_anchor(folder, route, i, route_logits, hardness, ratio)
 
 
+@task
 def evaluate_students(
     settings: Mapping[str, Any], *, dataset: Path, students: Path, anchors: Path, evaluation: Path
 ) -> dict[str, float]:
@@ -303,6 +310,7 @@ def evaluate_students(
     return {"test_accuracy_mean": sum(accuracies) / len(accuracies), "teacher_test_accuracy": teacher["accuracy"]}
 
 
+@task
 def report_comparison(
     settings: Mapping[str, Any], *, route: Path, route_index: Path, evaluations: Sequence[Path], folder: Path
 ) -> dict[str, Any]:
@@ -346,8 +354,6 @@ def report_comparison(
                 note=telling.note(summary),
                 files=sorted(path for path in folder.iterdir() if path.is_file()),
             )
-        with tracking.forgiving("The end of the runs"):  # also where an upload above has failed
-            tracking.close_all(context, "FINISHED")
     return summary
 
 
@@ -376,10 +382,5 @@ def _anchor_of(route: Path, record: Record, k: int) -> Iterator[Path]:
         yield Path(scratch)
 
 
-TASKS: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for f in (check_comparison, init_students, select_anchors, distill_students, evaluate_students, report_comparison)
-}
-
 if __name__ == "__main__":
-    sys.exit(tasks.main(sys.argv[1:], TASKS, "rco.comparison_tasks"))
+    sys.exit(tasks.main(sys.argv[1:], "rco.comparison_tasks"))

@@ -245,6 +245,9 @@ class TrackingConfig:
 
     experiment: str = _setting("rco", "MLflow experiment")
     registered_model: str = _setting("rco-student", "name of the student in the MLflow model registry (empty: do not register)")
+    champion_margin: float = _setting(
+        0.0, "test accuracy (0 to 1) by which a student must beat the registry's champion to take that alias over"
+    )
 
     def __post_init__(self) -> None:
         if not self.experiment.strip():
@@ -252,6 +255,10 @@ class TrackingConfig:
         if any(c in self.registered_model for c in "/:"):
             raise InputError(
                 "registered_model", self.registered_model, "holds '/' or ':'", "Use letters, digits, '-', '_' and '.'"
+            )
+        if not 0 <= self.champion_margin < 1:
+            raise InputError(
+                "champion_margin", self.champion_margin, "must be at least 0 and below 1", "0.002 means 0.2 points of accuracy"
             )
 
 
@@ -361,7 +368,7 @@ def _coerce(p: Parameter, value: Any) -> Any:
                 value = [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
             return tuple(_scalar(p.item, v) for v in value)
         return _scalar(p.kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         want = (
             f"a list of {p.item.__name__}"
             if p.item

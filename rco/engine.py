@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from torch import nn
 
 from rco.config import ComputeConfig, TrainConfig
@@ -32,9 +32,7 @@ def resolve(compute: ComputeConfig) -> ComputeConfig:
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
     precision = ("bf16" if device == "cuda" else "fp32") if compute.precision == "auto" else compute.precision
-    threads = compute.threads or min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    threads = compute.threads or min(8, cpu_count())  # as affinity and the container's limit allow
     return dataclasses.replace(compute, device=device, precision=precision, threads=threads)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.errors import InputError, choice
-from rco.hardness import kl, log_softmax
+from rco.hardness import log_softmax
 
 if TYPE_CHECKING:
     import torch
@@ -106,17 +106,6 @@ def cross_entropy(logits: Floats, labels: Ints) -> float:
     """
     _check(logits, labels)
     return float(-np.take_along_axis(log_softmax(logits, 1.0), labels[:, None], axis=1).mean())
-
-
-def congruence_kl(teacher_logits: Floats, student_logits: Floats, tau: float) -> float:
-    """The paper's congruence loss without its weight lambda: mean over samples of KL(P_t^tau || P_s^tau), in nats.
-
-    Args:
-        teacher_logits: (N, K).
-        student_logits: (N, K), of the same samples.
-        tau: relaxation temperature, above 0.
-    """
-    return kl(teacher_logits, student_logits, tau)
 
 
 class Reliability(NamedTuple):

@@ -1,7 +1,8 @@
 """Everything that can be known to fail before it costs anything; and, if nothing does, the settings of every task.
 
-Each task is given the settings it uses and no others: they are its cache key. Two entries are not the user's words:
-`source_digest` and `route_digest` say what the data and the route hold now, so that an edit is never hidden by a cache.
+Each task is given the settings it uses and no others: they are its cache key. Three entries are not the user's words:
+`source_digest`, `route_digest` and `code` say what the data, the route and the user's own models hold now, so that an edit
+is never hidden by a cache.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class TeacherSettings:
 
     teacher: ModelConfig
     compute: ComputeConfig
+    code: str = ""
     train: TrainConfig | None = None
     checkpoint_every: int | None = None
     route: str = ""
@@ -55,6 +57,7 @@ class StudentSettings:
     student: ModelConfig
     seed: int
     compute: ComputeConfig
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class StageSettings:
     objective: ObjectiveConfig
     anchors: AnchorConfig
     compute: ComputeConfig
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ class EvaluateSettings:
     student: ModelConfig
     tau: float
     compute: ComputeConfig
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,7 @@ class FilingSettings:
 
     experiment: str
     registered_model: str
+    champion_margin: float
     student: ModelConfig
     parameters: dict[str, Any]
 
@@ -125,23 +131,24 @@ def planned_route(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def existing_route(config: RunConfig) -> Route | None:
-    """The route that the settings name, if they name one: its manifest, and of a local one every file's hash as well.
+    """The manifest of the route that the settings name, if they name one. `Route.verify` looks at the files of a local one.
 
     Raises:
-        InputError: an address without a route, or a damaged or missing checkpoint.
+        InputError: an address without a route.
     """
     uri = config.route.route.rstrip("/")
     if not uri:
         return None
     from rco import storage
 
-    if not storage.is_remote(uri):
-        route = Route.open(Path(uri))
-        route.verify()
-        return route
     with TemporaryDirectory() as scratch:
-        storage.fetch(f"{uri}/{MANIFEST}", Path(scratch))
-        return Route.open(Path(scratch))
+        try:
+            folder = Path(scratch) if storage.is_remote(uri) else storage.local_path(uri)
+            if storage.is_remote(uri):
+                storage.fetch(f"{uri}/{MANIFEST}", folder)
+        except InputError as error:
+            raise (error.renamed("route") if error.parameter == "uri" else error) from None
+        return Route.open(folder)
 
 
 def stages_needed(config: RunConfig) -> int:
@@ -185,11 +192,15 @@ def _shape_of(network: NetworkSpec) -> str:
     return f"{network.num_classes} classes of {network.in_channels}x{network.image_size}x{network.image_size}"
 
 
-def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
-    """Validate a whole run and resolve its settings.
+def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
+    """Refuse a run that cannot work. Costs seconds: no image is decoded but the first one's header, nothing large is hashed
+    but the checkpoints of a local route.
 
     Args:
         max_stages: how many stages the pipeline was compiled with; None: as many as needed.
+
+    Returns:
+        how this machine will compute.
 
     Raises:
         InputError: the first thing that cannot work.
@@ -197,46 +208,97 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
     from rco import engine, models, sources, storage
 
     info = sources.check_source(config.data)
-    if info.num_classes < 2:
-        raise InputError("dataset", config.data.dataset, f"has {info.num_classes} class", "Classification needs two or more")
-    compute = engine.resolve(config.compute)
-    if info.image_shape is not None:
-        channels, height, width = info.image_shape
-        if height != width:
-            raise InputError(
-                "image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square"
-            )
-        for parameter, model in (("teacher", config.teacher), ("student", config.student)):
-            models.check(
-                model.model,
-                in_channels=channels,
-                num_classes=info.num_classes,
-                image_size=height,
-                stem=model.stem,
-                parameter=parameter,
-            )
-    if info.image_shape is not None and (kept := existing_route(config)):
-        _check_route(kept, config, info.image_shape, info.num_classes)
+    channels, height, width = info.image_shape
+    if height != width:
+        raise InputError(
+            "image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square"
+        )
+    for parameter, model in (("teacher", config.teacher), ("student", config.student)):
+        models.check(
+            model.model,
+            in_channels=channels,
+            num_classes=info.num_classes,
+            image_size=height,
+            stem=model.stem,
+            parameter=parameter,
+        )
+    if route := existing_route(config):
+        if not storage.is_remote(config.route.route):  # the files of another are verified when they have been fetched
+            route.verify()
+        _check_route(route, config, info.image_shape, info.num_classes)
     needed = stages_needed(config)
     if max_stages is not None and needed > max_stages:
+        counted = config.anchors.strategy in ("greedy", "equal-interval")
         raise InputError(
-            "n_anchors" if config.anchors.strategy in ("greedy", "equal-interval") else "strategy",
-            config.anchors.n_anchors if config.anchors.strategy in ("greedy", "equal-interval") else config.anchors.strategy,
+            "n_anchors" if counted else "strategy",
+            config.anchors.n_anchors if counted else config.anchors.strategy,
             f"needs {needed} stages, but the pipeline was compiled with {max_stages}",
             f"Compile with --max-stages {needed}, or use fewer anchors",
         )
+    return engine.resolve(config.compute)
+
+
+def code_digest(name: str) -> str:
+    """Hex sha256 of the code behind a user's factory, as a cache key; empty for every other model.
+
+    All Python files of its package count, or of its folder if it is a module on its own: what it imports from there counts
+    too, what it imports from elsewhere does not.
+    """
+    from importlib.util import find_spec
+
+    from rco import storage
+
+    top, separator, _ = name.partition(":")
+    spec = find_spec(top.partition(".")[0]) if separator else None
+    if spec is None:
+        return ""
+    if spec.submodule_search_locations is not None:
+        folders, pattern = [Path(folder) for folder in spec.submodule_search_locations], "**/*.py"
+    else:
+        folders, pattern = [Path(spec.origin or ".").parent], "*.py"
+    digests = [
+        storage.content_digest(folder, sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern)))
+        for folder in folders
+    ]
+    return " ".join(digests)
+
+
+def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
+    """Validate a whole run and resolve its settings: `validate`, and a look at all that the data and the route hold.
+
+    Args:
+        max_stages: as for `validate`.
+
+    Raises:
+        InputError: as `validate`.
+    """
+    from rco import sources, storage
+
+    compute = validate(config, max_stages)
+    teachers_code = code_digest(config.teacher.model)
+    students_code = code_digest(config.student.model)
+    both = f"{teachers_code} {students_code}".strip()
     route = config.route.route.rstrip("/")
     if route:
-        digest = storage.fingerprint(route)
-        teacher = TeacherSettings(teacher=config.teacher, compute=compute, route=route, route_digest=digest)
+        teacher = TeacherSettings(
+            teacher=config.teacher,
+            compute=compute,
+            code=teachers_code,
+            route=route,
+            route_digest=storage.fingerprint(route),
+        )
     else:
         teacher = TeacherSettings(
-            teacher=config.teacher, compute=compute, train=config.teacher_train, checkpoint_every=config.route.checkpoint_every
+            teacher=config.teacher,
+            compute=compute,
+            code=teachers_code,
+            train=config.teacher_train,
+            checkpoint_every=config.route.checkpoint_every,
         )
     return Settings(
         data=DataSettings(data=config.data, source_digest=sources.source_digest(config.data)),
         teacher=teacher,
-        student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute),
+        student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute, code=students_code),
         anchors=AnchorSettings(anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs),
         stage=StageSettings(
             teacher=config.teacher,
@@ -245,11 +307,15 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             objective=config.objective,
             anchors=config.anchors,
             compute=compute,
+            code=both,
         ),
-        evaluate=EvaluateSettings(teacher=config.teacher, student=config.student, tau=config.objective.tau, compute=compute),
+        evaluate=EvaluateSettings(
+            teacher=config.teacher, student=config.student, tau=config.objective.tau, compute=compute, code=both
+        ),
         filing=FilingSettings(
             experiment=config.tracking.experiment,
             registered_model=config.tracking.registered_model,
+            champion_margin=config.tracking.champion_margin,
             student=config.student,
             parameters={**config.to_flat(), **jsonable(compute)},
         ),

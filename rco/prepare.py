@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from rco.checkpoint import save_arrays, sha256, write_json
@@ -132,7 +133,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: Path) -> Statistics:
     for part, rows in splits.items():
-        pixels = images.read(rows, _cores())
+        pixels = images.read(rows, cpu_count())
         save_arrays(out / f"{part}.safetensors", {"images": pixels, "labels": layout.labels[rows]})
         if part == "train":
             statistics = channel_statistics(pixels[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
@@ -140,10 +141,10 @@ def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: 
 
 
 def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path) -> tuple[str, Statistics]:
-    images.check(_cores())
+    images.check(cpu_count())
     train = splits["train"]
     sample = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(np.int64)]
-    statistics = channel_statistics(images.read(sample[i : i + _BLOCK], _cores()) for i in range(0, len(sample), _BLOCK))
+    statistics = channel_statistics(images.read(sample[i : i + _BLOCK], cpu_count()) for i in range(0, len(sample), _BLOCK))
     root = str(images.root.resolve())
     if images.root.is_relative_to(out):  # came out of a tar or a store, and would be gone when the source is closed
         root = "images"
@@ -161,7 +162,3 @@ def _digest(manifest: Manifest, folder: Path) -> str:
     document = jsonable(replace(manifest, source="", root="", source_digest=known))
     document["parts"] = {part: sha256(part_file(folder, manifest, part)) for part in PARTS}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

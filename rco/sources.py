@@ -137,17 +137,17 @@ NAMES = ("digits", *_PUBLISHED)
 def source_digest(config: DataConfig) -> str:
     """What the source holds now, as a cache key: it changes with any file. Cheap: no torch, no decoding.
 
-    For digits, the version of the package that brings them; for a torchvision data set that has yet to be downloaded, its
-    name; for the rest, see `rco.storage.fingerprint`.
+    For digits, the version of the package that brings them; for the rest, see `rco.storage.fingerprint`. A torchvision data
+    set that may be downloaded is: what it holds can be told of its files alone.
 
     Raises:
-        InputError: there is no such source.
+        InputError: there is no such source, or it cannot be downloaded.
     """
     if config.dataset == "digits":
         return f"scikit-learn {version('scikit-learn')}"
     if config.dataset in _PUBLISHED:
         if _missing(config):
-            return f"{config.dataset} (not downloaded)"
+            _published(config)
         return storage.content_digest(Path(config.data_root), _PUBLISHED[config.dataset].files)
     address = _address(config)
     with _as_dataset():

@@ -7,6 +7,7 @@ tasks that need them, when they need them: every task is a process of its own.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -45,13 +46,31 @@ log = logging.getLogger("rco")
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
 TARGETS = "targets.safetensors"
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
+REFUSED = "refused: "  # marks, after the prefix, the one line that says which input a task could not work with
 
 S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+TASKS: dict[str, Callable[..., Any]] = {}
+
+
+def task(function: F) -> F:
+    """Make a function a task: bad input that only the task can find is one plain line in the log, above the traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        show_progress()
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            log.error("%s%s", REFUSED, " ".join(str(error).split()))
+            raise
+
+    TASKS[function.__name__] = wrapped
+    return cast(F, wrapped)
 
 
 def start(cls: type[S], settings: Mapping[str, Any]) -> S:
-    """Begin a task: make progress visible, and turn its settings back into objects."""
-    show_progress()
+    """The settings of a task as objects again."""
     return from_dict(cls, settings)
 
 
@@ -96,6 +115,7 @@ def _data_summary(data: Dataset) -> dict[str, Any]:
     return {"name": m.source, "source": m.source, "digest": m.digest, "num_classes": m.num_classes, "sizes": dict(m.sizes)}
 
 
+@task
 def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[str, Any]]:
     """Validate a whole run before anything expensive, resolve what was left open, and open the run in MLflow.
 
@@ -105,7 +125,6 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     Raises:
         InputError: the first thing that cannot work.
     """
-    show_progress()
     config = RunConfig.from_flat(parameters)
     settings = preflight(config, max_stages)
     compute = settings.stage.compute
@@ -123,6 +142,7 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     }
 
 
+@task
 def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any]:
     """Read, split and store the data set.
 
@@ -139,6 +159,7 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
     return {"digest": manifest.digest, "num_classes": manifest.num_classes, **manifest.sizes}
 
 
+@task
 def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, route_index: Path) -> dict[str, Any]:
     """Train the teacher and keep its route, or adopt the route that the settings name.
 
@@ -156,8 +177,14 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         if s.train is None or s.checkpoint_every is None:
             log.info("adopting the route at %s", s.route)
             with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
-                source = storage.fetch(s.route, Path(scratch)) if storage.is_remote(s.route) else Path(s.route)
-                adopted = teacher.adopt_route(Route.open(source), data, spec, s.compute, route)
+                source = storage.fetch(s.route, Path(scratch))
+                existing = Route.open(source)
+                if existing.data_digest != data.manifest.digest:
+                    log.warning(
+                        "the route was made on other data: its checkpoints are measured again; their validation accuracy "
+                        "flatters if the teacher was trained on images that are held out here"
+                    )
+                adopted = teacher.adopt_route(existing, data, spec, s.compute, route)
             rows: Sequence[Mapping[str, Any]] = adopted.history or [
                 {"epoch": c.epoch, "val_accuracy": c.val_accuracy} for c in adopted.checkpoints
             ]
@@ -175,6 +202,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
 
 
+@task
 def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
     """Make the initial student, a function of its seed."""
     s = start(StudentSettings, settings)
@@ -193,6 +221,7 @@ def _save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarra
     return save_network(folder / STUDENT, model, spec)
 
 
+@task
 def select_anchor(
     settings: Mapping[str, Any],
     *,
@@ -201,13 +230,16 @@ def select_anchor(
     route_index: Path,
     student: Path,
     anchor: Path,
-    anchors: Path | None = None,
+    anchors: Path,
+    last_stage: bool = False,
 ) -> dict[str, Any]:
     """Choose the anchor of the next stage with the student that will learn from it, and hand out that one checkpoint.
 
     Args:
         previous: what this function returned for the stage before; empty before stage 1.
-        anchors: the last stage's task writes all anchors that were chosen into this folder, for the report.
+        anchors: receives the list of all anchors chosen so far; from the last stage's task their checkpoints too, for the
+            report.
+        last_stage: whether this is the pipeline's last stage.
 
     Returns:
         chosen (indices on the route so far), stage, epoch, reason, epochs (of the stage), first_epoch, and skip: the route
@@ -226,7 +258,8 @@ def select_anchor(
     weights = Route.open(route)
     ratio = relative(hardness, chosen[-1]) if chosen else None
     write_anchor(anchor, weights, now[-1], route_logits, hardness, ratio)
-    if anchors is not None:
+    checkpoint.write_json(anchors / "anchors.json", [index.epochs[i] for i in now])
+    if last_stage:
         for i in now:
             write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
     return selection
@@ -271,6 +304,7 @@ def write_anchor(
     checkpoint.write_json(folder / "anchor.json", about)
 
 
+@task
 def distill_stage(
     settings: Mapping[str, Any],
     *,
@@ -355,6 +389,7 @@ def distill_stage(
     return {"stage": stage, "anchor_epoch": about["epoch"], **results}
 
 
+@task
 def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, anchor: Path, evaluation: Path) -> dict[str, Any]:
     """Measure the student and the converged teacher on the test part, which nothing before has touched.
 
@@ -421,11 +456,13 @@ def _write_example(folder: Path, data: Dataset, student: Any) -> None:
     checkpoint.save_arrays(folder / "example.safetensors", arrays)
 
 
+@task
 def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: Path) -> dict[str, Any]:
-    """Put the student into the MLflow model registry, unless these very weights are there already.
+    """Put the student into the MLflow model registry, unless these very weights are there already, and make it the champion
+    if it is better than the one that is.
 
     Returns:
-        name and version, or nothing if no registry is used.
+        name, version, champion (whether it is now) and reason; or nothing if no registry is used.
     """
     s = start(FilingSettings, settings)
     context = tracking.Context.from_environment()
@@ -442,7 +479,19 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
             log.info("registered as %s version %s", s.registered_model, version)
         else:
             log.info("these weights are %s version %s already", s.registered_model, version)
-        return {"name": s.registered_model, "version": version}
+        measured = checkpoint.read_json(evaluation / "evaluation.json")
+        promotion = tracking.promote(
+            context,
+            s.registered_model,
+            version,
+            accuracy=measured["student"]["accuracy"],
+            data_digest=Record.read(student).data["digest"],
+            margin=s.champion_margin,
+        )
+        log.info(
+            "version %s is %s: %s", version, "the champion" if promotion.champion else "not the champion", promotion.reason
+        )
+        return {"name": s.registered_model, "version": version, **promotion._asdict()}
     return {}
 
 
@@ -463,6 +512,7 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
         context,
         s.registered_model,
         model,
+        Record.read(weights.parent),
         example=arrays["pixels"],
         expected=arrays["logits"],
         weights=weights,
@@ -471,6 +521,7 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
     )
 
 
+@task
 def report(
     settings: Mapping[str, Any],
     *,
@@ -529,8 +580,6 @@ def report(
                 student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
                 files=sorted(path for path in folder.iterdir() if path.is_file()),
             )
-        with tracking.forgiving("The end of the runs"):  # also where an upload above has failed
-            tracking.close_all(context, "FINISHED")
     return summary
 
 
@@ -540,13 +589,13 @@ def _open_parent(context: tracking.Context, s: FilingSettings) -> str:
     return tracking.open_parent(context, s.experiment, name, s.parameters)
 
 
+@task
 def close_run(*, succeeded: bool) -> int:
     """End every run of this pipeline run that is still open; returns how many there were.
 
     Args:
         succeeded: whether the pipeline did.
     """
-    show_progress()
     context = tracking.Context.from_environment()
     closed = 0
     if context.active:
@@ -566,37 +615,21 @@ def _params(s: TeacherSettings | StageSettings) -> dict[str, Any]:
     return flat
 
 
-TASKS: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for f in (
-        check,
-        prepare_data,
-        train_teacher,
-        init_student,
-        select_anchor,
-        distill_stage,
-        evaluate,
-        register_student,
-        report,
-    )
-}
-
-
-def main(arguments: list[str], tasks: Mapping[str, Callable[..., Any]] = TASKS, module: str = "rco.tasks") -> int:
+def main(arguments: list[str], module: str = "rco.tasks") -> int:
     """`python -m rco.tasks NAME arguments.json`: the keyword arguments of a task as JSON; paths as text."""
-    if len(arguments) != 2 or arguments[0] not in tasks:
-        print(f"usage: python -m {module} {{{','.join(tasks)}}} arguments.json", file=sys.stderr)
+    if len(arguments) != 2 or arguments[0] not in TASKS:
+        print(f"usage: python -m {module} {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
         return 2
     name, file = arguments
     values = checkpoint.read_json(Path(file))
     import inspect
 
-    hints = inspect.get_annotations(tasks[name], eval_str=False)
+    hints = inspect.get_annotations(TASKS[name], eval_str=False)
     kwargs = {
         key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()
     }
     try:
-        result = tasks[name](**kwargs)
+        result = TASKS[name](**kwargs)
     except InputError as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 2

@@ -8,6 +8,10 @@ never by remembered ids, so that a retried task, a cached task and the final rep
     rco.branch, rco.seed, rco.strategy, rco.reference   on the students of a comparison
     reused_from        where a cached model was first tracked
     rco.anchor.E       on a student: the LoggedModel id of the anchor of epoch E
+    rco.attempts       how often work on the run was begun, if a task failed or was killed
+
+Where Kubeflow's own MLflow plugin is on, every task has a run of the plugin as well (MLFLOW_RUN_ID). A task that trains logs
+its epochs there too, and the two runs are linked by the tags rco.run and kfp.run.STEP.
 
 Tracking never stops work. If the server cannot be reached, a warning is logged and the record is delivered later.
 """
@@ -22,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from rco import checkpoint
@@ -32,6 +36,7 @@ from rco.record import Record
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
     from torch import nn
 
     from rco.spec import NetworkSpec
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
+CHAMPION = "champion"
 _ANCHOR_FILE = "anchor.safetensors"
 _ANCHOR_TAG = "rco.anchor."
 _LONGEST_TAG = 8000
@@ -58,19 +64,23 @@ class Context:
         tracking_uri: of MLflow; empty: nothing is tracked.
         pipeline_run: id of the pipeline run; empty: nothing is tracked.
         artifact_root: where a new experiment keeps its artifacts; empty: the server decides.
+        task_run: the run that Kubeflow's MLflow plugin made for this task; empty without the plugin.
     """
 
     tracking_uri: str
     pipeline_run: str
     artifact_root: str = ""
+    task_run: str = ""
 
     @classmethod
     def from_environment(cls) -> Context:
-        """MLFLOW_TRACKING_URI, RCO_PIPELINE_RUN (set by the local runner, or from the pod's labels) and RCO_ARTIFACT_ROOT."""
+        """MLFLOW_TRACKING_URI, RCO_PIPELINE_RUN (set by the local runner, or from the pod's labels), RCO_ARTIFACT_ROOT, and
+        MLFLOW_RUN_ID (set by Kubeflow's MLflow plugin)."""
         return cls(
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
             pipeline_run=os.environ.get("RCO_PIPELINE_RUN", ""),
             artifact_root=os.environ.get("RCO_ARTIFACT_ROOT", ""),
+            task_run=os.environ.get("MLFLOW_RUN_ID", ""),
         )
 
     @property
@@ -196,6 +206,9 @@ class ModelRun:
         if run is None:
             run = cls._create(context, client, record, parent)
         else:
+            # Whoever worked on it before has ended it, unless that was cut short.
+            if run.info.status != "FINISHED":
+                _count_attempt(client, run)
             client.update_run(run.info.run_id, status="RUNNING")
         on_server = max((m.step for m in client.get_metric_history(run.info.run_id, _CURSOR)), default=0)
         self = cls(
@@ -322,10 +335,11 @@ class ModelRun:
 
 
 def _log_metrics(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:
+    """Final figures, under the time at which the run began: said again by a retried task, they are the same points."""
     from mlflow.entities import Metric
 
-    now = time.time_ns() // 1_000_000
-    client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in values.items()])
+    began = client.get_run(run_id).info.start_time
+    client.log_batch(run_id, metrics=[Metric(name, float(value), began, 0) for name, value in values.items()])
 
 
 def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
@@ -351,6 +365,62 @@ def without_credentials(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
+def _count_attempt(client: MlflowClient, run: Run) -> None:
+    client.set_tag(run.info.run_id, "rco.attempts", str(int(run.data.tags.get("rco.attempts", 1)) + 1))
+
+
+@dataclass
+class TaskRun:
+    """The run that Kubeflow's MLflow plugin made for a task: what the task does is told there too. Its end is the plugin's."""
+
+    client: MlflowClient
+    run_id: str
+    on_server: int
+    waiting: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    flushed: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, client: MlflowClient, run_id: str, record: Record, model_run: str | None) -> TaskRun:
+        """Resume the plugin's run: a retried task has the same one.
+
+        Args:
+            model_run: the run of the trained model, to link with.
+        """
+        run = client.get_run(run_id)
+        # A parameter that is logged again with another value is an error to MLflow: what is there stays.
+        _log_params(client, run_id, {k: v for k, v in record.params.items() if k not in run.data.params})
+        if "rco.key" in run.data.tags:
+            _count_attempt(client, run)
+        client.set_tag(run_id, "rco.key", record.key)
+        if model_run is not None:
+            client.set_tag(run_id, "rco.run", model_run)
+            step = record.rows[-1]["step"] + 1 if record.rows else 1
+            client.set_tag(model_run, f"kfp.run.{step}", run_id)
+        return cls(client, run_id, max((m.step for m in client.get_metric_history(run_id, _CURSOR)), default=0))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add an epoch."""
+        if step > self.on_server:
+            self.waiting.append((step, metrics))
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        metrics = [
+            Metric(name, float(value), now, step)
+            for step, values in self.waiting
+            for name, value in {**values, _CURSOR: step}.items()
+        ]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        self.waiting.clear()
+        self.flushed = time.monotonic()
+
+
 @contextlib.contextmanager
 def tracked(context: Context, record: Record) -> Iterator[Tracker]:
     """Track the work of a `with` block: its run is closed as FINISHED, or FAILED if the block raises."""
@@ -358,6 +428,10 @@ def tracked(context: Context, record: Record) -> Iterator[Tracker]:
     if context.active:
         with forgiving(f"The run of the {record.key}"):
             tracker.run = ModelRun.open(context, context.client(), record)
+    if context.tracking_uri and context.task_run:
+        with forgiving("The run of Kubeflow's MLflow plugin"):
+            model_run = tracker.run.run_id if tracker.run is not None else None
+            tracker.task_run = TaskRun.open(context.client(), context.task_run, record, model_run)
     try:
         yield tracker
     except BaseException as error:
@@ -372,9 +446,13 @@ class Tracker:
 
     record: Record
     run: ModelRun | None = None
+    task_run: TaskRun | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record one epoch."""
+        if self.task_run is not None:
+            with forgiving(f"Epoch {step}, for the plugin's run,"):
+                self.task_run.log(step, metrics)
         if self.run is None:
             self.record.add(step, metrics)
             return
@@ -394,6 +472,9 @@ class Tracker:
 
     def close(self, status: str) -> None:
         """End the run."""
+        if self.task_run is not None:
+            with forgiving("The last epochs, for the plugin's run,"):
+                self.task_run.flush()
         if self.run is not None:
             with forgiving("The end of the run"):
                 self.run.close(status)
@@ -421,7 +502,7 @@ def complete(
     student_metrics: Mapping[str, float],
     files: list[Path],
 ) -> str:
-    """Bring the server up to date with the records, and finish the parent. Safe to repeat.
+    """Bring the server up to date with the records, and finish the parent. Safe to repeat; no run stays open if it fails.
 
     Args:
         anchors: folders of the anchors that the student learnt from.
@@ -471,7 +552,8 @@ def deliver(
     files: list[Path],
     note: str = "",
 ) -> str:
-    """Bring the server up to date with any number of models, and finish the parent. Safe to repeat.
+    """Bring the server up to date with any number of models, and finish the parent. Safe to repeat; no run stays open if it
+    fails.
 
     Args:
         headline: figures for the parent.
@@ -484,30 +566,32 @@ def deliver(
     client = context.client()
     parent = require_parent(context, client)
     parent_id: str = parent.info.run_id
-    reused = []
-    for delivery in deliveries:
-        origin = delivery.record.origin
-        run = ModelRun.open(context, client, delivery.record)
-        if origin is not None and origin["pipeline_run"] != context.pipeline_run:
-            reused.append(origin["run_id"])
-            client.set_tag(run.run_id, "reused_from", origin["run_id"])
-        known = client.get_run(run.run_id).data.tags if delivery.anchors else {}
-        for epoch, anchor in delivery.anchors.items():
-            if f"{_ANCHOR_TAG}{epoch}" not in known:
-                with anchor() as folder:
-                    run.anchor(folder)
-        run.metrics(delivery.metrics)
-        for name, value in delivery.tags.items():
-            client.set_tag(run.run_id, name, value)
-        run.close()
-    if reused:
-        client.set_tag(parent_id, "reused_from", ",".join(reused))
-    _log_metrics(client, parent_id, headline)
-    if note:
-        client.set_tag(parent_id, "mlflow.note.content", note[:_LONGEST_TAG])
-    for path in files:
-        client.log_artifact(parent_id, str(path), "report")
-    client.set_terminated(parent_id, "FINISHED")
+    try:
+        reused = []
+        for delivery in deliveries:
+            origin = delivery.record.origin
+            run = ModelRun.open(context, client, delivery.record)
+            if origin is not None and origin["pipeline_run"] != context.pipeline_run:
+                reused.append(origin["run_id"])
+                client.set_tag(run.run_id, "reused_from", origin["run_id"])
+            known = client.get_run(run.run_id).data.tags if delivery.anchors else {}
+            for epoch, anchor in delivery.anchors.items():
+                if f"{_ANCHOR_TAG}{epoch}" not in known:
+                    with anchor() as folder:
+                        run.anchor(folder)
+            run.metrics(delivery.metrics)
+            for name, value in delivery.tags.items():
+                client.set_tag(run.run_id, name, value)
+            run.close()
+        if reused:
+            client.set_tag(parent_id, "reused_from", ",".join(reused))
+        _log_metrics(client, parent_id, headline)
+        if note:
+            client.set_tag(parent_id, "mlflow.note.content", note[:_LONGEST_TAG])
+        for path in files:
+            client.log_artifact(parent_id, str(path), "report")
+    finally:
+        close_all(context, "FINISHED")
     return parent_id
 
 
@@ -527,6 +611,7 @@ def register(
     context: Context,
     name: str,
     model: nn.Module,
+    record: Record,
     *,
     example: Any,
     expected: Any,
@@ -540,6 +625,7 @@ def register(
     signature and input example, and beside it the plain weights for `load`.
 
     Args:
+        record: of the student; the version hangs on its run.
         example: (B, C, H, W) float32, pixels in 0..1; B of 2 or more, so that the exporter leaves the batch size open.
         expected: (B, K) float32, the logits for the example.
         weights: the safetensors file.
@@ -548,10 +634,7 @@ def register(
     from mlflow.models import infer_signature
 
     client = context.client()
-    parent = require_parent(context, client)
-    run = _find(client, [parent.info.experiment_id], context.pipeline_run, "student")
-    run_id = run.info.run_id if run is not None else parent.info.run_id
-    status = run.info.status if run is not None else parent.info.status
+    run = ModelRun.open(context, client, record)
     import numpy as np
     import torch
     import torchvision
@@ -563,7 +646,7 @@ def register(
         schema = getattr(signature, schema_name)
         spec = schema.inputs[0]
         setattr(signature, schema_name, Schema([TensorSpec(np.dtype("float32"), (-1, *spec.shape[1:]), spec.name)]))
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run.run_id):  # ends it as well
         info = mlflow.pytorch.log_model(
             model,
             name="student",
@@ -580,14 +663,62 @@ def register(
             tags={"rco.sha256": sha256},
             model_type="student",
         )
-    if status != "RUNNING":
-        client.set_terminated(run_id, status)
     with contextlib.suppress(mlflow.exceptions.MlflowException):
         client.create_registered_model(name)
     version = client.create_model_version(
-        name, source=info.model_uri, run_id=run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
+        name, source=info.model_uri, run_id=run.run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
     )
     return str(version.version)
+
+
+class Promotion(NamedTuple):
+    """Whether a version is the champion, and why."""
+
+    champion: bool
+    reason: str
+
+
+def promote(context: Context, name: str, version: str, *, accuracy: float, data_digest: str, margin: float = 0.0) -> Promotion:
+    """Move the alias `champion` to this version if it is better than the version that has it, by more than `margin`.
+
+    Accuracies compare only on the same data: a champion that was measured on other data keeps the alias, until a person
+    moves it. Decision and reason become tags of the version (rco.champion, rco.champion_reason). Safe to repeat.
+
+    Args:
+        accuracy: on the test part, 0 to 1.
+        data_digest: of the prepared data set.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = context.client()
+    client.set_model_version_tag(name, version, "rco.test_accuracy", repr(accuracy))
+    client.set_model_version_tag(name, version, "rco.data_digest", data_digest)
+    try:
+        holder = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        holder = None
+    if holder is not None and str(holder.version) == version:
+        return Promotion(True, holder.tags.get("rco.champion_reason", "it was the champion already"))
+    promotion = _decide(holder, accuracy, data_digest, margin)
+    client.set_model_version_tag(name, version, "rco.champion", str(promotion.champion).lower())
+    client.set_model_version_tag(name, version, "rco.champion_reason", promotion.reason)
+    if promotion.champion:  # last: a decision that was not written down is made again
+        client.set_registered_model_alias(name, CHAMPION, version)
+    return promotion
+
+
+def _decide(holder: ModelVersion | None, accuracy: float, data_digest: str, margin: float) -> Promotion:
+    if holder is None:
+        return Promotion(True, "there was no champion")
+    if "rco.test_accuracy" not in holder.tags:
+        return Promotion(False, f"the champion, version {holder.version}, does not say how good it is")
+    if holder.tags.get("rco.data_digest") != data_digest:
+        return Promotion(False, f"the champion, version {holder.version}, was measured on other data")
+    best = float(holder.tags["rco.test_accuracy"])
+    better = accuracy - best > margin
+    compared = f"{100 * accuracy:.2f} % against {100 * best:.2f} % of version {holder.version}"
+    wanted = f" by more than {100 * margin:g} points" if margin else ""
+    return Promotion(better, f"{compared}: {'better' if better else 'not better'}{wanted}")
 
 
 def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None = None) -> nn.Module:

@@ -81,9 +81,7 @@ class TestCompiled:
             source = tasks["evaluate-students"].inputs.artifacts["students"].task_output_artifact
             assert (source.producer_task, source.output_artifact_key) == students
 
-    def test_the_report_sees_every_branch(
-        self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec
-    ) -> None:
+    def test_the_report_sees_every_branch(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
         defined = spec.components["comp-report-comparison"].input_definitions.artifacts
         assert all(definition.is_optional == name.startswith("slot_") for name, definition in defined.items())
         artifacts = dag.tasks["report-comparison"].inputs.artifacts

@@ -40,7 +40,7 @@ def test_it_distils_a_student(first: tuple[subprocess.CompletedProcess[str], flo
     done, seconds = first
     print(f"the first run took {seconds:.0f} s")
     assert done.returncode == 0
-    for words in ("The route the student took", "Teacher and student", "make ui", "student.safetensors"):
+    for words in ("The route the student took", "Teacher and student", "mlflow ui", "student.safetensors"):
         assert words in done.stdout
     result = summary(home)
     assert result["teacher"]["accuracy"] > 0.95

@@ -45,7 +45,10 @@ def pictures(root: Path, classes: dict[str, int], size: int = 16) -> Path:
         ({"epochs": 80, "milestones": [30, 60]}, "in stages of 20 epochs"),
         ({"epochs": 80, "warmup_epochs": 25}, "in stages of 20 epochs"),
         ({"route": "/nonexistent"}, "route = '/nonexistent'"),
+        ({"route": "file:///nonexistent"}, "/nonexistent"),
+        ({"route": "ftp://host/route"}, "route = 'ftp://...'"),
         ({"student": "nothere:Net"}, "student = 'nothere:Net'"),
+        ({"epochs": float("inf")}, "epochs = inf: is not int"),
     ],
 )
 def test_refused_in_words(flat: dict[str, Any], words: str) -> None:
@@ -55,15 +58,16 @@ def test_refused_in_words(flat: dict[str, Any], words: str) -> None:
     assert len(str(caught.value)) < 1500
 
 
-def test_a_route_of_another_teacher_or_other_images_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def write_route(folder: Path) -> None:
+    """One checkpoint of a digits-mlp for seven classes."""
     from rco.route import Checkpoint
     from rco.spec import NetworkSpec, save_network
 
     spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=7, image_size=8)
-    digest = save_network(tmp_path / "a.safetensors", spec.build(0), spec)
+    digest = save_network(folder / "a.safetensors", spec.build(0), spec)
     point = Checkpoint(epoch=3, lr=None, train_loss=None, val_accuracy=0.5, file="a.safetensors", sha256=digest)
     Route.write(
-        tmp_path,
+        folder,
         network=spec,
         data_digest="x",
         checkpoints=[point],
@@ -72,6 +76,10 @@ def test_a_route_of_another_teacher_or_other_images_is_refused_before_anything_r
         probe_labels=np.zeros(2, np.int64),
         probe_logits=np.zeros((1, 2, 7), np.float32),
     )
+
+
+def test_a_route_of_another_teacher_or_other_images_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    write_route(tmp_path)
     flat = {"route": str(tmp_path), "n_anchors": 1, "epochs": 4}
     with pytest.raises(InputError, match=r"teacher = 'digits-cnn-l': is not what .*digits-mlp"):
         settings(**flat)
@@ -81,6 +89,29 @@ def test_a_route_of_another_teacher_or_other_images_is_refused_before_anything_r
         file.write(b"x")
     with pytest.raises(InputError, match="damaged"):
         settings(**flat, teacher="digits-mlp")
+
+
+NET = """
+from torch import nn
+def net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.mark.parametrize(("file", "model"), [("edited.py", "edited:net"), ("edits/nets.py", "edits.nets:net")])
+def test_an_edit_of_the_users_own_model_changes_the_settings_that_use_it(
+    file: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(NET)
+    before = settings(student=model)
+    assert settings(student=model) == before
+    # Beside the factory: it may be imported from there.
+    (tmp_path / file).with_name("blocks.py").write_text("width = 3\n")
+    after = settings(student=model)
+    changed = {name for name in Settings.__dataclass_fields__ if getattr(after, name) != getattr(before, name)}
+    assert changed == {"student", "stage", "evaluate"}
 
 
 def test_folders_that_cannot_be_learnt_from(tmp_path: Path) -> None:
@@ -124,6 +155,17 @@ def test_nothing_is_left_open() -> None:
     assert compute.device != "auto"
     assert compute.precision != "auto"
     assert compute.threads > 0
+
+
+def test_a_local_route_may_be_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rco.preflight import existing_route
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_route(tmp_path)
+    for route in (str(tmp_path), f"file://{tmp_path}", "~"):
+        found = existing_route(RunConfig.from_flat({"route": route}))
+        assert found is not None
+        assert found.epochs == (3,)
 
 
 def test_an_edit_of_the_data_changes_the_settings(tmp_path: Path) -> None:

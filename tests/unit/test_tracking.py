@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from rco import checkpoint, tracking
 from rco.errors import InputError
@@ -115,6 +120,35 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
     assert again == parent
     assert len(children(client, "later")) == 1
     assert steps(client, copy.info.run_id) == [1]
+    for run_id, figure in ((parent, "x"), (copy.info.run_id, "y")):
+        assert len(client.get_metric_history(run_id, figure)) == 1, "a report that is retried says nothing twice"
+
+
+def test_a_report_that_cannot_be_delivered_leaves_nothing_running(server: Path, tmp_path: Path) -> None:
+    where, client = opened(server, "undelivered")
+    with pytest.raises(OSError, match="nowhere"):
+        tracking.complete(where, [record(rows=1)], [], headline={}, student_metrics={}, files=[tmp_path / "nowhere.png"])
+    parent = tracking.require_parent(where, client)
+    assert {run.info.status for run in (parent, *children(client, "undelivered"))} == {"FINISHED"}
+
+
+def test_a_version_hangs_on_its_students_run_also_when_nothing_was_trained(server: Path, tmp_path: Path) -> None:
+    """Everything came from the cache, and the run is filed under a new name: the student has no run of this pipeline yet."""
+    where, client = opened(server, "renamed")
+    travelling = record(rows=2, origin={"tracking_uri": "elsewhere", "run_id": "gone", "pipeline_run": "before"})
+    model = SPEC.build(0).eval()
+    pixels = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(pixels)).numpy()
+    weights = tmp_path / "student.safetensors"
+    digest = save_network(weights, model, SPEC)
+    version = tracking.register(
+        where, "renamed", model, travelling, example=pixels, expected=logits, weights=weights, sha256=digest, params={}
+    )
+    (child,) = children(client, "renamed")
+    assert client.get_model_version("renamed", version).run_id == child.info.run_id
+    assert tracking.registered_version(where, "renamed", digest) == version
+    assert tracking.require_parent(where, client).info.status == "RUNNING", "the report has not been written yet"
 
 
 def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
@@ -189,6 +223,96 @@ def test_a_server_that_was_away_at_the_start_gets_everything_from_the_report(
     (child,) = children(client, "late")
     assert steps(client, child.info.run_id) == [1]
     assert "reused_from" not in child.data.tags
+
+
+class TestKubeflowsOwnPlugin:
+    """It makes a run a task and names it in MLFLOW_RUN_ID; a retried task is given the same run."""
+
+    def task(self, server: Path, run: str, plugins: str, travelling: Record, steps: range, fails: bool = False) -> None:
+        os.environ["MLFLOW_RUN_ID"] = plugins
+        where = dataclasses.replace(context(server, run), task_run=tracking.Context.from_environment().task_run)
+        with contextlib.suppress(RuntimeError), tracking.tracked(where, travelling) as tracker:
+            for step in steps:
+                tracker.log(step, {"loss": 1.0 / step})
+            if fails:
+                raise RuntimeError("killed")
+
+    def test_a_task_logs_into_its_run_and_the_models_run_goes_on(self, server: Path) -> None:
+        _, client = opened(server, "plugin")
+        experiment = client.create_experiment("the plugin's")
+        first, second = (client.create_run(experiment).info.run_id for _ in range(2))
+        client.log_param(first, "settings", "{}")  # what the launcher logs
+        travelling = record()
+        self.task(server, "plugin", first, travelling, range(1, 4))
+        self.task(server, "plugin", second, travelling, range(4, 6))
+        (child,) = children(client, "plugin")
+        assert steps(client, child.info.run_id) == [1, 2, 3, 4, 5]
+        assert [steps(client, run) for run in (first, second)] == [[1, 2, 3], [4, 5]]
+        assert client.get_run(first).data.params == {"settings": "{}", "lr": "0.1"}
+        assert client.get_run(second).data.tags["rco.run"] == child.info.run_id
+        assert (child.data.tags["kfp.run.1"], child.data.tags["kfp.run.4"]) == (first, second)
+        assert client.get_run(first).info.status == "RUNNING", "its end is the plugin's"
+        assert "rco.attempts" not in {**client.get_run(first).data.tags, **child.data.tags}
+
+    def test_a_retry_resumes_the_same_run(self, server: Path) -> None:
+        _, client = opened(server, "plugin-retry")
+        plugins = client.create_run(client.create_experiment("the plugin's, retried")).info.run_id
+        self.task(server, "plugin-retry", plugins, record(), range(1, 4), fails=True)
+        changed = record()
+        changed.params["lr"] = 0.2  # another value of a parameter that is there would be an error
+        self.task(server, "plugin-retry", plugins, changed, range(1, 6))
+        assert steps(client, plugins) == [1, 2, 3, 4, 5]
+        data = client.get_run(plugins).data
+        assert (data.params["lr"], data.tags["rco.attempts"]) == ("0.1", "2")
+        (child,) = children(client, "plugin-retry")
+        assert (steps(client, child.info.run_id), child.data.tags["rco.attempts"]) == ([1, 2, 3, 4, 5], "2")
+
+    def test_without_a_pipeline_run_the_plugins_run_still_gets_everything(self, server: Path) -> None:
+        client = context(server, "").client()
+        plugins = client.create_run(client.create_experiment("the plugin's, alone")).info.run_id
+        self.task(server, "", plugins, record(), range(1, 3))
+        assert steps(client, plugins) == [1, 2]
+
+
+class TestPromotion:
+    @pytest.fixture
+    def promote(self, server: Path, request: pytest.FixtureRequest) -> Any:
+        where = context(server, "promotion")
+        client, name = where.client(), request.node.name
+        client.create_registered_model(name)
+
+        def promote(accuracy: float, digest: str = "d", margin: float = 0.0, version: str = "") -> tuple[str, Any]:
+            version = version or str(client.create_model_version(name, source="s3://models/student").version)
+            told = tracking.promote(where, name, version, accuracy=accuracy, data_digest=digest, margin=margin)
+            tags = client.get_model_version(name, version).tags
+            assert (tags["rco.champion"], tags["rco.champion_reason"]) == (str(told.champion).lower(), told.reason)
+            return str(client.get_model_version_by_alias(name, "champion").version), told
+
+        return promote
+
+    def test_only_a_better_student_takes_over(self, promote: Any) -> None:
+        assert promote(0.9) == ("1", tracking.Promotion(True, "there was no champion"))
+        assert promote(0.9)[0] == "1"
+        assert promote(0.91) == ("3", tracking.Promotion(True, "91.00 % against 90.00 % of version 1: better"))
+        assert promote(0.905)[0] == "3"
+
+    def test_by_the_users_margin(self, promote: Any) -> None:
+        promote(0.9)
+        assert promote(0.91, margin=0.02) == (
+            "1",
+            tracking.Promotion(False, "91.00 % against 90.00 % of version 1: not better by more than 2 points"),
+        )
+        assert promote(0.93, margin=0.02)[0] == "3"
+
+    def test_never_across_data_sets(self, promote: Any) -> None:
+        promote(0.5, digest="a")
+        champion, told = promote(0.9, digest="b")
+        assert champion == "1"
+        assert told.reason == "the champion, version 1, was measured on other data"
+
+    def test_the_champion_stays_it_when_asked_again(self, promote: Any) -> None:
+        promote(0.9)
+        assert promote(0.9, version="1") == ("1", tracking.Promotion(True, "there was no champion"))
 
 
 def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from rco import checkpoint
-from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
+from rco.config import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import DivergenceError, fit, freeze, require_device, resolve
 from rco.errors import InputError
 from rco.evaluate import accuracy, predict
 from rco.objectives import Labels, RouteLoss
+from rco.prepare import prepare
 from rco.route import Route
+from rco.sources import source_digest
 from rco.spec import NetworkSpec, load_network
 from rco.teacher import adopt_route, import_route, train_teacher
 from tests.conftest import CPU
@@ -134,6 +136,18 @@ class TestRoute:
         assert copy.probe_sha256 == route.probe_sha256
         with pytest.raises(InputError, match="is a route of"):
             adopt_route(route, data, STUDENT, CPU, tmp_path / "wrong")
+
+    def test_a_route_adopted_on_other_data_shows_no_curve_of_the_old(self, route: Route, tmp_path: Path) -> None:
+        config = DataConfig(data_seed=1, probe_size=32)
+        prepare(config, tmp_path / "data", source_digest(config))
+        other = Dataset.open(tmp_path / "data")
+        adopted = adopt_route(route, other, TEACHER, CPU, tmp_path / "adopted")
+        assert route.history
+        assert not adopted.history
+        assert adopted.data_digest == other.manifest.digest
+        assert adopted.probe()[1].shape == (4, 32, 10)
+        assert [c.sha256 for c in adopted.checkpoints] == [c.sha256 for c in route.checkpoints]
+        assert [c.val_accuracy for c in adopted.checkpoints] != [c.val_accuracy for c in route.checkpoints]
 
 
 class TestStage:
