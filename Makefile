@@ -21,6 +21,14 @@ help: ## list the targets
 run: $(VENV)/.run ## run the whole pipeline on this machine; ARGS="--dataset ... --strategy ..." or ARGS="--recipe NAME"
 	@$(BIN)/rco run $(ARGS)
 
+.PHONY: compare
+compare: $(VENV)/.run ## compare RCO with plain distillation over several seeds; ARGS="--seeds 0,1,2,3 --student ..."
+	@$(BIN)/rco compare $(ARGS)
+
+.PHONY: sweep
+sweep: $(VENV)/.run ## sweep settings against one teacher; ARGS="--tau 2,4,8 --strategy greedy,equal-interval"
+	@$(BIN)/rco sweep $(ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
@@ -46,7 +54,7 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 
 .PHONY: compile
-compile: $(VENV)/.run ## write build/pipelines/rco.yaml for Kubeflow Pipelines
+compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines
 	@$(BIN)/rco compile $(ARGS)
 
 .PHONY: ui

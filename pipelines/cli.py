@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
 from rco.config import PARAMETERS, Parameter
 from rco.errors import InputError
 
@@ -32,20 +33,33 @@ def main() -> None:
     """Route Constrained Optimization: distil a student along its teacher's training route."""
 
 
-def pipeline_parameters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for every pipeline parameter. Only those that the user gave reach the command, as `flags`."""
+def parameter_options(
+    names: Iterable[str], several: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options for pipeline parameters. Only those that the user gave reach the command, as `flags`.
 
-    def with_flags(**given: Any) -> Any:
-        flags = {name: given.pop(name) for name in PARAMETERS}
-        return command(flags={name: value for name, value in flags.items() if value is not None}, **given)
+    Args:
+        several: those that take several values, as text.
+        defaults: where the pipeline's defaults are not a run's.
+    """
+    shown = [PARAMETERS[name] for name in names]
 
-    with_flags.__doc__, with_flags.__name__ = command.__doc__, command.__name__
-    with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for p in reversed(PARAMETERS.values()):
-        with_flags = click.option(*_flag(p), p.name, **_kind(p), default=None, help=f"{p.help}  [{_shown(p.default)}]")(
-            with_flags
-        )
-    return with_flags
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def with_flags(**given: Any) -> Any:
+            flags = {p.name: given.pop(p.name) for p in shown}
+            return command(flags={name: value for name, value in flags.items() if value is not None}, **given)
+
+        with_flags.__doc__, with_flags.__name__ = command.__doc__, command.__name__
+        with_flags.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+        for p in reversed(shown):
+            kind = {"metavar": "V;V" if p.kind is list else "V,V"} if p.name in several else _kind(p)
+            default = (defaults or {}).get(p.name, p.default)
+            with_flags = click.option(*_flag(p), p.name, **kind, default=None, help=f"{p.help}  [{_shown(default)}]")(
+                with_flags
+            )
+        return with_flags
+
+    return decorate
 
 
 def _flag(p: Parameter) -> list[str]:
@@ -100,30 +114,137 @@ recipe_option = click.option("--recipe", metavar="NAME|FILE", help="parameter fi
 home_option = click.option(
     "--home", type=click.Path(path_type=Path), default=Path(".rco"), show_default=True, help="directory of local state"
 )
+no_cache_option = click.option("--no-cache", is_flag=True, help="run every task, also what has not changed")
 
 
 @main.command()
 @recipe_option
 @home_option
-@click.option("--no-cache", is_flag=True, help="run every task, also what has not changed")
-@pipeline_parameters
+@no_cache_option
+@parameter_options(PARAMETERS)
 def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -> None:
     """Run the whole pipeline on this machine."""
-    from pipelines.display import Display, print_summary
+    from pipelines.display import print_summary
+
+    parameters = _parameters(recipe, flags)
+    print_summary(_execute("run", parameters, home, no_cache), home)
+
+
+def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache: bool) -> dict[str, Any]:
+    """Run a pipeline on this machine; failures end this process."""
+    from pipelines.display import Display
     from pipelines.local import InterruptedRunError, RunFailedError
     from pipelines.local import run as run_local
 
-    parameters = _parameters(recipe, flags)
     try:
         with Display() as display:
-            summary = run_local(parameters, home, cache=not no_cache, show=display.show)
+            return run_local(parameters, home, pipeline=pipeline, cache=not no_cache, show=display.show)
     except RunFailedError as error:
         click.echo(f"rco: {error}", err=True)
         sys.exit(error.code)
     except InterruptedRunError as error:
         click.echo(f"rco: stopped by {error}; what was finished is in the cache, run again to go on", err=True)
         sys.exit(128 + error.number)
-    print_summary(summary, home)
+
+
+def _option(name: str, flag: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    o = OPTIONS[name]
+    return click.option(
+        f"--{flag or name.replace('_', '-')}",
+        name,
+        default=None,
+        metavar="A,B,..." if o.kind is list else "TEXT",
+        help=f"{o.help}  [{_shown(o.default)}]",
+    )
+
+
+def _compare(recipe: str | None, given: Mapping[str, Any], home: Path, no_cache: bool) -> None:
+    from pipelines.display import print_comparison
+    from rco.comparison import NOT_SHARED, Comparison
+
+    # A recipe may be of a single run: what means nothing here is left out.
+    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
+    parameters = {**read, **{name: value for name, value in given.items() if value is not None}}
+    Comparison.of(parameters)  # what can be refused without looking at data is refused at once
+    print_comparison(_execute("comparison", parameters, home, no_cache), home)
+
+
+@main.command()
+@_option("branches")
+@_option("seeds")
+@_option("restart_like")
+@recipe_option
+@home_option
+@no_cache_option
+@parameter_options(SHARED, defaults=DEFAULTS)
+def compare(
+    flags: dict[str, Any],
+    branches: str | None,
+    seeds: str | None,
+    restart_like: str | None,
+    recipe: str | None,
+    home: Path,
+    no_cache: bool,
+) -> None:
+    """Compare RCO with plain distillation: every branch, from one teacher, over several seeds.
+
+    Each branch trains the same students for the same number of epochs. The table has means over the seeds and paired
+    differences to kd with 95 % intervals; MLflow has a run for every student. What has not changed comes from the
+    cache: another branch trains only itself, but another seed trains all branches again.
+    """
+    given = {**flags, "branches": branches, "seeds": seeds, "restart_like": restart_like}
+    _compare(recipe, given, home, no_cache)
+
+
+@main.command()
+@click.option(
+    "--strategy",
+    default="greedy",
+    show_default=True,
+    metavar="A,B,...",
+    help=f"branches to sweep, from: {', '.join(KINDS)}; kd is always among them",
+)
+@_option("seeds")
+@_option("restart_like")
+@recipe_option
+@home_option
+@no_cache_option
+@parameter_options(SHARED, several=SWEPT, defaults=DEFAULTS)
+def sweep(
+    flags: dict[str, Any],
+    strategy: str,
+    seeds: str | None,
+    restart_like: str | None,
+    recipe: str | None,
+    home: Path,
+    no_cache: bool,
+) -> None:
+    """Sweep students and their settings against one teacher: rco sweep --tau 2,4,8 --strategy greedy,equal-interval.
+
+    Parameters of the student, its training, anchors and objective take several values (V,V; of parameters that are lists
+    themselves V;V). Every combination is a branch, compared with kd at the same student, training and objective. Nothing
+    is trained twice, and the teacher not at all if a comparison or a run with its settings came before (or with --route).
+    """
+    grid, single = split_axes(flags)
+    kinds = [kind.strip() for kind in strategy.split(",") if kind.strip()]
+    branches = kinds if REFERENCE in kinds else [REFERENCE, *kinds]
+    _compare(
+        recipe, {**single, "branches": branches, "seeds": seeds, "restart_like": restart_like, "grid": grid}, home, no_cache
+    )
+
+
+def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Flags with several values, and those with one."""
+    grid: dict[str, list[str]] = {}
+    single: dict[str, Any] = {}
+    for name, value in flags.items():
+        separator = ";" if PARAMETERS[name].kind is list else ","
+        values = [part.strip() for part in value.split(separator) if part.strip()] if name in SWEPT else []
+        if len(values) > 1:
+            grid[name] = values
+        else:
+            single[name] = value
+    return grid, single
 
 
 @main.command(name="compile")
@@ -133,13 +254,27 @@ def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -
     default=None,
     help="stages the pipeline has room for: the most anchors that a run may use  [4]",
 )
+@click.option(
+    "--slots",
+    default="",
+    metavar="A,B,...",
+    help="of the comparison: one number a branch, 1 for most, for a greedy one its stages  [1,1,1,1,1,4]",
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/pipelines/rco.yaml"), show_default=True)
-def compile_command(max_stages: int | None, output: Path) -> None:
-    """Write the pipeline as YAML for Kubeflow Pipelines."""
-    from pipelines.compile import compile_rco
+@click.option(
+    "--comparison", type=click.Path(path_type=Path), default=Path("build/pipelines/comparison.yaml"), show_default=True
+)
+def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path) -> None:
+    """Write both pipelines as YAML for Kubeflow Pipelines."""
+    from pipelines.comparison import DEFAULT_SLOTS
+    from pipelines.compile import compile_comparison, compile_rco
     from pipelines.rco import DEFAULT_STAGES
 
+    sizes = _integers("slots", slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
+    if min(sizes) < 1 or len(sizes) > MOST:
+        raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
     click.echo(compile_rco(output, max_stages or DEFAULT_STAGES))
+    click.echo(compile_comparison(comparison, sizes))
 
 
 @main.command()

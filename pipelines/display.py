@@ -58,6 +58,38 @@ class Display:
         self.console.print(line, markup=False)
 
 
+def print_comparison(summary: dict[str, Any], home: Path) -> None:
+    """A comparison as a table and a verdict, and where to look next."""
+    from rco.comparison_report import headline, tables
+
+    console = Console(highlight=False, soft_wrap=True)
+    wide = Console(highlight=False, width=max(console.width, 150))
+    console.print()
+    heads, rows = tables(summary)["Comparison"]
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    wide.print(table)
+    console.print(headline(summary), markup=False)
+    for sentence in summary["verdict"]:
+        console.print(f"- {sentence}", markup=False)
+    console.print()
+    last = home / "last-comparison"
+    console.print(f"report     {last / 'report.html'}", markup=False)
+    console.print(f"figures    {last / 'summary.json'}, {last / 'results.csv'}", markup=False)
+    _print_tracking(console, summary)
+
+
+def _print_tracking(console: Console, summary: dict[str, Any]) -> None:
+    if summary["parent_run_id"]:
+        uri = summary["tracking_uri"]
+        if uri == f"sqlite:///{Path('.rco').resolve()}/mlflow.db":
+            how = "make ui"
+        else:
+            how = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
+        console.print(f"MLflow     {how}   (experiment {summary['experiment']}, run {summary['parent_run_id']})", markup=False)
+
+
 def print_summary(summary: dict[str, Any], home: Path) -> None:
     """The result as tables, and where to look next."""
     from rco.report import headline, tables
@@ -77,10 +109,4 @@ def print_summary(summary: dict[str, Any], home: Path) -> None:
     name = f"  (models:/{registered['name']}/{registered['version']} in the registry{champion})" if registered else ""
     console.print(f"student    {home / 'last-run' / 'student' / 'student.safetensors'}{name}", markup=False)
     console.print(f"report     {home / 'last-run' / 'report.html'}", markup=False)
-    if summary["parent_run_id"]:
-        uri = summary["tracking_uri"]
-        if uri == f"sqlite:///{Path('.rco').resolve()}/mlflow.db":
-            how = "make ui"
-        else:
-            how = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
-        console.print(f"MLflow     {how}   (experiment {summary['experiment']}, run {summary['parent_run_id']})", markup=False)
+    _print_tracking(console, summary)

@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rco.errors import InputError
+
+if TYPE_CHECKING:
+    from rco.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
 _MARK = "rco | "  # rco.tasks.PREFIX and REFUSED, without importing them here: this process stays light
@@ -51,10 +54,9 @@ class Home:
             return {}
         return own
 
-    @property
-    def last_run(self) -> Path:
-        """Summary and pictures of the run that finished last."""
-        return self.root / "last-run"
+    def last(self, pipeline: str) -> Path:
+        """Summary and pictures of what finished last: last-run, last-comparison."""
+        return self.root / f"last-{pipeline}"
 
 
 class InterruptedRunError(Exception):
@@ -74,12 +76,19 @@ class RunFailedError(RuntimeError):
 
 
 def run(
-    parameters: Mapping[str, Any], home: Path, *, cache: bool = True, show: Callable[[str], None] = print
+    parameters: Mapping[str, Any],
+    home: Path,
+    *,
+    pipeline: str = "run",
+    cache: bool = True,
+    show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Execute the pipeline; returns its summary.
+    """Execute a pipeline; returns its summary.
 
     Args:
-        parameters: flat (`rco.config.PARAMETERS`); what is left out keeps its default.
+        parameters: flat (`rco.config.PARAMETERS`, of a comparison those of `rco.comparison.Comparison`); what is left out
+            keeps its default.
+        pipeline: a key of `PLANS`.
         home: directory of the runs' state.
         cache: skip tasks whose code and inputs have not changed.
         show: is given one line of progress at a time.
@@ -94,7 +103,15 @@ def run(
     folder.mkdir(parents=True)
     request = folder / "request.json"
     request.write_text(
-        json.dumps({"parameters": dict(parameters), "home": str(place.root), "cache": cache, "folder": str(folder)})
+        json.dumps(
+            {
+                "pipeline": pipeline,
+                "parameters": dict(parameters),
+                "home": str(place.root),
+                "cache": cache,
+                "folder": str(folder),
+            }
+        )
     )
     environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
     # A fixed name of the image would hide edits of the code from the cache; a run that is open around this one is no task's.
@@ -120,7 +137,7 @@ def run(
             if outcome != "FINISHED" and (folder / "started").exists():
                 _close_runs(environment, outcome)
     summary: dict[str, Any] = json.loads((folder / "report" / "summary.json").read_text())
-    _publish(folder / "report", place.last_run)
+    _publish(folder / "report", place.last(pipeline))
     return summary
 
 
@@ -233,30 +250,93 @@ def execute(request: Mapping[str, Any]) -> None:
     import logging
 
     from rco import engine, tasks
-    from rco.config import RunConfig
-    from rco.preflight import stages_needed, validate
 
     # KFP announces cache hits on the root logger.
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     tasks.show_progress()
     tasks.log.info("checking the settings")
-    config = RunConfig.from_flat(request["parameters"])
-    engine.require_device(validate(config))
+    plan = PLANS[request["pipeline"]](request["parameters"])
+    engine.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     (folder / "started").touch()
     from kfp import local
 
-    from pipelines.rco import make_pipeline
-
+    _cache_by_content()
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(home / "pipeline"),
         enable_caching=bool(request["cache"]),
         cache_root=str(home / "cache"),
     )
-    result = make_pipeline(stages_needed(config), cluster=False)(**config.to_flat())
-    shutil.copytree(result.outputs["summary"].path, folder / "report")
-    shutil.copytree(result.outputs["student"].path, folder / "report" / "student")
+    result = plan.make()(**plan.arguments)
+    for output, place in plan.published.items():
+        shutil.copytree(result.outputs[output].path, folder / "report" / place)
+
+
+def _cache_by_content() -> None:
+    """Let KFP's local cache go by what a task computes (image, source, inputs), as it does on a cluster.
+
+    It goes by the component's name as well, and KFP's compiler numbers those through all tasks of a pipeline: with one more
+    branch in a comparison, nothing would be found again.
+    """
+    from kfp.local import cache
+
+    class ContentCache(cache.LocalCache):  # type: ignore[misc]
+        def compute_key(self, component_name: str, *args: Any, **kwargs: Any) -> str:
+            key: str = super().compute_key("", *args, **kwargs)
+            return key
+
+    cache.LocalCache = ContentCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request whose settings have been found sound.
+
+    Attributes:
+        compute: resolved.
+        make: builds the pipeline; not called before the check is over, because it imports KFP.
+        arguments: of the pipeline.
+        published: output of the pipeline -> place in the report's folder.
+    """
+
+    compute: ComputeConfig
+    make: Callable[[], Any]
+    arguments: dict[str, Any]
+    published: dict[str, str]
+
+
+def _plan_run(parameters: Mapping[str, Any]) -> Plan:
+    from rco.config import RunConfig
+    from rco.preflight import stages_needed, validate
+
+    config = RunConfig.from_flat(parameters)
+    compute = validate(config)
+
+    def make() -> Any:
+        from pipelines.rco import make_pipeline
+
+        return make_pipeline(stages_needed(config), cluster=False)
+
+    return Plan(compute=compute, make=make, arguments=config.to_flat(), published={"summary": ".", "student": "student"})
+
+
+def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
+    from rco.comparison import Comparison
+    from rco.comparison_preflight import steps_needed, validate_comparison
+
+    comparison = Comparison.of(parameters)
+    compute = validate_comparison(comparison)
+
+    def make() -> Any:
+        from pipelines.comparison import make_comparison
+
+        return make_comparison(list(steps_needed(comparison.branches).values()), cluster=False)
+
+    return Plan(compute=compute, make=make, arguments=comparison.to_parameters(), published={"summary": "."})
+
+
+PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}
 
 
 def main(path: Path) -> int:

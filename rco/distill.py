@@ -21,7 +21,7 @@ from rco.data import Dataset
 from rco.engine import fit
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
-from rco.objectives import RouteLoss
+from rco.objectives import Labels, Objective, RouteLoss
 from rco.route import Route
 from rco.spec import load_network
 
@@ -65,10 +65,19 @@ def distill_stage(
         one row an epoch: what `rco.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
         the probe samples at the objective's temperature, nats).
     """
-    loss = RouteLoss(tau=objective.tau, lambda_=objective.lambda_)
+    # With lambda = 0 the anchor teaches nothing: it is not run, and the student learns from the labels alone.
+    teaches = objective.lambda_ > 0
+    loss: Objective = RouteLoss(tau=objective.tau, lambda_=objective.lambda_) if teaches else Labels()
     validation, probe = data.split("val"), np.asarray(data.manifest.probe)
     for fitted in fit(
-        student, data.split("train"), loss, train, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor
+        student,
+        data.split("train"),
+        loss,
+        train,
+        compute,
+        epochs=epochs,
+        first_epoch=first_epoch,
+        anchor=anchor if teaches else None,
     ):
         logits, labels = predict(
             student, validation, device=compute.device, precision=compute.precision, workers=compute.workers

@@ -157,7 +157,11 @@ def stages_needed(config: RunConfig) -> int:
     Raises:
         InputError: the strategy cannot be followed on the route, or the student's epochs do not go round.
     """
-    epochs, decays = planned_route(config)
+    return stages_on(config, *planned_route(config))
+
+
+def stages_on(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...]) -> int:
+    """As `stages_needed`, on a route of these checkpoints and decays."""
     stages = anchors.stage_count(config.anchors, epochs, decays)
     train = config.student_train
     share = train.epochs // stages

@@ -21,11 +21,12 @@ class Record:
     """The history of one trained model.
 
     Attributes:
-        key: names the model within a pipeline run ("teacher", "student").
+        key: names the model within a pipeline run ("teacher", "student", "kd/seed-0").
         params: the frozen settings it was made with.
         data: name, source, digest and sizes of the data set.
         rows: one per epoch: {"step", "time" (ms since 1970), "metrics": {name: value}}; steps increase.
         stages: of a student, one per stage: anchor, reason, epochs, results.
+        tags: by which people find its run.
         origin: where it was first tracked: {"tracking_uri", "run_id", "pipeline_run"}; None if it never was.
     """
 
@@ -34,6 +35,7 @@ class Record:
     data: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
     origin: dict[str, str] | None = None
 
     def add(self, step: int, metrics: dict[str, float]) -> None:

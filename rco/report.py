@@ -73,8 +73,8 @@ def write(
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
     title, sections = headline(summary), tables(summary)
-    checkpoint.atomically(folder / "report.md", lambda temporary: temporary.write_text(_markdown(title, sections)))
-    page = _page(title, sections, {name: plots.data_uri(figure) for name, figure in figures.items()})
+    checkpoint.atomically(folder / "report.md", lambda temporary: temporary.write_text(as_markdown(title, sections)))
+    page = as_page(title, sections, {name: plots.data_uri(figure) for name, figure in figures.items()})
     checkpoint.atomically(folder / "report.html", lambda temporary: temporary.write_text(page))
     return summary
 
@@ -197,8 +197,11 @@ def _hardness_picture(index: Route, student: Record, final_logits: NDArray[np.fl
     return plots.hardness_figure(rows, index.epochs, [stage["anchor_epoch"] for stage in student.stages], labels)
 
 
-def _markdown(title: str, sections: Mapping[str, Table]) -> str:
+def as_markdown(title: str, sections: Mapping[str, Table], sentences: Sequence[str] = ()) -> str:
+    """A report as Markdown: title, sentences as a list, tables."""
     parts = [f"# Route Constrained Optimization\n\n{title}\n"]
+    if sentences:
+        parts += [*(f"- {sentence}" for sentence in sentences), ""]
     for name, (heads, rows) in sections.items():
         parts.append(f"## {name}\n")
         parts += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
@@ -214,11 +217,15 @@ img { max-width: 100%; margin: 0 0 1.5rem }
 """
 
 
-def _page(title: str, sections: Mapping[str, Table], pictures: Mapping[str, str]) -> str:
+def as_page(title: str, sections: Mapping[str, Table], pictures: Mapping[str, str], sentences: Sequence[str] = ()) -> str:
+    """A report as one HTML page, pictures (data: addresses) included."""
+
     def row(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = [f"<h1>Route Constrained Optimization</h1><p>{html.escape(title)}</p>"]
+    if sentences:
+        body.append(f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>")
     for name, (heads, rows) in sections.items():
         body.append(
             f"<h2>{html.escape(name)}</h2><table>{row('th', heads)}{''.join(row('td', cells) for cells in rows)}</table>"

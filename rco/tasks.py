@@ -251,35 +251,43 @@ def select_anchor(
     chosen = [int(i) for i in previous.get("chosen", [])]
     arrays, _ = checkpoint.load_arrays(student / PROBE)
     hardness = route_hardness(route_logits, arrays["logits"], s.tau)
-    choice = choosing.next_anchor(s.anchors, index.epochs, index.decay_epochs, chosen=chosen, hardness=hardness)
-    if choice is None:
-        selection = {**jsonable(previous), "skip": True}
+    selection = next_stage(s, index, previous, hardness)
+    if selection["skip"]:
         log.info("the route has been walked: this stage passes the student through")
-    else:
-        stages = choosing.stage_count(s.anchors, index.epochs, index.decay_epochs)
-        first = int(previous["first_epoch"]) + int(previous["epochs"]) if previous else 1
-        selection = {
-            "skip": False,
-            "chosen": [*chosen, choice.index],
-            "stage": choice.stage,
-            "epoch": choice.epoch,
-            "reason": choice.reason,
-            "epochs": choosing.stage_epochs(s.student_epochs, stages, choice.stage, last=choice.last),
-            "first_epoch": first,
-        }
-        log.info("stage %d: anchor epoch %d (%s), %d epochs", choice.stage, choice.epoch, choice.reason, selection["epochs"])
     now = [int(i) for i in selection["chosen"]]
     weights = Route.open(route)
     ratio = relative(hardness, chosen[-1]) if chosen else None
-    _write_anchor(anchor, weights, now[-1], route_logits, hardness, ratio)
+    write_anchor(anchor, weights, now[-1], route_logits, hardness, ratio)
     checkpoint.write_json(anchors / "anchors.json", [index.epochs[i] for i in now])
     if last_stage:
         for i in now:
-            _write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
+            write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
     return selection
 
 
-def _write_anchor(
+def next_stage(
+    s: AnchorSettings, index: Route, previous: Mapping[str, Any], hardness: np.ndarray, who: str = ""
+) -> dict[str, Any]:
+    """The stage after `previous`; returns what `select_anchor` does."""
+    chosen = [int(i) for i in previous.get("chosen", [])]
+    choice = choosing.next_anchor(s.anchors, index.epochs, index.decay_epochs, chosen=chosen, hardness=hardness)
+    if choice is None:
+        return {**jsonable(previous), "skip": True}
+    stages = choosing.stage_count(s.anchors, index.epochs, index.decay_epochs)
+    epochs = choosing.stage_epochs(s.student_epochs, stages, choice.stage, last=choice.last)
+    log.info("%sstage %d: anchor epoch %d (%s), %d epochs", who, choice.stage, choice.epoch, choice.reason, epochs)
+    return {
+        "skip": False,
+        "chosen": [*chosen, choice.index],
+        "stage": choice.stage,
+        "epoch": choice.epoch,
+        "reason": choice.reason,
+        "epochs": epochs,
+        "first_epoch": int(previous["first_epoch"]) + int(previous["epochs"]) if previous else 1,
+    }
+
+
+def write_anchor(
     folder: Path, route: Route, i: int, logits: np.ndarray, hardness: np.ndarray | None, ratio: np.ndarray | None
 ) -> None:
     """One checkpoint as an artifact: weights, what is known of it, and the probe logits that its stage compares with."""
@@ -298,13 +306,25 @@ def _write_anchor(
 
 @task
 def distill_stage(
-    settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchor: Path, student: Path, distilled: Path
+    settings: Mapping[str, Any],
+    *,
+    selection: Mapping[str, Any],
+    dataset: Path,
+    anchor: Path,
+    student: Path,
+    distilled: Path,
+    key: str = "student",
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train the student on one anchor; passes it through if the route has been walked.
 
     Args:
         student: the student's folder as the stage before left it.
         distilled: the same after this stage.
+        key: names the student among those of this pipeline run.
+        params: what to record beside the settings.
+        tags: of the student's run in MLflow.
 
     Returns:
         figures for the artifact's metadata.
@@ -325,16 +345,27 @@ def distill_stage(
     arrays, _ = checkpoint.load_arrays(anchor / TARGETS)
     targets = distill.ProbeTargets(arrays["anchor"], arrays["teacher"])
     has_record = (student / "record.json").is_file()
-    record = Record.read(student) if has_record else Record(key="student", params=_params(s), data=_data_summary(data))
+    record = (
+        Record.read(student)
+        if has_record
+        else Record(key=key, params={**(params or {}), **_params(s)}, data=_data_summary(data), tags=dict(tags or {}))
+    )
     stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
-    say = EpochLines(f"stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
+    who = "" if key == "student" else f"{key}, "
+    say = EpochLines(f"{who}stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
+    train, size = data.split("train"), s.train.batch_size
+    images = min(len(train), train.num_batches(size) * size)  # of an epoch
+    seconds = 0.0
+    taught = s.objective.lambda_ > 0
     row: dict[str, Any] = {}
     with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
-        tracker.anchor(anchor)
+        if taught:
+            tracker.anchor(anchor)
         for row in distill.distill_stage(
             model, teacher_model, data, s.objective, s.train, s.compute, targets, stage=stage, epochs=epochs, first_epoch=first
         ):
             tracker.log(row["epoch"], _logged(row))
+            seconds += images / row["images_per_second"]
             say(row)
     results = {name: row[name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
     record.stages.append(
@@ -348,6 +379,8 @@ def distill_stage(
             "first_epoch": first,
             "last_epoch": first + epochs - 1,
             "hardness_before": about["hardness_of_route"],
+            "train_seconds": seconds,
+            "teacher_forward_passes": images * epochs if taught else 0,
             **results,
         }
     )
@@ -582,10 +615,10 @@ def _params(s: TeacherSettings | StageSettings) -> dict[str, Any]:
     return flat
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], module: str = "rco.tasks") -> int:
     """`python -m rco.tasks NAME arguments.json`: the keyword arguments of a task as JSON; paths as text."""
     if len(arguments) != 2 or arguments[0] not in TASKS:
-        print(f"usage: python -m rco.tasks {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
+        print(f"usage: python -m {module} {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
         return 2
     name, file = arguments
     values = checkpoint.read_json(Path(file))

@@ -4,7 +4,8 @@ One parent run a pipeline run; one child run a trained model, kept in step with 
 never by remembered ids, so that a retried task, a cached task and the final report all meet the same run:
 
     rco.pipeline_run   on parent and children: the pipeline run
-    rco.key            on children: the record's key ("teacher", "student")
+    rco.key            on children: the record's key ("teacher", "student", "kd/seed-0")
+    rco.branch, rco.seed, rco.strategy, rco.reference   on the students of a comparison
     reused_from        where a cached model was first tracked
     rco.anchor.E       on a student: the LoggedModel id of the anchor of epoch E
     rco.attempts       how often work on the run was begun, if a task failed or was killed
@@ -21,8 +22,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 5.0
 CHAMPION = "champion"
 _ANCHOR_FILE = "anchor.safetensors"
+_ANCHOR_TAG = "rco.anchor."
+_LONGEST_TAG = 8000
 _CURSOR = "epoch"  # logged with every row, whatever its metrics are: its last step says what the server has
 
 
@@ -117,7 +121,9 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def open_parent(context: Context, experiment: str, name: str, params: Mapping[str, Any]) -> str:
+def open_parent(
+    context: Context, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> str:
     """The parent run of this pipeline run, made if it is not there yet. Returns its id."""
     client = context.client()
     found = client.get_experiment_by_name(experiment)
@@ -129,8 +135,8 @@ def open_parent(context: Context, experiment: str, name: str, params: Mapping[st
         experiment_id = found.experiment_id
     parent = _find(client, [experiment_id], context.pipeline_run, key=None)
     if parent is None:
-        tags = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
-        parent = client.create_run(experiment_id, run_name=name, tags=tags)
+        own = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
+        parent = client.create_run(experiment_id, run_name=name, tags={**(tags or {}), **own})
         _log_params(client, parent.info.run_id, params)
     run_id: str = parent.info.run_id
     return run_id
@@ -227,6 +233,7 @@ class ModelRun:
         from mlflow.entities import DatasetInput, InputTag
 
         tags = {
+            **record.tags,
             "mlflow.parentRunId": parent.info.run_id,
             "rco.pipeline_run": context.pipeline_run,
             "rco.kind": "model",
@@ -278,7 +285,7 @@ class ModelRun:
         from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, RunTag
 
         about = checkpoint.read_json(folder / "anchor.json")
-        tag = f"rco.anchor.{about['epoch']}"
+        tag = f"{_ANCHOR_TAG}{about['epoch']}"
         if tag in self.client.get_run(self.run_id).data.tags:
             return
         matching = f"tags.`rco.sha256` = '{about['sha256']}'"
@@ -506,25 +513,81 @@ def complete(
     Returns:
         the parent's run id.
     """
+    folders = {int(checkpoint.read_json(folder / "anchor.json")["epoch"]): folder for folder in anchors}
+    learnt: dict[int, Callable[[], contextlib.AbstractContextManager[Path]]] = {
+        epoch: partial(_there, folder) for epoch, folder in folders.items()
+    }
+    deliveries = [
+        Delivery(record=record, anchors=learnt, metrics=student_metrics) if record.key == "student" else Delivery(record=record)
+        for record in records
+    ]
+    return deliver(context, deliveries, headline=headline, files=files)
+
+
+def _there(folder: Path) -> contextlib.AbstractContextManager[Path]:
+    return contextlib.nullcontext(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """What a server must know of one trained model.
+
+    Attributes:
+        anchors: epoch -> makes a folder with that anchor; called only where the server lacks it.
+        metrics: final figures.
+        tags: more tags of its run.
+    """
+
+    record: Record
+    anchors: Mapping[int, Callable[[], contextlib.AbstractContextManager[Path]]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def deliver(
+    context: Context,
+    deliveries: Iterable[Delivery],
+    *,
+    headline: Mapping[str, float],
+    files: list[Path],
+    note: str = "",
+) -> str:
+    """Bring the server up to date with any number of models, and finish the parent. Safe to repeat; no run stays open if it
+    fails.
+
+    Args:
+        headline: figures for the parent.
+        files: pictures and tables for the parent's artifacts.
+        note: Markdown that MLflow shows on the parent's page.
+
+    Returns:
+        the parent's run id.
+    """
     client = context.client()
     parent = require_parent(context, client)
     parent_id: str = parent.info.run_id
     try:
         reused = []
-        for record in records:
-            origin = record.origin
-            run = ModelRun.open(context, client, record)
+        for delivery in deliveries:
+            origin = delivery.record.origin
+            run = ModelRun.open(context, client, delivery.record)
             if origin is not None and origin["pipeline_run"] != context.pipeline_run:
                 reused.append(origin["run_id"])
                 client.set_tag(run.run_id, "reused_from", origin["run_id"])
-            if record.key == "student":
-                for folder in anchors:
-                    run.anchor(folder)
-                run.metrics(student_metrics)
+            known = client.get_run(run.run_id).data.tags if delivery.anchors else {}
+            for epoch, anchor in delivery.anchors.items():
+                if f"{_ANCHOR_TAG}{epoch}" not in known:
+                    with anchor() as folder:
+                        run.anchor(folder)
+            run.metrics(delivery.metrics)
+            for name, value in delivery.tags.items():
+                client.set_tag(run.run_id, name, value)
             run.close()
         if reused:
             client.set_tag(parent_id, "reused_from", ",".join(reused))
         _log_metrics(client, parent_id, headline)
+        if note:
+            client.set_tag(parent_id, "mlflow.note.content", note[:_LONGEST_TAG])
         for path in files:
             client.log_artifact(parent_id, str(path), "report")
     finally:

@@ -1,0 +1,85 @@
+"""check_comparison: validate a whole comparison before anything expensive."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def check_comparison(
+    slots: list,
+    branches: list,
+    seeds: list,
+    restart_like: str,
+    grid: dict,
+    dataset: str,
+    data_root: str,
+    download: bool,
+    image_size: int,
+    val_fraction: float,
+    test_fraction: float,
+    probe_size: int,
+    data_seed: int,
+    teacher: str,
+    teacher_stem: str,
+    teacher_epochs: int,
+    teacher_batch_size: int,
+    teacher_optimizer: str,
+    teacher_lr: float,
+    teacher_momentum: float,
+    teacher_weight_decay: float,
+    teacher_schedule: str,
+    teacher_milestones: list,
+    teacher_gamma: float,
+    teacher_warmup_epochs: float,
+    teacher_augment: str,
+    teacher_seed: int,
+    route: str,
+    checkpoint_every: int,
+    student: str,
+    student_stem: str,
+    epochs: int,
+    batch_size: int,
+    optimizer: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    schedule: str,
+    milestones: list,
+    gamma: float,
+    warmup_epochs: float,
+    augment: str,
+    n_anchors: int,
+    delta: float,
+    first_epoch: int,
+    anchor_epochs: list,
+    tau: float,
+    lam: str,
+    device: str,
+    precision: str,
+    threads: int,
+    workers: int,
+    experiment: str,
+) -> NamedTuple(
+    "Checked",
+    [("data", dict), ("teacher", dict), ("filing", dict)]
+    + [(f"{task}_{slot}", dict) for slot in range(1, 25) for task in ("students", "choice", "branch", "measure")],
+):
+    """Validate every branch, resolve what was left open, open the run in MLflow.
+
+    The parameters are those of rco.comparison.Comparison; the outputs are the settings of the other tasks
+    (rco.comparison_preflight.ComparisonSettings), of each slot its own.
+
+    Args:
+        slots: steps that each slot of this pipeline has.
+    """
+    # First, before any other name is bound: KFP reads the signature, and the body need not repeat fifty names.
+    parameters = dict(locals())
+    from collections import namedtuple
+
+    from rco import comparison_tasks
+
+    settings = comparison_tasks.check_comparison(parameters, slots=parameters.pop("slots"), outputs=24)
+    return namedtuple("Checked", settings)(**settings)

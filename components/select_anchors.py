@@ -1,0 +1,38 @@
+"""select_anchors: choose the anchors of one step, for every seed."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def select_anchors(
+    settings: dict,
+    previous: dict,
+    route: dsl.Input[dsl.Model],
+    route_index: dsl.Input[dsl.Artifact],
+    students: dsl.Input[dsl.Model],
+    anchors: dsl.Output[dsl.Model],
+) -> dict:
+    """Choose the next anchors with the students that will learn from them, and hand out those checkpoints.
+
+    Args:
+        settings: rco.comparison_preflight.ChoiceSettings; empty where no branch uses this slot.
+        previous: the selection of the step before; empty in the first.
+        route: of train_teacher.
+        route_index: of train_teacher.
+        students: as the step before left them.
+        anchors: the route with the chosen weights only.
+    """
+    from pathlib import Path
+
+    from rco import comparison_tasks
+
+    return comparison_tasks.select_anchors(
+        settings,
+        previous=previous,
+        route=Path(route.path),
+        route_index=Path(route_index.path),
+        students=Path(students.path),
+        anchors=Path(anchors.path),
+    )

@@ -1,0 +1,147 @@
+"""The comparison: one teacher, its route, and branches that train the same students from it, side by side.
+
+    check_comparison -> prepare_data -> train_teacher -> branch 1 ... branch K -> report_comparison
+    a branch: init_students -> [select_anchors -> distill_students] x steps -> evaluate_students
+
+A task trains all seeds of its branch. Anchors that are known before the first stage are one step; the greedy search
+looks at the student after every stage, so each of its stages is a step. Branches are slots, unrolled by a factory, because
+a pipeline's shape is fixed when it is compiled; which branch takes which slot is decided when it runs, and a slot that is
+left over does nothing.
+prepare_data and train_teacher are those of `pipelines.rco`, with the same settings: they share its cache.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kfp import dsl
+from kfp.dsl import base_component
+
+from components.check_comparison import check_comparison
+from components.close_run import close_run
+from components.distill_students import distill_students
+from components.evaluate_students import evaluate_students
+from components.init_students import init_students
+from components.prepare_data import prepare_data
+from components.report_comparison import report_comparison
+from components.select_anchors import select_anchors
+from components.train_teacher import train_teacher
+from pipelines.platform import on_cluster
+from pipelines.rco import Place
+from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED
+from rco.config import PARAMETERS
+
+NAME = "route-constrained-optimization-comparison"
+#: Room for the standard branches, and stages enough for their defaults.
+DEFAULT_SLOTS = (1, 1, 1, 1, 1, 4)
+
+
+class Outputs(NamedTuple):
+    """What the local pipeline returns."""
+
+    summary: dsl.Artifact
+
+
+class Branch(NamedTuple):
+    """What a branch hands on."""
+
+    evaluation: dsl.Artifact
+
+
+def make_branch(number: int, steps: int, *, place: Place) -> base_component.BaseComponent:
+    """One slot as a pipeline of its own, so that the UI shows it as one node that opens.
+
+    Args:
+        number: from 1.
+        steps: how many times an anchor can be chosen.
+        place: applied to every task.
+    """
+
+    def branch(
+        students_settings: dict,
+        choice_settings: dict,
+        branch_settings: dict,
+        measure_settings: dict,
+        route: dsl.Input[dsl.Model],
+        route_index: dsl.Input[dsl.Artifact],
+        dataset: dsl.Input[dsl.Dataset],
+    ) -> Branch:
+        students = place(init_students(settings=students_settings, dataset=dataset)).outputs["students"]
+        selection: Any = {}
+        for _ in range(steps):
+            chosen = place(
+                select_anchors(
+                    settings=choice_settings, previous=selection, route=route, route_index=route_index, students=students
+                )
+            )
+            selection, anchors = chosen.outputs["Output"], chosen.outputs["anchors"]
+            distilled = distill_students(
+                settings=branch_settings, selection=selection, dataset=dataset, anchors=anchors, students=students
+            )
+            students = place(distilled).outputs["distilled"]
+        measured = evaluate_students(settings=measure_settings, dataset=dataset, students=students, anchors=anchors)
+        return Branch(evaluation=place(measured).outputs["evaluation"])
+
+    described = "all stages of one branch" if steps == 1 else f"a branch of up to {steps} greedy stages"
+    return dsl.pipeline(name=f"branch-{number}", description=f"Slot {number}: {described}")(branch)
+
+
+def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: bool = True) -> base_component.BaseComponent:
+    """The pipeline with room for so many branches.
+
+    Args:
+        slots: of each slot, how many steps it has: 1 serves every branch but a greedy one, which needs one per stage.
+        cluster: as in `pipelines.rco.make_pipeline`.
+
+    Raises:
+        ValueError: no slots, too many, or one without a step.
+    """
+    if not 1 <= len(slots) <= MOST or min(slots) < 1:
+        raise ValueError(f"slots = {list(slots)}: 1 to {MOST} slots of one step or more each are possible")
+
+    place: Place = on_cluster if cluster else lambda task: task
+    branches = [make_branch(number, steps, place=place) for number, steps in enumerate(slots, start=1)]
+
+    def pipeline(*arguments: Any) -> Any:
+        parameters = dict(zip([*OPTIONS, *SHARED], arguments, strict=True))
+        guard = dsl.ExitHandler(place(close_run().set_caching_options(False))) if cluster else contextlib.nullcontext()
+        with guard:
+            checked = place(check_comparison(slots=list(slots), **parameters)).set_caching_options(False)
+            settings = checked.outputs
+            dataset = place(prepare_data(settings=settings["data"])).outputs["dataset"]
+            teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))
+            evaluations = {
+                f"slot_{number}": make(
+                    students_settings=settings[f"students_{number}"],
+                    choice_settings=settings[f"choice_{number}"],
+                    branch_settings=settings[f"branch_{number}"],
+                    measure_settings=settings[f"measure_{number}"],
+                    route=teacher.outputs["route"],
+                    route_index=teacher.outputs["route_index"],
+                    dataset=dataset,
+                ).outputs["evaluation"]
+                for number, make in enumerate(branches, start=1)
+            }
+            told = report_comparison(
+                settings=settings["filing"],
+                route=teacher.outputs["route"],
+                route_index=teacher.outputs["route_index"],
+                **evaluations,
+            )
+            place(told).set_caching_options(False)  # it looks at what the tracking server holds now
+        return None if cluster else Outputs(summary=told.outputs["summary"])
+
+    # KFP reads a pipeline's parameters from its signature. The configuration is their one source.
+    known = [(name, option.kind, option.default, option.help) for name, option in OPTIONS.items()]
+    known += [(n, PARAMETERS[n].kind, DEFAULTS.get(n, PARAMETERS[n].default), PARAMETERS[n].help) for n in SHARED]
+    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+            for name, kind, default, _ in known
+        ],
+        return_annotation=inspect.Signature.empty if cluster else Outputs,
+    )
+    described = "\n".join(f"    {name}: {help}" for name, _, _, help in known)
+    pipeline.__doc__ = f"Compare ways to train one student from one teacher.\n\nArgs:\n{described}\n"
+    return dsl.pipeline(name=NAME)(pipeline)

@@ -1,0 +1,622 @@
+"""What is compared with what, and what the figures say: branches, paired differences, intervals, and a verdict in words.
+
+A comparison is a list of branches: ways to train one student at equal cost in student epochs, all from one teacher's route
+and, seed by seed, from the same initial weights and the same order of images. The standard branches are named in
+`KINDS`; a sweep multiplies them by a grid of parameters. Everything here is pure: no I/O, no torch.
+
+The unit of observation is the seed of the student, given one teacher and one test part. Because branches share their
+seeds, a branch is compared with its reference by the differences within seeds (a paired t interval).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from rco.config import PARAMETERS, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from rco.errors import InputError, choice
+
+REFERENCE = "kd"
+#: What sets a kind of branch apart from the run's own parameters.
+KINDS: dict[str, dict[str, Any]] = {
+    "scratch": {"strategy": "equal-interval", "n_anchors": 1, "lam": "0"},
+    "kd": {"strategy": "equal-interval", "n_anchors": 1},
+    "kd-restart": {"strategy": "equal-interval", "n_anchors": 1},
+    "equal-interval": {"strategy": "equal-interval"},
+    "lr-decay": {"strategy": "lr-decay"},
+    "greedy": {"strategy": "greedy"},
+    "explicit": {"strategy": "explicit"},
+}
+DESCRIBED = {
+    "scratch": "labels only",
+    "kd": "converged teacher, one schedule",
+    "kd-restart": "converged teacher, restarts as in another branch",
+    "equal-interval": "anchors at equal intervals",
+    "lr-decay": "anchors before each decay of the learning rate",
+    "greedy": "anchors by greedy search",
+    "explicit": "anchors as listed",
+}
+BASELINES = ("scratch", "kd", "kd-restart")
+STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "lr-decay", "greedy")
+SEEDS = (0, 1, 2)
+RESTART_LIKE = "equal-interval"
+#: Most branches of one comparison: the report has so many inputs.
+MOST = 24
+LEVEL = 0.95
+
+_USED = {"equal-interval": ("n_anchors",), "greedy": ("n_anchors", "delta", "first_epoch"), "explicit": ("anchor_epochs",)}
+_GROUPS = {name: p.group for name, p in PARAMETERS.items()}
+#: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
+NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin")
+SHARED = tuple(name for name in PARAMETERS if name not in NOT_SHARED)
+#: Parameters of the student alone: they can differ between branches that share a teacher and a data set.
+SWEPT = tuple(name for name in SHARED if _GROUPS[name] in ("student", "student_train", "anchors", "objective"))
+#: Where a comparison's default is not that of a run: many students are trained.
+DEFAULTS: dict[str, Any] = {"epochs": 40}
+
+
+class StudentConfig(Protocol):
+    """The part of a stage's settings that people compare by."""
+
+    @property
+    def student(self) -> ModelConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def objective(self) -> ObjectiveConfig: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One way to train the student.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        cell: (parameter, value) pairs in which it differs from the parameters that all branches share.
+        reference: name of the branch that it is compared with; empty for that branch itself.
+        config: all its parameters, resolved. Its seed means nothing.
+        like: of kd-restart: the configuration whose stage lengths it takes.
+    """
+
+    kind: str
+    cell: tuple[tuple[str, Any], ...]
+    reference: str
+    config: RunConfig
+    like: RunConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """The kind, and what is special: "greedy tau=2"."""
+        return _name(self.kind, self.cell)
+
+    @property
+    def follows_route(self) -> bool:
+        """Whether it learns from more than the converged teacher."""
+        return self.kind not in BASELINES
+
+
+def said(branch: str, kind: str, config: StudentConfig) -> dict[str, Any]:
+    """What people compare a branch by, as MLflow parameters. Temperature and weight say nothing where labels alone teach."""
+    weight = config.objective.lambda_
+    return {
+        "branch": branch,
+        "strategy": kind,
+        "student": config.student.model,
+        "epochs": config.train.epochs,
+        **({"tau": config.objective.tau, "lambda": weight} if weight else {"lambda": 0.0}),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a user asked for, understood.
+
+    Attributes:
+        shared: flat parameters that all branches share.
+        branches: in the order of the table.
+        seeds: of the students.
+        restart_like: the kind whose stage lengths kd-restart takes.
+        kinds: of the branches.
+        grid: of a sweep: parameter -> values.
+    """
+
+    shared: dict[str, Any]
+    branches: tuple[Branch, ...]
+    seeds: tuple[int, ...]
+    restart_like: str
+    kinds: tuple[str, ...]
+    grid: dict[str, tuple[Any, ...]]
+
+    def to_parameters(self) -> dict[str, Any]:
+        """What `of` reads, JSON-ready and in full."""
+        grid = {name: [list(v) if isinstance(v, tuple) else v for v in values] for name, values in self.grid.items()}
+        return {
+            "branches": list(self.kinds),
+            "seeds": list(self.seeds),
+            "restart_like": self.restart_like,
+            "grid": grid,
+            **self.shared,
+        }
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Comparison:
+        """Read the pipeline's parameters: those of `OPTIONS`, and flat ones of `SHARED`; what is left out keeps its default.
+
+        Raises:
+            InputError: the first that cannot work; nothing has been looked at on disk.
+        """
+        options = {name: parameters.get(name, option.default) for name, option in OPTIONS.items()}
+        flat = {**DEFAULTS, **{name: value for name, value in parameters.items() if name not in OPTIONS}}
+        if not isinstance(options["grid"], Mapping):
+            raise InputError("grid", options["grid"], "is not a mapping of parameters to lists", 'Give {"tau": [2, 4]}')
+        seeds = read_seeds(options["seeds"])
+        restart_like = str(options["restart_like"])
+        kinds, grid = read_kinds(options["branches"]), read_grid(options["grid"])
+        branches = make_branches(flat, kinds, grid=grid, restart_like=restart_like)
+        shared = RunConfig.from_flat({**flat, "strategy": "equal-interval"}).to_flat()
+        return cls(
+            shared={name: shared[name] for name in SHARED},
+            branches=branches,
+            seeds=seeds,
+            restart_like=restart_like,
+            kinds=kinds,
+            grid=grid,
+        )
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a comparison that a single run does not have."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("branches", list, list(STANDARD), f"ways to train the student, from: {', '.join(KINDS)}"),
+        Option("seeds", list, list(SEEDS), "seeds of the student; each is trained in every branch"),
+        Option("restart_like", str, RESTART_LIKE, "whose stage lengths kd-restart has: equal-interval | lr-decay | explicit"),
+        Option("grid", dict, {}, "a sweep: parameter -> list of values"),
+    )
+}
+
+
+def _name(kind: str, cell: Iterable[tuple[str, Any]]) -> str:
+    return " ".join([kind, *(f"{name}={_shown(value)}" for name, value in cell)])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read_seeds(seeds: Any) -> tuple[int, ...]:
+    """The students' seeds, in increasing order.
+
+    Raises:
+        InputError: none, repeated ones, or values that are no seeds.
+    """
+    remedy = "Give different whole numbers, 0 or more, such as 0,1,2"
+    items = [part for part in seeds.split(",") if part.strip()] if isinstance(seeds, str) else list(seeds)
+    try:
+        numbers = [int(float(item)) for item in items]
+        whole = all(float(item) == number and number >= 0 for item, number in zip(items, numbers, strict=True))
+    except (TypeError, ValueError):
+        raise InputError("seeds", seeds, "is not a list of whole numbers", remedy) from None
+    if not numbers:
+        raise InputError("seeds", seeds, "is empty", remedy)
+    if not whole:
+        raise InputError("seeds", seeds, "has a value that is no seed", remedy)
+    if len(set(numbers)) < len(numbers):
+        raise InputError("seeds", numbers, "repeats a seed: the same student twice says nothing new", remedy)
+    return tuple(sorted(numbers))
+
+
+def read_kinds(kinds: Any) -> tuple[str, ...]:
+    """The kinds of branches, in the order of `KINDS`.
+
+    Raises:
+        InputError: an unknown or repeated one, no reference, or nothing to compare with it.
+    """
+    names = [part.strip() for part in kinds.split(",") if part.strip()] if isinstance(kinds, str) else list(kinds)
+    for name in names:
+        choice("branches", name, tuple(KINDS))
+    if len(set(names)) < len(names):
+        raise InputError("branches", names, "names a branch twice", "Name each once")
+    if REFERENCE not in names:
+        raise InputError(
+            "branches", names, f"lacks {REFERENCE}, which all others are compared with", f"Add {REFERENCE} to the list"
+        )
+    if len(names) < 2:
+        raise InputError("branches", names, "leaves nothing to compare", f"Add one of: {', '.join(KINDS)}")
+    return tuple(name for name in KINDS if name in names)
+
+
+def read_grid(grid: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The axes of a sweep with their values, read as the types of the parameters.
+
+    Raises:
+        InputError: a parameter that cannot be swept, an axis without values, or a value given twice.
+    """
+    axes: dict[str, tuple[Any, ...]] = {}
+    for name, values in grid.items():
+        if name not in SWEPT:
+            if name in PARAMETERS and name not in NOT_SHARED:
+                raise InputError(
+                    name, values, "cannot be swept: all branches share one teacher and one data set", "Give one value"
+                )
+            choice("parameter", name, SWEPT)
+        if not isinstance(values, (list, tuple)) or not values:
+            raise InputError(name, values, "is not a list of values to sweep over", "Give two values or more")
+        read = tuple(RunConfig.from_flat({**_companions(name), name: value}).to_flat()[name] for value in values)
+        if any(value in read[:i] for i, value in enumerate(read)):
+            raise InputError(name, list(read), "has a value twice", "Name each once")
+        axes[name] = read
+    return axes
+
+
+def _companions(name: str) -> dict[str, Any]:
+    # Some values are valid only beside others; here they are only read.
+    return {"epochs": 10**6} if _GROUPS[name] == "student_train" and name != "epochs" else {}
+
+
+def make_branches(
+    parameters: Mapping[str, Any],
+    kinds: Sequence[str] = STANDARD,
+    *,
+    grid: Mapping[str, Any] | None = None,
+    restart_like: str = RESTART_LIKE,
+) -> tuple[Branch, ...]:
+    """The branches of a comparison; with a grid, of a sweep.
+
+    A branch varies along the axes that matter to it and appears once for each of their combinations. Every combination that
+    changes the student, its training or its objective gets a reference of its own: RCO at tau = 2 is compared with KD at
+    tau = 2, one student with itself.
+
+    Args:
+        parameters: flat; what all branches share.
+        kinds: of `KINDS`.
+        grid: parameter -> values.
+        restart_like: the kind whose stage lengths kd-restart takes.
+
+    Raises:
+        InputError: the first thing that cannot work, with the branch that it is about.
+    """
+    kinds = read_kinds(kinds)
+    axes = read_grid(grid or {})
+    planned = tuple(kind for kind in KINDS if kind not in (*BASELINES, "greedy"))
+    if restart_like == "greedy":
+        raise InputError(
+            "restart_like",
+            restart_like,
+            "has stages whose number is known only when it has run",
+            f"Choose one of: {', '.join(planned)}",
+        )
+    choice("restart_like", restart_like, planned)
+    unknown = [name for name in parameters if name not in SHARED]
+    if unknown:
+        choice("parameter", unknown[0], SHARED)
+    base = RunConfig.from_flat({**parameters, "strategy": "equal-interval"}).to_flat()
+    made: dict[str, Branch] = {}
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        for kind in kinds:
+            cell = _cell(kind, point, base, restart_like)
+            name = _name(kind, cell)
+            if name in made:
+                continue
+            reference = "" if kind == REFERENCE else _name(REFERENCE, _cell(REFERENCE, point, base, restart_like))
+            like = _resolved(restart_like, point, base, name) if kind == "kd-restart" else None
+            made[name] = Branch(
+                kind=kind, cell=cell, reference=reference, config=_resolved(kind, dict(cell), base, name), like=like
+            )
+    for name, branch in made.items():
+        plain = _name(REFERENCE, branch.cell)  # scratch knows no tau, so of all references the plainest is its own
+        if branch.reference and plain in made and all(_GROUPS[p] != "anchors" for p, _ in branch.cell):
+            made[name] = replace(branch, reference=plain)
+    if len(made) > MOST:
+        raise InputError(
+            "branches", len(made), f"are more than the {MOST} that fit into one comparison", "Sweep over fewer values"
+        )
+    return tuple(sorted(made.values(), key=lambda branch: _place(branch, axes)))
+
+
+def _place(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]:
+    """Cells together, in the order of their axes; within a cell the kinds in their order."""
+    flat = branch.config.to_flat()
+    shared = [name for name in axes if _GROUPS[name] != "anchors"]
+    return (
+        branch.kind != "scratch" if not shared else 0,
+        *(axes[name].index(flat[name]) if flat[name] in axes[name] else -1 for name in shared),
+        list(KINDS).index(branch.kind),
+        *(axes[name].index(flat[name]) if flat[name] in axes[name] else -1 for name in axes if name not in shared),
+    )
+
+
+def _matters(kind: str, name: str, restart_like: str) -> bool:
+    """Whether a parameter changes what a kind of branch computes."""
+    if _GROUPS[name] == "anchors":
+        return name in _USED.get(restart_like if kind == "kd-restart" else kind, ())
+    return not (kind == "scratch" and _GROUPS[name] == "objective")
+
+
+def _cell(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
+    # What equals the shared parameter is left out, so that a sweep and a comparison meet in the cache under one name.
+    return tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in point.items()
+        if _matters(kind, name, restart_like) and value != base[name]
+    )
+
+
+def _resolved(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], branch: str) -> RunConfig:
+    """The configuration of a branch.
+
+    Anchor settings that do not matter to it keep their defaults, or they would split the cache.
+    """
+    kept = {name: base[name] for name in base if _GROUPS[name] != "anchors" or name in _USED.get(kind, ())}
+    own = {name: value for name, value in cell.items() if _matters(kind, name, kind)}
+    try:
+        return RunConfig.from_flat({**kept, **own, **KINDS[kind], "seed": 0, "registered_model": ""})
+    except InputError as error:
+        raise in_branch(branch, error) from None
+
+
+def in_branch(name: str, error: InputError) -> InputError:
+    """The same complaint, with the branch that it is about."""
+    return InputError(error.parameter, error.value, f"in branch {name!r}: {error.problem}", error.remedy)
+
+
+def assign(needs: Mapping[str, int], slots: Sequence[int]) -> dict[int, str]:
+    """Which branch takes which slot of a compiled pipeline: each the smallest that is free and large enough.
+
+    Args:
+        needs: branch -> select-and-distil steps that it may need.
+        slots: steps that each slot has.
+
+    Returns:
+        slot (from 0) -> branch.
+
+    Raises:
+        InputError: too few slots, or none large enough.
+    """
+    free = sorted(range(len(slots)), key=lambda i: (slots[i], i))
+    taken: dict[int, str] = {}
+    for name, need in needs.items():
+        slot = next((i for i in free if slots[i] >= need), None)
+        if slot is None:
+            raise InputError(
+                "branches",
+                name,
+                f"needs {need} step{'s' * (need > 1)}, and the pipeline was compiled with slots of {_shown(list(slots))}",
+                f"Compile with --slots {_shown(list(needs.values()))}, or compare fewer branches",
+            )
+        free.remove(slot)
+        taken[slot] = name
+    return taken
+
+
+def require_same_data(digests: Mapping[str, str]) -> None:
+    """Refuse to compare results of different data.
+
+    Args:
+        digests: what was trained -> digest of its prepared data set.
+
+    Raises:
+        InputError: naming those that differ from the majority.
+    """
+    if len(set(digests.values())) < 2:
+        return
+    counts = {digest: list(digests.values()).count(digest) for digest in digests.values()}
+    usual = max(counts, key=lambda digest: counts[digest])
+    others = {name: digest[:12] for name, digest in digests.items() if digest != usual}
+    raise InputError(
+        "data",
+        others,
+        f"differ from the data of the others ({usual[:12]})",
+        "Compare only what was trained and tested on the same prepared data set",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one student of one branch came to. Accuracies are 0 to 1."""
+
+    branch: str
+    seed: int
+    test_accuracy: float
+    val_accuracy: float
+    congruence_kl: float
+    student_epochs: int
+    teacher_forward_passes: int
+    train_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Differences within seeds. `low`, `high` and `p` are None where a t interval cannot be had."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation with n - 1 (None for a single value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def paired(values: Sequence[float], reference: Sequence[float], level: float = LEVEL) -> Paired:
+    """Mean of the differences values - reference, its t interval, and the two-sided p of the paired t test.
+
+    With one pair there is no interval; nor if all differences are equal: accuracy moves in steps, and a deviation
+    of zero over a few seeds is no proof of certainty.
+
+    Args:
+        values: (S,), one per seed.
+        reference: (S,), of the same seeds in the same order.
+    """
+    differences = [v - r for v, r in zip(values, reference, strict=True)]
+    mean, deviation = mean_and_deviation(differences)
+    scale = max(1e-300, *(abs(v) for v in (*values, *reference)))
+    if deviation is None or deviation <= 1e-12 * scale:
+        return Paired(mean=mean, low=None, high=None, p=None)
+    from scipy.stats import t
+
+    free = len(differences) - 1
+    error = deviation / math.sqrt(len(differences))
+    half = float(t.ppf(0.5 + level / 2, free)) * error
+    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(2 * t.sf(abs(mean) / error, free)))
+
+
+def holm(ps: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Holm's step-down adjustment (1979) for several comparisons; those without a p count as comparisons that found nothing."""
+    adjusted: dict[str, float | None] = dict.fromkeys(ps)
+    running = 0.0
+    for rank, (name, p) in enumerate(sorted(((n, p) for n, p in ps.items() if p is not None), key=lambda item: item[1])):
+        running = max(running, min(1.0, (len(ps) - rank) * p))
+        adjusted[name] = running
+    return adjusted
+
+
+def by_branch(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results of each branch, by seed.
+
+    Raises:
+        InputError: a student twice, or branches that do not have the same seeds.
+    """
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        grouped.setdefault(result.branch, []).append(result)
+    for name, group in grouped.items():
+        group.sort(key=lambda result: result.seed)
+        seeds = [result.seed for result in group]
+        if len(set(seeds)) < len(seeds):
+            raise InputError("results", name, f"has a seed twice ({seeds})", "Give each student once")
+    seeds_of = {name: tuple(result.seed for result in group) for name, group in grouped.items()}
+    if len(set(seeds_of.values())) > 1:
+        raise InputError(
+            "results", seeds_of, "are of different seeds", "Paired differences need the same seeds in all branches"
+        )
+    return grouped
+
+
+def compare(results: Iterable[Result], references: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One row a branch: mean, deviation, and the paired difference to its reference, in the order of `references`.
+
+    Args:
+        references: branch -> the branch it is compared with; empty for those that are references.
+
+    Returns:
+        rows, JSON-ready; accuracies and their differences are 0 to 1. `p_holm` corrects for all comparisons in the table.
+    """
+    grouped = by_branch(results)
+    pairs = {
+        name: paired([r.test_accuracy for r in grouped[name]], [r.test_accuracy for r in grouped[reference]])
+        for name, reference in references.items()
+        if reference
+    }
+    adjusted = holm({name: pair.p for name, pair in pairs.items()})
+    rows = []
+    for name, reference in references.items():
+        group = grouped[name]
+        mean, deviation = mean_and_deviation([r.test_accuracy for r in group])
+        pair = pairs.get(name)
+        rows.append(
+            {
+                "branch": name,
+                "reference": reference,
+                "seeds": len(group),
+                "test_accuracy_mean": mean,
+                "test_accuracy_sd": deviation,
+                "difference_mean": pair.mean if pair else None,
+                "difference_low": pair.low if pair else None,
+                "difference_high": pair.high if pair else None,
+                "p": pair.p if pair else None,
+                "p_holm": adjusted.get(name),
+                "val_accuracy_mean": mean_and_deviation([r.val_accuracy for r in group])[0],
+                "congruence_kl_mean": mean_and_deviation([r.congruence_kl for r in group])[0],
+                "congruence_kl_sd": mean_and_deviation([r.congruence_kl for r in group])[1],
+                "student_epochs": group[0].student_epochs,
+                "teacher_forward_passes": mean_and_deviation([float(r.teacher_forward_passes) for r in group])[0],
+                "train_seconds": mean_and_deviation([r.train_seconds for r in group])[0],
+            }
+        )
+    return rows
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], results: Iterable[Result], routes: Sequence[str], test_images: int) -> list[str]:
+    """What the table allows one to say, in sentences.
+
+    Args:
+        rows: of `compare`.
+        routes: the branches that follow the route.
+        test_images: size of the test part.
+    """
+    alpha = 1 - LEVEL
+    compared = [row for row in rows if row["reference"]]
+    seeds = rows[0]["seeds"]
+    said = [_about(row, seeds, alpha) for row in compared]
+    if any(row["p_holm"] is not None for row in compared) and len(compared) > 1:
+        said.append(
+            f"{len(compared)} comparisons are made here: a difference is claimed only where the p of the paired t test, "
+            f"corrected by Holm's method for all of them, is below {alpha:.2g}. The intervals are not corrected."
+        )
+    said += _best(by_branch(results), routes, alpha)
+    said.append(
+        f"What was repeated is the student's seed ({seeds} of them): this speaks of this teacher and this test part of "
+        f"{test_images:,} images, where one image is {100 / test_images:.2g} points. Another teacher or other data may differ."
+    )
+    return said
+
+
+def _about(row: Mapping[str, Any], seeds: int, alpha: float) -> str:
+    name, points = row["branch"], 100 * row["difference_mean"]
+    versus = f"{name} against {row['reference']}: {points:+.2f} points"
+    if seeds < 2:
+        return f"{versus} with one seed: no interval, so nothing can be said about a difference."
+    if row["p"] is None:
+        if abs(points) < 1e-9:
+            return f"{versus}: no difference found (equal in all {seeds} seeds)."
+        return f"{versus}, the same in all {seeds} seeds: a t interval cannot be had from that; run more seeds."
+    interval = f"95 % interval {100 * row['difference_low']:+.2f} to {100 * row['difference_high']:+.2f}"
+    if row["p_holm"] < alpha:
+        return f"{versus} ({interval}, Holm p = {row['p_holm']:.3f}): {'better' if points > 0 else 'worse'}."
+    if row["p"] < alpha:
+        return (
+            f"{versus} ({interval}, Holm p = {row['p_holm']:.3f}): the interval leaves out zero, but among so many comparisons "
+            "that is not enough; no difference is claimed."
+        )
+    return f"{versus} ({interval}): no difference found."
+
+
+def _best(grouped: Mapping[str, Sequence[Result]], routes: Sequence[str], alpha: float) -> list[str]:
+    """Which way of following the route is best, if that can be told. Looked for afterwards, and said so."""
+    if len(routes) < 2:
+        return []
+    accuracies = {name: [r.test_accuracy for r in grouped[name]] for name in routes}
+    means = {name: mean_and_deviation(values)[0] for name, values in accuracies.items()}
+    top = max(means.values())
+    leaders = [name for name in routes if math.isclose(means[name], top, rel_tol=0, abs_tol=1e-12)]
+    if len(leaders) > 1:
+        return [f"Highest mean among the branches that follow the route: {' and '.join(leaders)}, level."]
+    best = leaders[0]
+    adjusted = holm({name: paired(accuracies[best], accuracies[name]).p for name in routes if name != best})
+    unsure = [name for name, p in adjusted.items() if p is None or p >= alpha]
+    told = f"not told apart from {', '.join(unsure)}" if unsure else "told apart from each of the others (Holm)"
+    return [
+        f"Highest mean among the branches that follow the route: {best} ({100 * top:.2f} %), {told}. It was picked after "
+        "looking: to confirm it, run other seeds."
+    ]

@@ -1,0 +1,254 @@
+"""Everything about a comparison that can be known to fail before it costs anything; and the settings of its tasks.
+
+Every branch is checked with its own overrides, and errors name the branch. As in `rco.preflight`, a task is given the
+settings that it uses and no others. A branch's name is one of them, because its MLflow runs carry it; so names are
+functions of what is special about a branch (`rco.comparison.Branch.name`), and equal work has equal keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rco import anchors
+from rco.comparison import Branch, Comparison, assign, in_branch
+from rco.config import ComputeConfig, ModelConfig, RunConfig, jsonable
+from rco.errors import InputError
+from rco.preflight import (
+    AnchorSettings,
+    DataSettings,
+    StageSettings,
+    TeacherSettings,
+    code_digest,
+    existing_route,
+    planned_route,
+    preflight,
+    stages_on,
+    validate,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentsSettings:
+    """Of init_students. `route_data` is the data digest of a route that exists: it must be that of the prepared data."""
+
+    student: ModelConfig
+    seeds: tuple[int, ...]
+    compute: ComputeConfig
+    code: str = ""
+    route_data: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceSettings:
+    """Of select_anchors. `lengths` are those of the restarts of kd-restart; empty: as the strategy says."""
+
+    anchors: AnchorSettings
+    seeds: tuple[int, ...]
+    lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchSettings:
+    """Of distill_students. The seed in `stage` is replaced by each of `seeds`."""
+
+    branch: str
+    kind: str
+    seeds: tuple[int, ...]
+    stage: StageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """Of evaluate_students. One temperature for all branches: congruence at different ones could not be compared."""
+
+    branch: str
+    teacher: ModelConfig
+    student: ModelConfig
+    seeds: tuple[int, ...]
+    tau: float
+    compute: ComputeConfig
+    code: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonFiling:
+    """Of report_comparison: where results are filed, and what was compared.
+
+    Attributes:
+        branches: in the order of the table (Kubeflow hands mappings over in any order).
+        references: branch -> the branch it is compared with; empty for those that are references.
+        kinds: branch -> its kind.
+    """
+
+    experiment: str
+    parameters: dict[str, Any]
+    branches: tuple[str, ...]
+    references: dict[str, str]
+    kinds: dict[str, str]
+    seeds: tuple[int, ...]
+    restart_like: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotSettings:
+    """The settings of one branch's tasks."""
+
+    students: StudentsSettings
+    choice: ChoiceSettings
+    branch: BranchSettings
+    measure: MeasureSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings:
+    """The settings of every task; `slots` by branch."""
+
+    data: DataSettings
+    teacher: TeacherSettings
+    filing: ComparisonFiling
+    slots: dict[str, SlotSettings]
+
+
+def steps_needed(branches: Sequence[Branch]) -> dict[str, int]:
+    """How many select-and-distil steps each branch may need: anchors that are known beforehand are one step; a greedy search
+    looks at the student after every stage, so that each of its stages is a step.
+
+    Raises:
+        InputError: a strategy that cannot be followed on the route, or epochs that do not go round; it names the branch.
+    """
+    epochs, decays = planned_route(branches[0].config)
+    needs = {}
+    for branch in branches:
+        try:
+            stages = stages_on(branch.config, epochs, decays)
+            _lengths(branch, epochs, decays)
+        except InputError as error:
+            raise in_branch(branch.name, error) from None
+        needs[branch.name] = stages if branch.config.anchors.strategy == "greedy" else 1
+    return needs
+
+
+def _lengths(branch: Branch, epochs: tuple[int, ...], decays: tuple[int, ...]) -> tuple[int, ...]:
+    if branch.like is None:
+        return ()
+    stages = stages_on(branch.like, epochs, decays)
+    total = branch.config.student_train.epochs
+    return tuple(anchors.stage_epochs(total, stages, stage, last=stage == stages) for stage in range(1, stages + 1))
+
+
+def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComputeConfig:
+    """Refuse a comparison that cannot work.
+
+    Args:
+        slots: steps that each slot of the pipeline was compiled with; None: as needed.
+
+    Returns:
+        how this machine will compute.
+
+    Raises:
+        InputError: the first thing that cannot work.
+    """
+    reference = _reference(comparison)
+    compute = validate(reference)  # data, teacher, route: what it refuses is wrong with all branches
+    needs = steps_needed(comparison.branches)
+    if slots is not None:
+        assign(needs, slots)
+    checked = {reference.student}
+    for branch in comparison.branches:
+        if branch.config.student not in checked:
+            try:
+                validate(branch.config)
+            except InputError as error:
+                raise in_branch(branch.name, error) from None
+            checked.add(branch.config.student)
+    return compute
+
+
+def _reference(comparison: Comparison) -> RunConfig:
+    return next(branch.config for branch in comparison.branches if not branch.reference)
+
+
+def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComparisonSettings:
+    """Validate every branch and resolve its settings.
+
+    Args:
+        slots: as for `validate_comparison`.
+
+    Raises:
+        InputError: as `validate_comparison`.
+    """
+    compute = validate_comparison(comparison, slots=slots)
+    branches, seeds, reference = comparison.branches, comparison.seeds, _reference(comparison)
+    common = preflight(reference)
+    epochs, decays = planned_route(reference)
+    route = existing_route(reference)
+    tau = float(comparison.shared["tau"])
+    made: dict[str, SlotSettings] = {}
+    for branch in branches:
+        config = branch.config
+        students_code = code_digest(config.student.model)
+        both = f"{common.teacher.code} {students_code}".strip()
+        made[branch.name] = SlotSettings(
+            students=StudentsSettings(
+                student=config.student,
+                seeds=seeds,
+                compute=compute,
+                code=students_code,
+                route_data=route.data_digest if route else "",
+            ),
+            choice=ChoiceSettings(
+                anchors=AnchorSettings(
+                    anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs
+                ),
+                seeds=seeds,
+                lengths=_lengths(branch, epochs, decays),
+            ),
+            branch=BranchSettings(
+                branch=branch.name,
+                kind=branch.kind,
+                seeds=seeds,
+                stage=replace(
+                    common.stage,
+                    student=config.student,
+                    train=config.student_train,
+                    objective=config.objective,
+                    anchors=config.anchors,
+                    code=both,
+                ),
+            ),
+            measure=MeasureSettings(
+                branch=branch.name,
+                teacher=config.teacher,
+                student=config.student,
+                seeds=seeds,
+                tau=tau,
+                compute=compute,
+                code=both,
+            ),
+        )
+    return ComparisonSettings(
+        data=common.data,
+        teacher=common.teacher,
+        filing=ComparisonFiling(
+            experiment=reference.tracking.experiment,
+            parameters={**comparison.shared, **jsonable(compute)},
+            branches=tuple(branch.name for branch in branches),
+            references={branch.name: branch.reference for branch in branches},
+            kinds={branch.name: branch.kind for branch in branches},
+            seeds=seeds,
+            restart_like=comparison.restart_like,
+        ),
+        slots=made,
+    )
+
+
+def slot_outputs(settings: ComparisonSettings, slots: Mapping[int, str], count: int) -> dict[str, dict[str, Any]]:
+    """Settings slot by slot, as the check task hands them on: `students_1`, `choice_1`, ...; empty for a slot that is free."""
+    out: dict[str, dict[str, Any]] = {}
+    for number in range(1, count + 1):
+        slot = settings.slots.get(slots[number - 1]) if number - 1 in slots else None
+        for name in SlotSettings.__dataclass_fields__:
+            out[f"{name}_{number}"] = jsonable(getattr(slot, name)) if slot is not None else {}
+    return out

@@ -1,0 +1,277 @@
+"""What a comparison came to, for people and for machines: one table, curves, intervals, a verdict in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rco import checkpoint
+from rco.comparison import BASELINES, DESCRIBED, Result, compare, require_same_data, verdict
+from rco.comparison_preflight import ComparisonFiling
+from rco.record import Record
+from rco.report import Table, as_markdown, as_page
+from rco.route import Route
+from rco.tracking import Context, without_credentials
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student of one branch: its record and what was measured on the test part."""
+
+    record: Record
+    evaluation: Mapping[str, Any]
+
+    @property
+    def branch(self) -> str:
+        """The name of its branch."""
+        return str(self.evaluation["branch"])
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.evaluation["seed"])
+
+    def result(self) -> Result:
+        """Its figures."""
+        stages = self.record.stages
+        return Result(
+            branch=self.branch,
+            seed=self.seed,
+            test_accuracy=float(self.evaluation["student"]["accuracy"]),
+            val_accuracy=float(stages[-1]["val_accuracy"]),
+            congruence_kl=float(self.evaluation["congruence_kl"]),
+            student_epochs=int(stages[-1]["last_epoch"]),
+            teacher_forward_passes=sum(int(stage["teacher_forward_passes"]) for stage in stages),
+            train_seconds=sum(float(stage["train_seconds"]) for stage in stages),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """The final figures of its run in MLflow."""
+        result = self.result()
+        return {
+            "test_accuracy": result.test_accuracy,
+            "test_ece": float(self.evaluation["student"]["ece"]),
+            "congruence_kl": result.congruence_kl,
+            "student_epochs": result.student_epochs,
+            "teacher_forward_passes": result.teacher_forward_passes,
+            "train_seconds": result.train_seconds,
+        }
+
+
+def write(
+    folder: Path,
+    filing: ComparisonFiling,
+    *,
+    index: Route,
+    students: Sequence[Student],
+    context: Context,
+    parent_run_id: str | None,
+) -> dict[str, Any]:
+    """Write summary.json, summary.csv, results.csv, report.md, report.html and one PNG per picture into `folder`.
+
+    Args:
+        index: of the teacher's route.
+        students: every seed of every branch, in any order.
+        parent_run_id: in MLflow; None if nothing is tracked.
+
+    Returns:
+        the summary.
+
+    Raises:
+        InputError: students of different data, or of different seeds.
+    """
+    from rco import plots
+
+    summary = summarise(filing, index, students, context, parent_run_id)
+    checkpoint.write_json(folder / "summary.json", summary)
+    for name, rows in (("summary", summary["branches"]), ("results", summary["students"])):
+        _write_text(folder / f"{name}.csv", as_csv(rows))
+    curves = {
+        name: [
+            [row["metrics"]["val_accuracy"] for row in student.record.rows]
+            for student in sorted(students, key=lambda student: student.seed)
+            if student.branch == name
+        ]
+        for name in filing.branches
+    }
+    figures = {
+        "differences": plots.differences_figure([row for row in summary["branches"] if row["reference"]]),
+        "curves": plots.curves_figure(curves, summary["teacher"]["val_accuracy"]),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, folder / f"{name}.png")
+    title, sections = headline(summary), tables(summary)
+    _write_text(folder / "report.md", as_markdown(title, sections, summary["verdict"]))
+    pictures = {name: plots.data_uri(figure) for name, figure in figures.items()}
+    _write_text(folder / "report.html", as_page(title, sections, pictures, summary["verdict"]))
+    return summary
+
+
+def _write_text(path: Path, text: str) -> None:
+    checkpoint.atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def summarise(
+    filing: ComparisonFiling, index: Route, students: Sequence[Student], context: Context, parent_run_id: str | None
+) -> dict[str, Any]:
+    """All figures, JSON-ready. Accuracies and their differences are 0 to 1; KL is in nats, at one temperature."""
+    require_same_data({student.record.key: str(student.record.data["digest"]) for student in students})
+    students = sorted(students, key=lambda student: (filing.branches.index(student.branch), student.seed))
+    results = [student.result() for student in students]
+    rows = compare(results, {name: filing.references[name] for name in filing.branches})
+    measured = students[0].evaluation
+    routes = [name for name in filing.branches if filing.kinds[name] not in BASELINES]
+    converged = index.checkpoints[-1]
+    for row in rows:
+        own = [student for student in students if student.branch == row["branch"]]
+        row["kind"] = filing.kinds[row["branch"]]
+        row["anchors"] = _anchors(own)
+        row["student"] = own[0].record.params["student"]
+        row["student_parameters"] = own[0].evaluation["student"]["parameters"]
+    return {
+        "pipeline_run": context.pipeline_run,
+        "dataset": dict(students[0].record.data),
+        "seeds": list(filing.seeds),
+        "teacher": {
+            "model": filing.parameters["teacher"],
+            "epochs": converged.epoch,
+            "checkpoints": len(index.checkpoints),
+            "val_accuracy": converged.val_accuracy,
+            "accuracy": measured["teacher"]["accuracy"],
+            "parameters": measured["teacher"]["parameters"],
+        },
+        "tau": measured["tau"],
+        "branches": rows,
+        "students": [
+            {**asdict(result), "student_sha256": student.evaluation["student_sha256"], "anchors": _anchors([student])}
+            for result, student in zip(results, students, strict=True)
+        ],
+        "verdict": verdict(rows, results, routes, int(measured["student"]["n"])),
+        "restart_like": filing.restart_like,
+        "parameters": filing.parameters,
+        "tracking_uri": without_credentials(context.tracking_uri),
+        "experiment": filing.experiment,
+        "parent_run_id": parent_run_id,
+    }
+
+
+def _anchors(students: Sequence[Student]) -> str:
+    """The anchors' epochs; of several seeds each different list once. None where labels alone teach."""
+    lists = [
+        " ".join(str(stage["anchor_epoch"]) for stage in student.record.stages if stage["teacher_forward_passes"])
+        for student in students
+    ]
+    return " / ".join(dict.fromkeys(filter(None, lists))) or "none"
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """What was compared, in one sentence."""
+    teacher, branches = summary["teacher"], summary["branches"]
+    students = ", ".join(dict.fromkeys(f"{row['student']} ({row['student_parameters']:,} parameters)" for row in branches))
+    seeds = len(summary["seeds"])
+    return (
+        f"{len(branches)} ways to train {students} on {summary['dataset']['name']}, {seeds} seed{'s' * (seeds > 1)} each, "
+        f"from one teacher {teacher['model']} ({teacher['parameters']:,} parameters, {_percent(teacher['accuracy'])} on the "
+        "test part)."
+    )
+
+
+def note(summary: Mapping[str, Any]) -> str:
+    """The table and the verdict as Markdown, for the page of the parent run in MLflow."""
+    return as_markdown(headline(summary), {"Comparison": tables(summary)["Comparison"]}, summary["verdict"])
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
+    """The tables of the report, title -> (column heads, rows of text)."""
+    rows = [
+        [
+            row["branch"],
+            _spread(row["test_accuracy_mean"], row["test_accuracy_sd"]),
+            *_difference(row, several=len({r["reference"] for r in summary["branches"]}) > 2),
+            f"{row['congruence_kl_mean']:.4f}",
+            str(row["student_epochs"]),
+            f"{row['teacher_forward_passes']:,.0f}",
+            f"{row['train_seconds']:.1f}",
+            row["anchors"],
+        ]
+        for row in summary["branches"]
+    ]
+    heads = [
+        "branch",
+        "test accuracy",
+        "difference (points)",
+        "95 % interval",
+        f"KL to teacher (tau {summary['tau']:g})",
+        "epochs",
+        "teacher forwards",
+        "train s",
+        "anchors",
+    ]
+    kinds = dict.fromkeys(row["kind"] for row in summary["branches"])
+    described = [[kind, _described(kind, summary["restart_like"])] for kind in kinds]
+    return {"Comparison": (heads, rows), "Branches": (["", "what it is"], described)}
+
+
+def _described(kind: str, restart_like: str) -> str:
+    return f"converged teacher, stage lengths of {restart_like}" if kind == "kd-restart" else DESCRIBED[kind]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _spread(mean: float, deviation: float | None) -> str:
+    return _percent(mean) if deviation is None else f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+
+
+def _difference(row: Mapping[str, Any], *, several: bool) -> tuple[str, str]:
+    if not row["reference"]:
+        return "reference", ""
+    to = f" to {row['reference']}" if several else ""
+    interval = (
+        "none"
+        if row["difference_low"] is None
+        else f"{100 * row['difference_low']:+.2f} to {100 * row['difference_high']:+.2f}"
+    )
+    return f"{100 * row['difference_mean']:+.2f}{to}", interval
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of one shape as CSV; what is not known is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of the parent run in MLflow: "BRANCH/FIGURE", so that MLflow groups them."""
+    names = (
+        "test_accuracy_mean",
+        "test_accuracy_sd",
+        "difference_mean",
+        "difference_low",
+        "difference_high",
+        "p_holm",
+        "congruence_kl_mean",
+        "train_seconds",
+        "teacher_forward_passes",
+    )
+    figures = {
+        f"{metric_name(row['branch'])}/{name}": float(row[name])
+        for row in summary["branches"]
+        for name in names
+        if row[name] is not None
+    }
+    return {**figures, "teacher_test_accuracy": float(summary["teacher"]["accuracy"]), "seeds": float(len(summary["seeds"]))}
+
+
+def metric_name(branch: str) -> str:
+    """A branch's name in the letters that MLflow allows in names of metrics."""
+    return re.sub(r"[^\w\-. :/]", "_", branch.replace("=", ":"))

@@ -1,0 +1,386 @@
+"""The tasks of a comparison: those of a single run (`rco.tasks`), done for all seeds of one branch in one process.
+
+What a task hands on has one folder for each seed ("seed-0") with what the single task would have written. A slot of a
+compiled pipeline that no branch uses has empty settings: its tasks end at once, and write empty folders.
+`python -m rco.comparison_tasks NAME arguments.json` runs one by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rco import checkpoint, tasks, tracking
+from rco.comparison import Comparison, assign, require_same_data, said
+from rco.comparison_preflight import (
+    BranchSettings,
+    ChoiceSettings,
+    ComparisonFiling,
+    MeasureSettings,
+    StudentsSettings,
+    preflight_comparison,
+    slot_outputs,
+    steps_needed,
+)
+from rco.config import jsonable
+from rco.data import Dataset
+from rco.hardness import relative, route_hardness
+from rco.preflight import StudentSettings
+from rco.record import Record
+from rco.route import Route
+from rco.spec import NetworkSpec, load_network
+
+if TYPE_CHECKING:
+    from rco.comparison_report import Student
+
+log, task = tasks.log, tasks.task
+
+
+@task
+def check_comparison(
+    parameters: Mapping[str, Any], *, slots: Sequence[int], outputs: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Validate every branch before anything expensive, and open the run in MLflow.
+
+    Args:
+        slots: steps that each slot of this pipeline has.
+        outputs: slots to return settings for; those beyond `slots` are empty.
+
+    Returns:
+        data, teacher, filing, and of each slot students_K, choice_K, branch_K, measure_K (K from 1): JSON-ready.
+
+    Raises:
+        InputError: the first thing that cannot work.
+    """
+    sizes = [int(size) for size in slots]
+    comparison = Comparison.of(parameters)
+    settings = preflight_comparison(comparison, slots=sizes)
+    taken = assign(steps_needed(comparison.branches), sizes)
+    students = len(comparison.branches) * len(comparison.seeds)
+    log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
+    context = tracking.Context.from_environment()
+    if context.active:
+        with tracking.forgiving("The parent run"):
+            _open_parent(context, settings.filing)
+    else:
+        log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
+    told = {
+        "data": jsonable(settings.data),
+        "teacher": jsonable(settings.teacher),
+        "filing": jsonable(settings.filing),
+        **slot_outputs(settings, taken, outputs or len(sizes)),
+    }
+    # KFP passes no nulls; what is left out is None again when the settings are rebuilt.
+    return {name: {key: value for key, value in values.items() if value is not None} for name, values in told.items()}
+
+
+def _open_parent(context: tracking.Context, s: ComparisonFiling) -> str:
+    data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
+    name = f"{data} {s.parameters['teacher']} comparison"
+    params = {**s.parameters, "branches": ", ".join(s.branches), "seeds": ",".join(map(str, s.seeds))}
+    return tracking.open_parent(context, s.experiment, name, params, tags={"rco.comparison": "true"})
+
+
+def _folder(root: Path, seed: int) -> Path:
+    return root / f"seed-{seed}"
+
+
+@task
+def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path) -> None:
+    """Make the initial student of every seed.
+
+    Raises:
+        InputError: the route that the settings speak of was made on other data.
+    """
+    students.mkdir(parents=True, exist_ok=True)
+    if not settings:
+        return
+    s = tasks.start(StudentsSettings, settings)
+    digest = Dataset.open(dataset).manifest.digest
+    if s.route_data and s.route_data != digest:
+        require_same_data({"the prepared data": digest, "the route": s.route_data})
+    for seed in s.seeds:
+        single = StudentSettings(student=s.student, seed=seed, compute=s.compute, code=s.code)
+        tasks.init_student(jsonable(single), dataset=dataset, student=_folder(students, seed))
+
+
+@task
+def select_anchors(
+    settings: Mapping[str, Any], *, previous: Mapping[str, Any], route: Path, route_index: Path, students: Path, anchors: Path
+) -> dict[str, Any]:
+    """Choose, seed by seed, the anchors of the next step, and hand out those checkpoints.
+
+    A step of the greedy search is one stage, chosen with the student that will learn from it. Anchors that are known
+    beforehand are all of one step.
+
+    Args:
+        previous: what this function returned for the step before; empty before the first.
+        anchors: becomes a route with the chosen weights only, and the converged teacher's.
+
+    Returns:
+        by seed: last (its last stage so far) and todo (the stages of this step; empty: the route has been walked).
+    """
+    anchors.mkdir(parents=True, exist_ok=True)
+    if not settings:
+        return {}
+    s = tasks.start(ChoiceSettings, settings)
+    index = Route.open(route_index)
+    _, route_logits = index.probe()
+    one_at_a_time = s.anchors.anchors.strategy == "greedy"
+    selection: dict[str, Any] = {}
+    needed = {len(index.epochs) - 1}
+    for seed in s.seeds:
+        arrays, _ = checkpoint.load_arrays(_folder(students, seed) / tasks.PROBE)
+        hardness = route_hardness(route_logits, arrays["logits"], s.anchors.tau)
+        last = dict(previous.get(str(seed), {}).get("last", {}))
+        todo: list[dict[str, Any]] = []
+        while not (one_at_a_time and todo):
+            stage = tasks.next_stage(s.anchors, index, last, hardness, f"seed {seed}, ")
+            if stage["skip"]:
+                break
+            todo.append(stage)
+            needed.add(stage["chosen"][-1])
+            last = stage
+        selection[str(seed)] = {"last": last, "todo": _restarted(todo, s.lengths)}
+    weights = Route.open(route)
+    weights.write_index(anchors)
+    for i in needed:
+        point = weights.checkpoints[i]
+        checkpoint.verify(weights.folder / point.file, point.sha256)
+        checkpoint.atomically(anchors / point.file, partial(shutil.copyfile, weights.folder / point.file))
+    return selection
+
+
+def _restarted(todo: list[dict[str, Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """One stage cut into several of the same anchor: each starts optimiser and schedule anew."""
+    if not todo or not lengths:
+        return todo
+    (whole,) = todo
+    return [
+        {**whole, "stage": k, "epochs": length, "first_epoch": 1 + sum(lengths[: k - 1]), "reason": "the converged teacher"}
+        for k, length in enumerate(lengths, start=1)
+    ]
+
+
+@task
+def distill_students(
+    settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchors: Path, students: Path, distilled: Path
+) -> dict[str, Any]:
+    """Train the student of every seed through the stages of this step.
+
+    Args:
+        students: as the step before left them.
+        distilled: the same after this step.
+
+    Returns:
+        figures for the artifact's metadata.
+    """
+    distilled.mkdir(parents=True, exist_ok=True)
+    if not settings:
+        return {}
+    s = tasks.start(BranchSettings, settings)
+    # Kubeflow's MLflow plugin makes one run for this task. It is no student's: several would mix their epochs in it.
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    trained = 0
+    for seed in s.seeds:
+        todo = selection[str(seed)]["todo"]
+        with TemporaryDirectory(dir=distilled.parent) as scratch:
+            folder = _folder(students, seed)
+            for i, stage in enumerate(todo):
+                out = _folder(distilled, seed) if i == len(todo) - 1 else Path(scratch) / f"stage-{stage['stage']}"
+                _stage(s, seed, stage, dataset, anchors, folder, out, Path(scratch) / "anchor")
+                folder = out
+        if not todo:
+            shutil.copytree(_folder(students, seed), _folder(distilled, seed))
+        trained += bool(todo)
+    log.info("%s: %d students trained, %d passed on", s.branch, trained, len(s.seeds) - trained)
+    return {"branch": s.branch, "trained": trained}
+
+
+def _stage(
+    s: BranchSettings,
+    seed: int,
+    stage: Mapping[str, Any],
+    dataset: Path,
+    anchors: Path,
+    student: Path,
+    out: Path,
+    anchor: Path,
+) -> None:
+    """One stage of one student, by the task of a single run."""
+    arrays, _ = checkpoint.load_arrays(student / tasks.PROBE)
+    _write_anchor(
+        anchor, Route.open(anchors), int(stage["chosen"][-1]), _before(student), arrays["logits"], s.stage.objective.tau
+    )
+    single = replace(s.stage, train=replace(s.stage.train, seed=seed))
+    tasks.distill_stage(
+        jsonable(single),
+        selection={**stage, "skip": False},
+        dataset=dataset,
+        anchor=anchor,
+        student=student,
+        distilled=out,
+        key=_key(s.branch, seed),
+        params={**said(s.branch, s.kind, s.stage), "seed": seed},
+        tags={"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind},
+    )
+
+
+def _key(branch: str, seed: int) -> str:
+    return f"{branch}/seed-{seed}"
+
+
+def _before(student: Path) -> int | None:
+    """The anchor that a student has just learnt from, if any."""
+    if not (student / "record.json").is_file():
+        return None
+    return int(Record.read(student).stages[-1]["anchor_index"])
+
+
+def _write_anchor(folder: Path, route: Route, i: int, before: int | None, student_logits: Any, tau: float) -> None:
+    _, route_logits = route.probe()
+    hardness = route_hardness(route_logits, student_logits, tau)
+    ratio = relative(hardness, before) if before is not None else None
+    tasks.write_anchor(folder, route, i, route_logits, hardness, ratio)
+
+
+@task
+def evaluate_students(
+    settings: Mapping[str, Any], *, dataset: Path, students: Path, anchors: Path, evaluation: Path
+) -> dict[str, float]:
+    """Measure the student of every seed, and the converged teacher, on the test part, which nothing before has touched.
+
+    Writes the figures, and beside each student's its tracking record.
+
+    Returns:
+        headline figures.
+    """
+    evaluation.mkdir(parents=True, exist_ok=True)
+    if not settings:
+        return {}
+    s = tasks.start(MeasureSettings, settings)
+    from rco import engine
+    from rco import evaluate as measure
+    from rco.hardness import kl
+
+    engine.prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    test, manifest = data.split("test"), data.manifest
+    converged = Route.open(anchors).checkpoints[-1]
+
+    def answers(path: Path, spec: NetworkSpec, sha256: str | None = None) -> tuple[Any, dict[str, Any]]:
+        model = load_network(path, expected_sha256=sha256, spec=spec).to(s.compute.device)
+        logits, labels = measure.predict(
+            model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
+        )
+        figures = measure.measure(logits, labels, manifest.num_classes)
+        return logits, {name: figures[name] for name in ("accuracy", "cross_entropy", "ece", "n")} | {
+            "parameters": measure.parameter_count(model),
+            "macs": measure.count_macs(model, manifest.image_shape),
+        }
+
+    teacher_logits, teacher = answers(anchors / converged.file, NetworkSpec.of(s.teacher, manifest), converged.sha256)
+    accuracies = []
+    for seed in s.seeds:
+        student = _folder(students, seed)
+        logits, figures = answers(student / tasks.STUDENT, NetworkSpec.of(s.student, manifest))
+        accuracies.append(figures["accuracy"])
+        out = _folder(evaluation, seed)
+        document = {
+            "branch": s.branch,
+            "seed": seed,
+            "student": figures,
+            "teacher": teacher,
+            "congruence_kl": kl(teacher_logits, logits, s.tau),
+            "tau": s.tau,
+            "student_sha256": checkpoint.sha256(student / tasks.STUDENT),
+            "teacher_sha256": converged.sha256,
+        }
+        checkpoint.write_json(out / "evaluation.json", document)
+        Record.read(student).write(out)
+        log.info("%s: test accuracy %.2f %%", _key(s.branch, seed), 100 * figures["accuracy"])
+    return {"test_accuracy_mean": sum(accuracies) / len(accuracies), "teacher_test_accuracy": teacher["accuracy"]}
+
+
+@task
+def report_comparison(
+    settings: Mapping[str, Any], *, route: Path, route_index: Path, evaluations: Sequence[Path], folder: Path
+) -> dict[str, Any]:
+    """Tell people what came out, and bring MLflow up to date with everything that cached tasks did not say.
+
+    Writes summary.json, results.csv, summary.csv, report.html, report.md and the pictures into `folder`.
+
+    Args:
+        route: of the teacher; read only where this tracking server lacks an anchor.
+        evaluations: of every slot.
+
+    Returns:
+        the summary.
+    """
+    s = tasks.start(ComparisonFiling, settings)
+    from rco import comparison_report as telling
+
+    context = tracking.Context.from_environment()
+    parent = None
+    if context.active:
+        with tracking.forgiving("The parent run"):
+            parent = _open_parent(context, s)
+    students = [
+        telling.Student(record=Record.read(path), evaluation=checkpoint.read_json(path / "evaluation.json"))
+        for evaluation in evaluations
+        for path in sorted(p for p in evaluation.iterdir() if p.is_dir())
+    ]
+    teacher = Record.read(route_index)
+    summary = telling.write(folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent)
+    if parent is not None:
+        log.info("completing the runs in MLflow")
+        deliveries = [
+            tracking.Delivery(record=teacher),
+            *(_delivery(student, route, s.references[student.branch]) for student in students),
+        ]
+        with tracking.forgiving("The report"):
+            tracking.deliver(
+                context,
+                deliveries,
+                headline=telling.headline_metrics(summary),
+                note=telling.note(summary),
+                files=sorted(path for path in folder.iterdir() if path.is_file()),
+            )
+    return summary
+
+
+def _delivery(student: Student, route: Path, reference: str) -> tracking.Delivery:
+    anchors = {
+        int(stage["anchor_epoch"]): partial(_anchor_of, route, student.record, k)
+        for k, stage in enumerate(student.record.stages)
+        if stage["teacher_forward_passes"]
+    }
+    tags = {"rco.reference": reference} if reference else {}
+    return tracking.Delivery(record=student.record, anchors=anchors, metrics=student.figures(), tags=tags)
+
+
+@contextmanager
+def _anchor_of(route: Path, record: Record, k: int) -> Iterator[Path]:
+    """The anchor of a student's stage as a folder, made again from the route and the record."""
+    import numpy as np
+
+    weights = Route.open(route)
+    _, logits = weights.probe()
+    stage = record.stages[k]
+    hardness = np.asarray(stage["hardness_before"])
+    ratio = relative(hardness, int(record.stages[k - 1]["anchor_index"])) if k else None
+    with TemporaryDirectory() as scratch:
+        tasks.write_anchor(Path(scratch), weights, int(stage["anchor_index"]), logits, hardness, ratio)
+        yield Path(scratch)
+
+
+if __name__ == "__main__":
+    sys.exit(tasks.main(sys.argv[1:], "rco.comparison_tasks"))

@@ -1,0 +1,424 @@
+"""The comparison: its compiled shape, and one real local run of all branches with everything that it promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import components
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components.check_comparison import check_comparison
+from components.image import IMAGE
+from components.report_comparison import report_comparison
+from pipelines.cli import split_axes
+from pipelines.comparison import make_comparison
+from pipelines.compile import compile_comparison
+from pipelines.local import RunFailedError, run
+from rco import checkpoint
+from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
+from rco.comparison_preflight import SlotSettings
+from rco.config import PARAMETERS
+from rco.errors import InputError
+
+SLOTS = (1, 1, 3)
+
+
+class TestCompiled:
+    @pytest.fixture(scope="class")
+    def spec(self, tmp_path_factory: pytest.TempPathFactory) -> pipeline_spec_pb2.PipelineSpec:
+        path = compile_comparison(tmp_path_factory.mktemp("yaml") / "comparison.yaml", SLOTS)
+        return components.load_component_from_file(str(path)).pipeline_spec
+
+    @pytest.fixture(scope="class")
+    def dag(self, spec: pipeline_spec_pb2.PipelineSpec) -> pipeline_spec_pb2.DagSpec:
+        return spec.components["comp-exit-handler-1"].dag
+
+    def branch(self, spec: pipeline_spec_pb2.PipelineSpec, number: int) -> pipeline_spec_pb2.DagSpec:
+        dag = spec.components["comp-exit-handler-1"].dag
+        return spec.components[dag.tasks[f"branch-{number}"].component_ref.name].dag
+
+    def test_one_teacher_serves_every_branch_and_the_report(self, dag: pipeline_spec_pb2.DagSpec) -> None:
+        assert sum(name.startswith("train-teacher") for name in dag.tasks) == 1
+        for number in range(1, len(SLOTS) + 1):
+            inputs = dag.tasks[f"branch-{number}"].inputs
+            for name in ("route", "route_index"):
+                source = inputs.artifacts[name].task_output_artifact
+                assert (source.producer_task, source.output_artifact_key) == ("train-teacher", name)
+            for name in SlotSettings.__dataclass_fields__:
+                given = inputs.parameters[f"{name}_settings"].task_output_parameter
+                assert (given.producer_task, given.output_parameter_key) == ("check-comparison", f"{name}_{number}")
+
+    def test_branches_do_not_wait_for_each_other(self, dag: pipeline_spec_pb2.DagSpec) -> None:
+        for number in range(1, len(SLOTS) + 1):
+            needed = set(dag.tasks[f"branch-{number}"].dependent_tasks)
+            assert needed == {"check-comparison", "prepare-data", "train-teacher"}
+
+    def test_a_branch_chooses_with_the_students_that_learn(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
+        for number, steps in enumerate(SLOTS, start=1):
+            tasks = self.branch(spec, number).tasks
+            by_kind = {
+                kind: sorted((n for n in tasks if n.startswith(kind)), key=lambda n: (len(n), n))
+                for kind in ("init-students", "select-anchors", "distill-students", "evaluate-students")
+            }
+            assert [len(names) for names in by_kind.values()] == [1, steps, steps, 1]
+            students = ("init-students", "students")
+            for step, (choose, learn) in enumerate(zip(by_kind["select-anchors"], by_kind["distill-students"], strict=True)):
+                for name in (choose, learn):
+                    source = tasks[name].inputs.artifacts["students"].task_output_artifact
+                    assert (source.producer_task, source.output_artifact_key) == students
+                source = tasks[learn].inputs.artifacts["anchors"].task_output_artifact
+                assert (source.producer_task, source.output_artifact_key) == (choose, "anchors")
+                if step:
+                    before = tasks[choose].inputs.parameters["previous"].task_output_parameter
+                    assert before.producer_task == by_kind["select-anchors"][step - 1]
+                students = (learn, "distilled")
+            source = tasks["evaluate-students"].inputs.artifacts["students"].task_output_artifact
+            assert (source.producer_task, source.output_artifact_key) == students
+
+    def test_the_report_sees_every_branch(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
+        defined = spec.components["comp-report-comparison"].input_definitions.artifacts
+        assert all(definition.is_optional == name.startswith("slot_") for name, definition in defined.items())
+        artifacts = dag.tasks["report-comparison"].inputs.artifacts
+        assert {name for name in artifacts if name.startswith("slot_")} == {f"slot_{k}" for k in range(1, len(SLOTS) + 1)}
+        for number in range(1, len(SLOTS) + 1):
+            assert artifacts[f"slot_{number}"].task_output_artifact.producer_task == f"branch-{number}"
+
+    def test_only_looking_is_not_cached(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
+        assert {n for n, t in dag.tasks.items() if not t.caching_options.enable_cache} == {
+            "check-comparison",
+            "report-comparison",
+        }
+        for number in range(1, len(SLOTS) + 1):
+            assert all(task.caching_options.enable_cache for task in self.branch(spec, number).tasks.values())
+
+    def test_the_run_is_closed_however_it_ends_and_one_image_serves_all(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
+        closer = spec.root.dag.tasks["close-run"]
+        assert closer.trigger_policy.strategy == closer.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
+        executors = spec.deployment_spec["executors"]
+        assert {executors[name]["container"]["image"] for name in executors} == {IMAGE}
+
+    def test_parameters_and_defaults(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
+        inputs = spec.root.input_definitions.parameters
+        assert set(inputs) == {*OPTIONS, *SHARED}
+        assert inputs["epochs"].default_value.number_value == DEFAULTS["epochs"]
+        assert inputs["tau"].default_value.number_value == PARAMETERS["tau"].default
+        assert list(inputs["branches"].default_value.list_value) == list(STANDARD)
+        assert set(check_comparison.component_spec.inputs) == {*OPTIONS, *SHARED, "slots"}
+
+    def test_teacher_and_data_are_the_tasks_of_a_single_run(self, spec: pipeline_spec_pb2.PipelineSpec, tmp_path: Path) -> None:
+        from pipelines.compile import compile_rco
+
+        single = components.load_component_from_file(str(compile_rco(tmp_path / "rco.yaml"))).pipeline_spec
+        for name in ("prepare-data", "train-teacher"):
+            assert single.components[f"comp-{name}"] == spec.components[f"comp-{name}"]
+            ours, theirs = (s.deployment_spec["executors"][f"exec-{name}"] for s in (spec, single))
+            assert ours == theirs
+
+    def test_room(self) -> None:
+        assert {f"slot_{k}" for k in range(1, MOST + 1)} <= set(report_comparison.component_spec.inputs)
+        assert f"slot_{MOST + 1}" not in report_comparison.component_spec.inputs
+        assert f"branch_{MOST}" in check_comparison.component_spec.outputs
+        for slots in ([], [0], [1] * (MOST + 1)):
+            with pytest.raises(ValueError, match="slots"):
+                make_comparison(slots)
+
+
+def test_flags_with_several_values_are_axes() -> None:
+    flags = {"tau": "2,4", "lam": "1", "milestones": "0.5,0.75;0.6", "student": "a,b", "teacher": "x", "download": True}
+    assert split_axes(flags) == (
+        {"tau": ["2", "4"], "milestones": ["0.5,0.75", "0.6"], "student": ["a", "b"]},
+        {"lam": "1", "teacher": "x", "download": True},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "--seeds", "0,0"], "seeds = [0, 0]: repeats a seed"),
+        (["compare", "--branches", "kd,grady"], "Did you mean 'greedy'"),
+        (["compare", "--epochs", "0"], "epochs = 0"),
+        (["sweep", "--tau", "2,x"], "tau = 'x': is not float"),
+        (["sweep", "--tau", "0,2"], "tau = 0.0"),
+        (["sweep", "--tau", "1,2,3,4,5,6,7,8,9,10,11,12,13"], "are more than the 24"),
+        (["compile", "--slots", "1,0"], "slots = '1,0'"),
+    ],
+)
+def test_bad_input_is_one_paragraph(arguments: list[str], words: str, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from pipelines.cli import main
+
+    home = ["--home", str(tmp_path / "home")] if arguments[0] != "compile" else []
+    done = CliRunner().invoke(main, [*arguments, *home])
+    assert done.exit_code == 2, done.output
+    assert words in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "home").exists()
+
+
+TINY = {
+    "teacher": "digits-cnn-s",
+    "student": "digits-mlp",
+    "teacher_epochs": 6,
+    "teacher_milestones": [2, 4],
+    "checkpoint_every": 1,
+    "epochs": 6,
+    "n_anchors": 3,
+    "seeds": [0, 1],
+    "threads": 1,
+    "workers": 0,
+}
+
+
+class Compared:
+    """One comparison and what it said."""
+
+    def __init__(self, home: Path, **parameters: Any) -> None:
+        self.lines: list[str] = []
+        self.home = home
+        self.summary = run({**TINY, **parameters}, home, pipeline="comparison", show=self.lines.append)
+        self.branches = {row["branch"]: row for row in self.summary["branches"]}
+
+    @property
+    def trained(self) -> set[str]:
+        """The branches of which a student was trained in this run."""
+        return {line.strip().split("/seed-")[0] for line in self.lines if "/seed-" in line and ": epoch " in line}
+
+    @property
+    def runs(self) -> tuple[Any, dict[str, Any]]:
+        c = client(self.home)
+        parent = c.get_run(self.summary["parent_run_id"])
+        children = c.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        return parent, {child.data.tags["rco.key"]: child for child in children}
+
+
+def client(home: Path) -> Any:
+    import mlflow
+
+    uri = f"sqlite:///{home}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri)
+
+
+def statuses(home: Path) -> set[str]:
+    c = client(home)
+    return {r.info.status for e in c.search_experiments() for r in c.search_runs([e.experiment_id])}
+
+
+@pytest.mark.xdist_group("comparison")  # the runs share a home, and its cache
+class TestRealRun:
+    @pytest.fixture(scope="class")
+    def first(self, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+        return Compared(tmp_path_factory.mktemp("comparison"))
+
+    def test_every_branch_costs_the_same_epochs_from_the_same_weights(self, first: Compared) -> None:
+        assert list(first.branches) == list(STANDARD)
+        assert {row["student_epochs"] for row in first.summary["branches"]} == {TINY["epochs"]}
+        passes = {name: row["teacher_forward_passes"] for name, row in first.branches.items()}
+        size = first.summary["dataset"]["sizes"]["train"]
+        assert passes == {**dict.fromkeys(STANDARD, 6 * size), "scratch": 0}
+        assert all(row["train_seconds"] > 0 for row in first.summary["branches"])
+        # What the distilling tasks were given: one initial student a seed, whatever the branch.
+        initial: dict[str, set[str]] = {"seed-0": set(), "seed-1": set()}
+        for path in (first.home / "pipeline").glob("*/init-students*/students/*/student.safetensors"):
+            initial[path.parent.name].add(checkpoint.sha256(path))
+        assert [len(hashes) for hashes in initial.values()] == [1, 1]
+        assert initial["seed-0"] != initial["seed-1"]
+
+    def test_the_branches_are_what_they_are_called(self, first: Compared) -> None:
+        anchors = {name: row["anchors"] for name, row in first.branches.items()}
+        assert {name: anchors[name] for name in STANDARD if name != "greedy"} == {
+            "scratch": "none",
+            "kd": "6",
+            "kd-restart": "6 6 6",
+            "equal-interval": "2 4 6",
+            "lr-decay": "2 4 6",
+        }
+        for chosen in anchors["greedy"].split(" / "):
+            assert chosen.startswith("1 ")
+            assert chosen.endswith(" 6")
+        # Equal anchors, seeds and lengths under two names: bit for bit the same students.
+        hashes = {(s["branch"], s["seed"]): s["student_sha256"] for s in first.summary["students"]}
+        for seed in (0, 1):
+            assert hashes["equal-interval", seed] == hashes["lr-decay", seed]
+        assert len(set(hashes.values())) == 10
+
+    def test_files_for_people_and_machines(self, first: Compared) -> None:
+        folder = first.home / "last-comparison"
+        assert json.loads((folder / "summary.json").read_text()) == first.summary
+        with (folder / "results.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [(r["branch"], r["seed"]) for r in rows] == [(b, s) for b in STANDARD for s in ("0", "1")]
+        means = {r["branch"]: float(r["test_accuracy_mean"]) for r in csv.DictReader((folder / "summary.csv").open())}
+        for branch in STANDARD:
+            own = [float(r["test_accuracy"]) for r in rows if r["branch"] == branch]
+            assert means[branch] == pytest.approx(sum(own) / 2)
+        kd, greedy = ([float(r["test_accuracy"]) for r in rows if r["branch"] == b] for b in ("kd", "greedy"))
+        difference = first.branches["greedy"]["difference_mean"]
+        assert difference == pytest.approx(sum(g - k for g, k in zip(greedy, kd, strict=True)) / 2)
+        for name in ("curves", "differences"):
+            assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        page, told = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+        for sentence in first.summary["verdict"]:
+            assert sentence in told
+        assert "<td>kd-restart</td>" in page
+        assert sum(f"{b} against kd" in told for b in STANDARD) == 5
+
+    def test_mlflow_has_a_run_for_every_student_on_one_axis(self, first: Compared) -> None:
+        parent, children = first.runs
+        assert set(children) == {"teacher", *(f"{b}/seed-{s}" for b in STANDARD for s in (0, 1))}
+        assert {r.info.status for r in (parent, *children.values())} == {"FINISHED"}
+        c = client(first.home)
+        results = {(s["branch"], s["seed"]): s for s in first.summary["students"]}
+        for key, child in children.items():
+            if key == "teacher":
+                continue
+            branch, seed = child.data.tags["rco.branch"], int(child.data.tags["rco.seed"])
+            assert key == f"{branch}/seed-{seed}"
+            p, m = child.data.params, child.data.metrics
+            assert (p["branch"], p["seed"], p["train.seed"], p["epochs"]) == (branch, str(seed), str(seed), "6")
+            assert p["lambda"] == ("0.0" if branch == "scratch" else "16.0")
+            assert child.data.tags["rco.data_digest"] == first.summary["dataset"]["digest"]
+            for name in ("test_accuracy", "congruence_kl", "train_seconds", "teacher_forward_passes"):
+                assert m[name] == pytest.approx(results[branch, seed][name])
+            assert [x.step for x in c.get_metric_history(child.info.run_id, "val_accuracy")] == [1, 2, 3, 4, 5, 6]
+        found = c.search_runs([parent.info.experiment_id], "tags.`rco.branch` = 'greedy' AND tags.`rco.seed` = '1'")
+        assert [r.data.tags["rco.key"] for r in found] == ["greedy/seed-1"]
+        assert parent.data.metrics["kd/test_accuracy_mean"] == pytest.approx(first.branches["kd"]["test_accuracy_mean"])
+        assert parent.data.metrics["greedy/difference_mean"] == pytest.approx(first.branches["greedy"]["difference_mean"])
+        assert "| kd-restart |" in parent.data.tags["mlflow.note.content"]
+        files = {a.path for a in c.list_artifacts(parent.info.run_id, "report")}
+        assert {f"report/{n}" for n in ("report.html", "summary.json", "results.csv", "curves.png")} <= files
+
+    def test_every_anchor_is_a_model_with_its_hardness(self, first: Compared) -> None:
+        parent, children = first.runs
+        c = client(first.home)
+        anchors = c.search_logged_models([parent.info.experiment_id], "model_type = 'anchor'")
+        shas = [m.tags["rco.sha256"] for m in anchors]
+        assert len(shas) == len(set(shas)), "no anchor is uploaded twice"
+        assert {2, 4, 6} <= {int(m.tags["rco.epoch"]) for m in anchors}
+        for anchor in anchors:
+            assert {"anchor_val_accuracy", "anchor_hardness"} <= {m.key for m in anchor.metrics}
+        tags = children["equal-interval/seed-0"].data.tags
+        assert {f"rco.anchor.{epoch}" for epoch in (2, 4, 6)} <= set(tags)
+        assert not any(name.startswith("rco.anchor.") for name in children["scratch/seed-0"].data.tags)
+
+    def test_a_sweep_trains_only_what_is_new_and_mlflow_has_it_all(self, first: Compared) -> None:
+        swept = Compared(first.home, branches=["kd", "greedy", "equal-interval"], grid={"tau": [2, 4]})
+        assert list(swept.branches) == [
+            "kd tau=2",
+            "equal-interval tau=2",
+            "greedy tau=2",
+            "kd",
+            "equal-interval",
+            "greedy",
+        ]
+        assert swept.trained == {"kd tau=2", "equal-interval tau=2", "greedy tau=2"}
+        assert any(line == "train-teacher: unchanged, taken from the cache" for line in swept.lines)
+        for name in ("kd", "equal-interval", "greedy"):
+            ours, theirs = swept.branches[name], first.branches[name]
+            for figure in ("test_accuracy_mean", "train_seconds", "congruence_kl_mean"):
+                assert ours[figure] == theirs[figure], "cached work keeps its original figures"
+        assert swept.branches["greedy tau=2"]["reference"] == "kd tau=2"
+        parent, children = swept.runs
+        _, before = first.runs
+        assert len(children) == 1 + 12
+        assert {r.info.status for r in (parent, *children.values())} == {"FINISHED"}
+        again, original = children["greedy/seed-1"], before["greedy/seed-1"]
+        assert again.data.tags["reused_from"] == original.info.run_id
+        assert again.data.params == original.data.params
+        assert {n: v for n, v in again.data.tags.items() if n.startswith("rco.anchor.")} == {
+            n: v for n, v in original.data.tags.items() if n.startswith("rco.anchor.")
+        }
+        c = client(first.home)
+        history = c.get_metric_history(again.info.run_id, "val_accuracy")
+        assert [m.value for m in history] == [m.value for m in c.get_metric_history(original.info.run_id, "val_accuracy")]
+        assert parent.data.metrics["greedy tau:2/difference_mean"] == swept.branches["greedy tau=2"]["difference_mean"]
+
+    def test_the_teacher_is_shared_with_a_single_run(self, first: Compared) -> None:
+        lines: list[str] = []
+        single = {name: value for name, value in TINY.items() if name != "seeds"}
+        ran = run({**single, "strategy": "equal-interval", "seed": 1}, first.home, show=lines.append)
+        assert "train-teacher: unchanged, taken from the cache" in lines
+        theirs = next(s for s in first.summary["students"] if (s["branch"], s["seed"]) == ("equal-interval", 1))
+        ours = checkpoint.sha256(first.home / "last-run" / "student" / "student.safetensors")
+        assert ours == theirs["student_sha256"], "the same settings make the same student, bit for bit"
+        assert ran["student"]["accuracy"] == theirs["test_accuracy"]
+
+    def test_a_route_of_other_data_is_refused_before_any_student_is_trained(self, first: Compared, tmp_path: Path) -> None:
+        (manifest,) = (
+            p
+            for p in (first.home / "pipeline").glob("*/train-teacher/route/manifest.json")
+            if (p.parent / "epoch-0006.safetensors").exists()
+        )
+        with pytest.raises(RunFailedError, match=r"data = .*the route.*(differ|data)"):
+            Compared(first.home, route=str(manifest.parent), data_seed=1, branches=["kd", "scratch"])
+        assert "RUNNING" not in statuses(first.home)
+
+    def test_a_branch_that_fails_leaves_nothing_running(
+        self, first: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trap = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, num_classes)
+    def forward(self, x):
+        if self.training and x.device.type != "meta" and len(x) > 8:
+            raise RuntimeError("trap sprung")
+        return self.layer(x.flatten(1))
+"""
+        (tmp_path / "trapnets.py").write_text(trap)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(RunFailedError, match="trap sprung"):
+            Compared(first.home, student="trapnets:Net", branches=["kd", "scratch"])
+        assert "RUNNING" not in statuses(first.home)
+        assert "FAILED" in statuses(first.home)
+
+
+def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> None:
+    from rco import comparison_tasks
+
+    checked = comparison_tasks.check_comparison({**TINY, "branches": ["kd", "scratch"]}, slots=[1, 2, 1, 4], outputs=MOST)
+    used = [k for k in range(1, MOST + 1) if checked[f"branch_{k}"]]
+    assert used == [1, 3]
+    for name in ("students_2", "choice_2", "branch_2", "measure_2", f"measure_{MOST}"):
+        assert checked[name] == {}
+    nowhere = tmp_path / "nowhere"
+    comparison_tasks.init_students({}, dataset=nowhere, students=tmp_path / "students")
+    selection = comparison_tasks.select_anchors(
+        {}, previous={}, route=nowhere, route_index=nowhere, students=tmp_path / "students", anchors=tmp_path / "anchors"
+    )
+    comparison_tasks.distill_students(
+        {},
+        selection=selection,
+        dataset=nowhere,
+        anchors=tmp_path / "anchors",
+        students=tmp_path / "students",
+        distilled=tmp_path / "distilled",
+    )
+    comparison_tasks.evaluate_students(
+        {}, dataset=nowhere, students=tmp_path / "distilled", anchors=tmp_path / "anchors", evaluation=tmp_path / "evaluation"
+    )
+    assert list((tmp_path / "evaluation").iterdir()) == []
+    code = (
+        "import sys; from pathlib import Path; from rco import comparison_tasks as t;"
+        f"p = Path({str(tmp_path)!r});"
+        "t.distill_students({}, selection={}, dataset=p, anchors=p, students=p, distilled=p);"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'matplotlib', 'scipy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_more_branches_than_slots_are_refused_by_the_check() -> None:
+    from rco import comparison_tasks
+
+    with pytest.raises(InputError, match=r"branches = 'greedy': needs 3 steps, .* Compile with --slots"):
+        comparison_tasks.check_comparison({**TINY, "branches": ["kd", "greedy"]}, slots=[1, 2])
