@@ -181,6 +181,18 @@ def _shape_of(network: NetworkSpec) -> str:
     return f"{network.num_classes} classes of {network.in_channels}x{network.image_size}x{network.image_size}"
 
 
+def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
+    from rco import models, objectives
+
+    channels, size, _ = image_shape
+    student, teacher = (
+        models.blank(m.model, in_channels=channels, num_classes=num_classes, image_size=size, stem=m.stem)
+        for m in (config.student, config.teacher)
+    )
+    objectives.make(config.objective, objectives.feature_shapes(config.objective, student, teacher, image_shape))
+
+
 def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
     """Validate a whole run and resolve its settings.
 
@@ -211,6 +223,8 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
                 stem=model.stem,
                 parameter=parameter,
             )
+        if config.objective.student_tap:
+            _check_taps(config, info.image_shape, info.num_classes)
     if info.image_shape is not None and (kept := existing_route(config)):
         _check_route(kept, config, info.image_shape, info.num_classes)
     needed = stages_needed(config)

@@ -44,6 +44,7 @@ log = logging.getLogger("rco")
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
 TARGETS = "targets.safetensors"
+OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
 
 S = TypeVar("S")
@@ -293,12 +294,26 @@ def distill_stage(
     has_record = (student / "record.json").is_file()
     record = Record.read(student) if has_record else Record(key="student", params=_params(s), data=_data_summary(data))
     stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
+    loss = distill.make_objective(s.objective, model, teacher_model, data, s.train)
+    learns = any(True for _ in loss.parameters())
+    if learns and stage > 1:
+        checkpoint.load_weights(loss, checkpoint.load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
     say = EpochLines(f"stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
     row: dict[str, Any] = {}
     with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
         tracker.anchor(anchor)
         for row in distill.distill_stage(
-            model, teacher_model, data, s.objective, s.train, s.compute, targets, stage=stage, epochs=epochs, first_epoch=first
+            model,
+            teacher_model,
+            data,
+            s.objective,
+            s.train,
+            s.compute,
+            targets,
+            stage=stage,
+            epochs=epochs,
+            first_epoch=first,
+            loss=loss,
         ):
             tracker.log(row["epoch"], _logged(row))
             say(row)
@@ -318,6 +333,8 @@ def distill_stage(
         }
     )
     _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
+    if learns:
+        checkpoint.save_model(distilled / OBJECTIVE, loss)
     record.write(distilled)
     return {"stage": stage, "anchor_epoch": about["epoch"], **results}
 
