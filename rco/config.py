@@ -228,7 +228,7 @@ class ObjectiveConfig:
     tau: float = _setting(4.0, "relaxation temperature of the softmax in the mimic term, hardness and congruence")
     lam: str = _setting(TAU_SQUARED, "weight lambda of the mimic term: a number, or tau^2 (Hinton's factor; our default)")
     hint_weight: float = _setting(
-        200.0, "hint: weight of half the mean squared difference of the features (200: as RepDistiller and mdistiller)"
+        1.0, "hint: weight of half the mean squared difference of the features (RepDistiller and mdistiller: 200, for CIFAR)"
     )
     student_tap: str = _setting("", "hint: module of the student that is guided, such as stage2 (input:NAME: what it is given)")
     teacher_tap: str = _setting(

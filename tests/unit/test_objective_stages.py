@@ -167,7 +167,7 @@ class TestWhatAnObjectiveLearns:
         """One step written out: the regressor is in the same optimiser, at the same rate."""
         settings = TrainConfig(epochs=1, batch_size=len(data.split("train")), optimizer=optimizer, schedule="constant")
         student, anchor, twin = NETWORK.build(0), NETWORK.build(1).eval(), NETWORK.build(0)
-        hint = config("hint", label_weight=0.0, lam="0")
+        hint = config("hint", label_weight=0.0, lam="0", hint_weight=200.0)
         ours, theirs = (make_objective(hint, student, anchor, data, settings) for _ in range(2))
         list(fit(student, data.split("train"), ours, settings, CPU, epochs=1, anchor=anchor))
         parameters = [*twin.parameters(), *theirs.parameters()]
