@@ -76,7 +76,7 @@ class HintLoss(Objective):
     Args:
         route: labels and logits.
         weight: h. Our default is 1, FitNets' formula as it stands. RepDistiller and mdistiller weight the squared difference,
-            without the half, by 100 on CIFAR-100, which is h = 200; a student as small as digits-cnn-s learns little beside that.
+            without the half, by 100 on CIFAR-100, which is h = 200; it drowns the labels of a student as small as digits-cnn-s.
         taps: guided layer of the student and hint layer of the anchor.
         regressor: of `make_regressor`; its parameters are the objective's.
     """
