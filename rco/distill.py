@@ -145,7 +145,7 @@ def distill_route(
             stage=choice.stage,
             epochs=epochs,
             first_epoch=done + 1,
-            loss=None,
+            loss=loss,
         ):
             yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
         chosen.append(choice.index)
