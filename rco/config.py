@@ -21,6 +21,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 STRATEGIES = ("equal-interval", "lr-decay", "greedy", "explicit")
+OBJECTIVES = ("route", "hint", "dkd", "dist", "standardised")
 STEMS = ("auto", "imagenet", "small")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -199,14 +200,48 @@ class AnchorConfig:
                 raise InputError("anchor_epochs", epochs, "has an epoch below 1", "Epochs count from 1")
 
 
+# Parameters that one objective alone has.
+_OWNERS = {
+    "hint_weight": "hint",
+    "student_tap": "hint",
+    "teacher_tap": "hint",
+    "dkd_alpha": "dkd",
+    "dkd_beta": "dkd",
+    "dist_beta": "dist",
+    "dist_gamma": "dist",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss of a stage: H(y, P_s) + lambda * KL(P_t^tau || P_s^tau) (Jin et al. 2019)."""
+    """The loss of a stage: w * H(y, P_s) + lambda * a mimic term, and what each of `rco.objectives` has beside.
 
-    tau: float = _setting(4.0, "relaxation temperature of the softmax in the KL term")
-    lam: str = _setting(TAU_SQUARED, "weight lambda of the KL term: a number, or tau^2 (Hinton's factor; our default)")
+    With `objective = route`, the default, it is H(y, P_s) + lambda * KL(P_t^tau || P_s^tau) (Jin et al. 2019). A parameter of
+    another objective than the one chosen is refused, so that no setting is without effect. Whatever the objective, hardness and
+    congruence are the KL of the logits at tau.
+    """
+
+    objective: str = _setting(
+        "route", "what a stage minimises: route (the paper's loss) | hint (FitNets) | dkd | dist | standardised (logits)"
+    )
+    label_weight: float = _setting(1.0, "weight of the labels' cross-entropy")
+    tau: float = _setting(4.0, "relaxation temperature of the softmax in the mimic term, hardness and congruence")
+    lam: str = _setting(TAU_SQUARED, "weight lambda of the mimic term: a number, or tau^2 (Hinton's factor; our default)")
+    hint_weight: float = _setting(
+        1.0, "hint: weight of half the mean squared difference of the features (RepDistiller and mdistiller: 200, for CIFAR)"
+    )
+    student_tap: str = _setting("", "hint: module of the student that is guided, such as stage2 (input:NAME: what it is given)")
+    teacher_tap: str = _setting(
+        "", "hint: module of the teacher that gives the hint, such as stage2 (input:NAME: what it is given)"
+    )
+    dkd_alpha: float = _setting(1.0, "dkd: weight of the target class's part (1: as its authors)")
+    dkd_beta: float = _setting(8.0, "dkd: weight of the other classes' part (8: the default of its authors, who tune it)")
+    dist_beta: float = _setting(1.0, "dist: weight of the relations between classes (1: the default of its authors)")
+    dist_gamma: float = _setting(1.0, "dist: weight of the relations within a class (1: the default of its authors)")
 
     def __post_init__(self) -> None:
+        choice("objective", self.objective, OBJECTIVES)
+        _at_least("label_weight", self.label_weight, 0)
         _positive("tau", self.tau, "Temperatures are above 0; the literature uses 1 to 20")
         remedy = f"Give a number, 0 or more, or {TAU_SQUARED!r}"
         try:
@@ -215,10 +250,38 @@ class ObjectiveConfig:
             raise InputError("lam", self.lam, "is not a number", remedy) from None
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError("lam", self.lam, "lambda must be a finite number, 0 or more", remedy)
+        _positive("hint_weight", self.hint_weight)
+        for name in ("dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma"):
+            _at_least(name, getattr(self, name), 0)
+        self._check_use()
+
+    def _check_use(self) -> None:
+        for f in fields(self):
+            owner = _OWNERS.get(f.name, self.objective)
+            if owner != self.objective and (value := getattr(self, f.name)) != f.default:
+                raise InputError(
+                    f.name,
+                    value,
+                    f"means nothing with objective = {self.objective}",
+                    f"Leave it out, or set objective = {owner}",
+                )
+        if self.objective == "hint":
+            for name in ("student_tap", "teacher_tap"):
+                if not (value := getattr(self, name)).strip():
+                    raise InputError(
+                        name,
+                        value,
+                        "is empty, but the objective is hint",
+                        "Name a module of the network, such as stage2 or layer2",
+                    )
+        elif self.label_weight == 0 and self.lambda_ == 0:
+            raise InputError(
+                "label_weight", self.label_weight, "leaves nothing to learn from, as lam is 0 too", "Set one of them above 0"
+            )
 
     @property
     def lambda_(self) -> float:
-        """The weight of the KL term as a number."""
+        """The weight of the mimic term as a number."""
         text = self.lam.replace("**", "^").replace(" ", "")
         return self.tau**2 if text == TAU_SQUARED else float(text)
 

@@ -2,7 +2,7 @@
 
 In a stage the student, starting from the weights the last stage left, learns from one frozen anchor with a fresh optimiser and
 schedule (Jin et al. 2019). It hands on its last weights, never those of a "best" epoch: the next stage starts where
-this one ended.
+this one ended. So do the weights that an objective has of its own, such as a hint's regressor (ours).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rco.data import Dataset
 from rco.engine import fit
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
-from rco.objectives import Labels, Objective, RouteLoss
+from rco.objectives import Objective, feature_shapes, make
 from rco.route import Route
 from rco.spec import load_network
 
@@ -40,6 +40,17 @@ def probe_logits(model: nn.Module, data: Dataset, compute: ComputeConfig) -> NDA
     return logits
 
 
+def make_objective(
+    config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, data: Dataset, train: TrainConfig
+) -> Objective:
+    """The objective of all stages of a student. Any anchor of the route will do: they differ in weights alone.
+
+    Raises:
+        InputError: a tap that cannot be used.
+    """
+    return make(config, feature_shapes(config, student, anchor, data.manifest.image_shape), seed=train.seed)
+
+
 def distill_stage(
     student: nn.Module,
     anchor: nn.Module,
@@ -52,6 +63,7 @@ def distill_stage(
     stage: int,
     epochs: int,
     first_epoch: int,
+    loss: Objective | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `student` in place on one anchor.
 
@@ -60,14 +72,15 @@ def distill_stage(
         stage: its number, from 1; logged.
         epochs: of this stage; optimiser and schedule span exactly these.
         first_epoch: number of this stage's first epoch on the student's one axis over all stages.
+        loss: what `make_objective` makes of `objective`, as the last stage left it (what it learns it learns in place); None: a
+            new one.
 
     Yields:
         one row an epoch: what `rco.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
         the probe samples at the objective's temperature, nats).
     """
-    # With lambda = 0 the anchor teaches nothing: it is not run, and the student learns from the labels alone.
-    teaches = objective.lambda_ > 0
-    loss: Objective = RouteLoss(tau=objective.tau, lambda_=objective.lambda_) if teaches else Labels()
+    if loss is None:
+        loss = make_objective(objective, student, anchor, data, train)
     validation, probe = data.split("val"), np.asarray(data.manifest.probe)
     for fitted in fit(
         student,
@@ -77,7 +90,7 @@ def distill_stage(
         compute,
         epochs=epochs,
         first_epoch=first_epoch,
-        anchor=anchor if teaches else None,
+        anchor=anchor if loss.needs_anchor else None,
     ):
         logits, labels = predict(
             student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
@@ -115,6 +128,7 @@ def distill_route(
     stages = choosing.stage_count(anchors, route.epochs, route.decay_epochs)
     chosen: list[int] = []
     done = 0
+    loss = None
     student.to(compute.device)
     while True:
         hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
@@ -125,8 +139,20 @@ def distill_route(
         anchor = load_network(route.folder / point.file, expected_sha256=point.sha256, spec=route.network)
         epochs = choosing.stage_epochs(train.epochs, stages, choice.stage, last=choice.last)
         targets = ProbeTargets(route_logits[choice.index], route_logits[-1])
+        if loss is None:
+            loss = make_objective(objective, student, anchor, data, train)
         for row in distill_stage(
-            student, anchor, data, objective, train, compute, targets, stage=choice.stage, epochs=epochs, first_epoch=done + 1
+            student,
+            anchor,
+            data,
+            objective,
+            train,
+            compute,
+            targets,
+            stage=choice.stage,
+            epochs=epochs,
+            first_epoch=done + 1,
+            loss=loss,
         ):
             yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
         chosen.append(choice.index)

@@ -17,6 +17,7 @@ from rco.data import Split
 from rco.errors import InputError
 from rco.objectives import Objective
 from rco.schedule import learning_rate
+from rco.taps import observe
 
 
 class DivergenceError(RuntimeError):
@@ -98,7 +99,8 @@ def fit(
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
     Args:
-        objective: its parts are summed, averaged over the epoch, and logged under their names.
+        objective: its parts are summed, averaged over the epoch, and logged under their names. What it taps is observed, in the
+            forward passes of this training and no others; parameters of its own are trained along, in place.
         epochs: length of this training; the schedule spans it.
         first_epoch: what the first epoch is called. Order and augmentation of the images are functions of (seed, epoch),
             so stages that count on do not see the same order again.
@@ -115,7 +117,8 @@ def fit(
     model.to(device).to(memory_format=torch.channels_last)
     if anchor is not None:
         freeze(anchor).to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config)
+    objective.to(device)
+    optimizer = make_optimizer(nn.ModuleList([model, objective]), config)
     steps_per_epoch = train.num_batches(config.batch_size)
     step = 0
     for epoch in range(first_epoch, first_epoch + epochs):
@@ -139,8 +142,8 @@ def fit(
                 anchor_out = None
                 if anchor is not None:
                     with torch.no_grad():
-                        anchor_out = anchor(x)
-                parts = objective(model(x), anchor_out, y)
+                        anchor_out = observe(anchor, x, objective.taps.anchor)
+                parts = objective(observe(model, x, objective.taps.student), anchor_out, y)
             loss = torch.stack(list(parts.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -98,9 +98,7 @@ def check(
     shape = _Shape(in_channels, num_classes, image_size)
     make = _maker(name, shape, stem, parameter)
     users = ":" in name
-    # The first use of the meta device takes 2 seconds for imports; torchvision's import has spent them already.
-    cheap = image_size <= 64 and _ours(name, parameter) is not None
-    device = "cpu" if users or cheap else "meta"
+    device = _device_of_trial(name, image_size, parameter)
     starved: list[str] = []
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -128,6 +126,19 @@ def check(
             f"shrinks {shape} images to a single pixel before {starved[0]}, whose kernel then sees padding but for its centre",
             "Use larger images (image_size), a model that shrinks them less, or for a torchvision model another stem",
         )
+
+
+def blank(name: str, *, in_channels: int, num_classes: int, image_size: int, stem: str = "auto") -> nn.Module:
+    """The network `name` for looking at: its modules, and by a forward pass its shapes.
+
+    It lies on torch's meta device, without numbers, unless it is cheap or the user's own.
+
+    Raises:
+        InputError: as `build`.
+    """
+    shape = _Shape(in_channels, num_classes, image_size)
+    with torch.random.fork_rng(devices=[]):
+        return _made_on(_device_of_trial(name, image_size, "model"), _maker(name, shape, stem, "model"), shape).float()
 
 
 def available() -> tuple[str, ...]:
@@ -468,6 +479,12 @@ def _accepted(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[st
 
 
 # --- trying a network out ---
+
+
+def _device_of_trial(name: str, image_size: int, parameter: str) -> str:
+    # The first use of the meta device takes 2 seconds for imports; torchvision's import has spent them already.
+    cheap = image_size <= 64 and ":" not in name and _ours(name, parameter) is not None
+    return "cpu" if ":" in name or cheap else "meta"
 
 
 def _made_on(device: str, make: _Maker, shape: _Shape) -> nn.Module:

@@ -192,6 +192,18 @@ def _shape_of(network: NetworkSpec) -> str:
     return f"{network.num_classes} classes of {network.in_channels}x{network.image_size}x{network.image_size}"
 
 
+def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
+    from rco import models, objectives
+
+    channels, size, _ = image_shape
+    student, teacher = (
+        models.blank(m.model, in_channels=channels, num_classes=num_classes, image_size=size, stem=m.stem)
+        for m in (config.student, config.teacher)
+    )
+    objectives.make(config.objective, objectives.feature_shapes(config.objective, student, teacher, image_shape))
+
+
 def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     """Refuse a run that cannot work. Costs seconds: no image is decoded but the first one's header, nothing large is hashed
     but the checkpoints of a local route.
@@ -222,6 +234,8 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
             stem=model.stem,
             parameter=parameter,
         )
+    if config.objective.student_tap:
+        _check_taps(config, info.image_shape, info.num_classes)
     if route := existing_route(config):
         if not storage.is_remote(config.route.route):  # the files of another are verified when they have been fetched
             route.verify()

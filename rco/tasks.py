@@ -45,6 +45,7 @@ log = logging.getLogger("rco")
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
 TARGETS = "targets.safetensors"
+OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
 REFUSED = "refused: "  # marks, after the prefix, the one line that says which input a task could not work with
 
@@ -351,18 +352,31 @@ def distill_stage(
         else Record(key=key, params={**(params or {}), **_params(s)}, data=_data_summary(data), tags=dict(tags or {}))
     )
     stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
+    loss = distill.make_objective(s.objective, model, teacher_model, data, s.train)
+    learns = any(True for _ in loss.parameters())
+    if learns and stage > 1:
+        checkpoint.load_weights(loss, checkpoint.load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
     who = "" if key == "student" else f"{key}, "
     say = EpochLines(f"{who}stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)  # of an epoch
     seconds = 0.0
-    taught = s.objective.lambda_ > 0
     row: dict[str, Any] = {}
     with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
-        if taught:
+        if loss.needs_anchor:
             tracker.anchor(anchor)
         for row in distill.distill_stage(
-            model, teacher_model, data, s.objective, s.train, s.compute, targets, stage=stage, epochs=epochs, first_epoch=first
+            model,
+            teacher_model,
+            data,
+            s.objective,
+            s.train,
+            s.compute,
+            targets,
+            stage=stage,
+            epochs=epochs,
+            first_epoch=first,
+            loss=loss,
         ):
             tracker.log(row["epoch"], _logged(row))
             seconds += images / row["images_per_second"]
@@ -380,11 +394,13 @@ def distill_stage(
             "last_epoch": first + epochs - 1,
             "hardness_before": about["hardness_of_route"],
             "train_seconds": seconds,
-            "teacher_forward_passes": images * epochs if taught else 0,
+            "teacher_forward_passes": images * epochs if loss.needs_anchor else 0,
             **results,
         }
     )
     _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
+    if learns:
+        checkpoint.save_model(distilled / OBJECTIVE, loss)
     record.write(distilled)
     return {"stage": stage, "anchor_epoch": about["epoch"], **results}
 

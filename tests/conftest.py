@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rco.config import ComputeConfig, DataConfig
+
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile("rco", deadline=None)
+hypothesis.settings.load_profile("rco")
 
 CPU = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
 

@@ -210,6 +210,18 @@ def test_every_strategy_walks_the_same_teachers_route(first: Ran, parameters: di
     assert [m.step for m in history] == list(range(1, 7))
 
 
+def test_another_objective_walks_the_same_teachers_route_and_logs_its_parts(first: Ran) -> None:
+    ran = Ran(
+        first.home, strategy="explicit", anchor_epochs=[3, 6], objective="hint", student_tap="2", teacher_tap="input:classifier"
+    )
+    assert {"train-teacher", "init-student"} <= ran.cached
+    assert [s["anchor_epoch"] for s in ran.summary["stages"]] == [3, 6]
+    _, children = runs_of(first.home, ran.summary)
+    assert children["student"].data.params["objective.objective"] == "hint"
+    history = client(first.home).get_metric_history(children["student"].info.run_id, "hint_loss")
+    assert [m.step for m in history] == list(range(1, 7))
+
+
 def test_a_route_that_exists_is_used_without_training(first: Ran, tmp_path: Path) -> None:
     (manifest,) = (
         p for p in (first.home / "pipeline").rglob("manifest.json") if (p.parent / "epoch-0006.safetensors").exists()

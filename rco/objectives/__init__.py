@@ -1,0 +1,85 @@
+"""What a stage minimises. One objective a file, each with its paper; the route that the student follows is another matter.
+
+All of them are w H(y, P_s) + lambda * (a mimic term): `label_weight` is w, `lam` is lambda. `make` turns settings into an
+objective. To add one, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rco.config import ObjectiveConfig
+from rco.objectives.base import Objective
+from rco.objectives.dist import DISTLoss
+from rco.objectives.dkd import DKDLoss
+from rco.objectives.hint import HintLoss, make_regressor
+from rco.objectives.route import Labels, RouteLoss, mimic_kl
+from rco.objectives.standardised import StandardisedLoss
+from rco.taps import Output, Taps, feature_shape
+
+__all__ = [
+    "DISTLoss",
+    "DKDLoss",
+    "HintLoss",
+    "Labels",
+    "Objective",
+    "Output",
+    "RouteLoss",
+    "StandardisedLoss",
+    "Taps",
+    "feature_shapes",
+    "make",
+    "mimic_kl",
+]
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def feature_shapes(
+    config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, image_shape: tuple[int, ...]
+) -> Shapes | None:
+    """Shapes of one sample's features in student and anchor, where `config` taps them; None if it taps nothing.
+
+    Args:
+        student: left as it was; may lie on the meta device, as may the anchor.
+        image_shape: (C, H, W).
+
+    Raises:
+        InputError: a tap that names no module, or one whose output is of no use.
+    """
+    if not config.student_tap:
+        return None
+    return (
+        feature_shape(student, config.student_tap, image_shape, "student_tap"),
+        feature_shape(anchor, config.teacher_tap, image_shape, "teacher_tap"),
+    )
+
+
+def make(config: ObjectiveConfig, shapes: Shapes | None = None, *, seed: int = 0) -> Objective:
+    """The objective that `config` describes. It is made once for a student: what it learns goes on from stage to stage.
+
+    With lambda = 0 nothing is mimicked: the labels alone are left (and the hint, if that is the objective).
+
+    Args:
+        shapes: of `feature_shapes`, for objectives that compare features.
+        seed: of the objective's own weights, if it has any.
+
+    Raises:
+        InputError: features that cannot be compared.
+    """
+    tau, lambda_, weight = config.tau, config.lambda_, config.label_weight
+    if lambda_ == 0 and config.objective != "hint":
+        return Labels(weight)
+    match config.objective:
+        case "standardised":
+            return StandardisedLoss(tau, lambda_, weight)
+        case "dkd":
+            return DKDLoss(tau, lambda_, config.dkd_alpha, config.dkd_beta, weight)
+        case "dist":
+            return DISTLoss(tau, lambda_, config.dist_beta, config.dist_gamma, weight)
+        case "hint":
+            if shapes is None:
+                raise ValueError("the hint loss needs the shapes of the features")
+            taps = Taps(config.student_tap, config.teacher_tap)
+            return HintLoss(RouteLoss(tau, lambda_, weight), config.hint_weight, taps, make_regressor(*shapes, taps, seed))
+    return RouteLoss(tau, lambda_, weight)
