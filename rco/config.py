@@ -21,6 +21,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 STRATEGIES = ("equal-interval", "lr-decay", "greedy", "explicit")
+OBJECTIVES = ("route", "embedding")
 STEMS = ("auto", "imagenet", "small")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -65,6 +66,9 @@ class DataConfig:
         256, "validation images on which hardness is measured (stratified; fewer if validation is smaller)"
     )
     data_seed: int = _setting(0, "seed of the splits")
+    open_classes: tuple[str, ...] = _setting(
+        (), "classes (names, or numbers from 0) that nothing is trained on: evaluate verifies and identifies them by embeddings"
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset.strip():
@@ -74,6 +78,8 @@ class DataConfig:
         _fraction("test_fraction", self.test_fraction)
         _at_least("probe_size", self.probe_size, 1)
         _at_least("data_seed", self.data_seed, 0)
+        if len(set(self.open_classes)) < len(self.open_classes):
+            raise InputError("open_classes", self.open_classes, "names a class twice", "Name each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +88,17 @@ class ModelConfig:
 
     model: str = _setting("digits-cnn-s", "a model of this project, any torchvision classifier, or package.module:factory")
     stem: str = _setting("auto", "first layers of torchvision models: imagenet | small (images up to 64 pixels) | auto")
+    embedding_dim: int = _setting(
+        0, "size of an embedding layer before the classifier (0: none); teacher and student alike for objective = embedding"
+    )
 
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise InputError("model", self.model, "is empty", "Name a model")
         choice("stem", self.stem, STEMS)
+        _at_least("embedding_dim", self.embedding_dim, 0)
+        if self.embedding_dim == 1:
+            raise InputError("embedding_dim", 1, "leaves no angle between two embeddings", "Give 2 or more, or 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +213,18 @@ class AnchorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss of a stage: H(y, P_s) + lambda * KL(P_t^tau || P_s^tau) (Jin et al. 2019)."""
+    """The loss of a stage.
 
+    route: H(y, P_s) + lambda * KL(P_t^tau || P_s^tau) (Jin et al. 2019). embedding: H(y, P_s) + lambda * |e_s - e_t|^2
+    (`rco.embeddings`); tau is then the temperature of the greedy search and of the KL columns only, which keep to the logits.
+    """
+
+    objective: str = _setting("route", "what a stage mimics: route (the anchor's logits) | embedding (its embeddings)")
     tau: float = _setting(4.0, "relaxation temperature of the softmax in the KL term")
-    lam: str = _setting(TAU_SQUARED, "weight lambda of the KL term: a number, or tau^2 (Hinton's factor; our default)")
+    lam: str = _setting(TAU_SQUARED, "weight lambda of the mimic term: a number, or for route tau^2 (Hinton's factor; our default)")
 
     def __post_init__(self) -> None:
+        choice("objective", self.objective, OBJECTIVES)
         _positive("tau", self.tau, "Temperatures are above 0; the literature uses 1 to 20")
         remedy = f"Give a number, 0 or more, or {TAU_SQUARED!r}"
         try:
@@ -215,12 +233,19 @@ class ObjectiveConfig:
             raise InputError("lam", self.lam, "is not a number", remedy) from None
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError("lam", self.lam, "lambda must be a finite number, 0 or more", remedy)
+        if self.objective == "embedding" and self._is_tau_squared:
+            raise InputError(
+                "lam", self.lam, "is the factor of a temperature, and objective = embedding has none", "Give a number such as 0.1"
+            )
+
+    @property
+    def _is_tau_squared(self) -> bool:
+        return self.lam.replace("**", "^").replace(" ", "") == TAU_SQUARED
 
     @property
     def lambda_(self) -> float:
-        """The weight of the KL term as a number."""
-        text = self.lam.replace("**", "^").replace(" ", "")
-        return self.tau**2 if text == TAU_SQUARED else float(text)
+        """The weight of the mimic term as a number."""
+        return self.tau**2 if self._is_tau_squared else float(self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +302,19 @@ class RunConfig:
                 "lr-decay",
                 f"needs a teacher whose learning rate is decayed, but teacher_schedule = {self.teacher_train.schedule!r}",
                 "Use teacher_schedule = multistep, or another strategy",
+            )
+        sizes = {"teacher_embedding_dim": self.teacher.embedding_dim, "student_embedding_dim": self.student.embedding_dim}
+        reason = "objective = embedding" if self.objective.objective == "embedding" else "open_classes"
+        if reason == "objective = embedding" or self.data.open_classes:
+            for name, size in sizes.items():
+                if not size:
+                    raise InputError(name, size, f"is no size, but {reason} needs embeddings", "Give a size such as 32")
+        if self.objective.objective == "embedding" and self.teacher.embedding_dim != self.student.embedding_dim:
+            raise InputError(
+                "student_embedding_dim",
+                self.student.embedding_dim,
+                f"differs from teacher_embedding_dim = {self.teacher.embedding_dim}, so embeddings cannot be compared",
+                "Make them equal: the student's embedding layer maps its features to the teacher's size",
             )
 
     @classmethod

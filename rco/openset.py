@@ -5,9 +5,9 @@ Closeness is cosine similarity, and a zero vector is as close to everything as i
 float64 and compared on a grid of 2**-20, about the precision that float32 embeddings have: what is equal but for rounding is a
 tie. Pairs are visited in blocks, so memory does not grow with their number, and nothing is sampled that could be counted.
 
-The protocols are ours, in the manner of the field's: TAR at FAR as in face verification, rank-1 among distractors as in MegaFace
-(Kemelmacher-Shlizerman et al. 2016), which is the benchmark of the RCO paper's third experiment. That benchmark itself, its
-images and its lists of pairs and distractors, is not reproduced here.
+The protocols are ours, in the manner of the field's: TAR at FAR as in face verification, rank-1 among distractors as in
+MegaFace (Kemelmacher-Shlizerman et al. 2016), which is the benchmark of the RCO paper's third experiment. That benchmark
+itself, its images and its lists of pairs and distractors, is not reproduced here.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def measure(embeddings: Floats, labels: Ints, *, trials: int = TRIALS, seed: int
 
     Returns:
         images, genuine_pairs, impostor_pairs, smallest_far, tar_at_far and threshold_at_far (by FAR; None where the FAR is
-        below the smallest), roc (far and tar), searches, trials, rank1 and rank1_std (over the trials; by number of distractors).
+        below the smallest), roc (far and tar), searches, trials, rank1 and rank1_std (over trials; by distractors).
 
     Raises:
         InputError: as `verification` and `identification`.

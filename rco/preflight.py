@@ -171,6 +171,7 @@ def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, i
     for parameter, value, theirs in (
         ("teacher", config.teacher.model, has.model),
         ("teacher_stem", config.teacher.stem, has.stem),
+        ("teacher_embedding_dim", config.teacher.embedding_dim, has.embedding_dim),
         ("dataset", f"{num_classes} classes of {channels}x{size}x{size}", _shape_of(has)),
     ):
         if value != theirs:
@@ -209,6 +210,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
                 num_classes=info.num_classes,
                 image_size=height,
                 stem=model.stem,
+                embedding_dim=model.embedding_dim,
                 parameter=parameter,
             )
     if info.image_shape is not None and (kept := existing_route(config)):

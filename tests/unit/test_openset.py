@@ -189,13 +189,12 @@ class TestIdentification:
         for trial in range(2):
             order = np.random.Generator(np.random.PCG64((seed, trial))).permutation(len(labels))
             for size, rate in zip(sizes, found.trials[trial], strict=True):
-                wins = []
+                wins: list[bool] = []
                 for i in range(len(labels)):
                     gallery = [d for d in order if labels[d] != labels[i]][:size]
                     nearest = max(round(cosine(vectors[i], vectors[d]) * 2**20) for d in gallery)
-                    for j in range(len(labels)):
-                        if j != i and labels[j] == labels[i]:
-                            wins.append(round(cosine(vectors[i], vectors[j]) * 2**20) > nearest)
+                    mates = [j for j in np.flatnonzero(labels == labels[i]) if j != i]
+                    wins += [round(cosine(vectors[i], vectors[j]) * 2**20) > nearest for j in mates]
                 assert rate == np.mean(wins)
 
     @settings(deadline=None, max_examples=30)
