@@ -221,7 +221,9 @@ class ObjectiveConfig:
 
     objective: str = _setting("route", "what a stage mimics: route (the anchor's logits) | embedding (its embeddings)")
     tau: float = _setting(4.0, "relaxation temperature of the softmax in the KL term")
-    lam: str = _setting(TAU_SQUARED, "weight lambda of the mimic term: a number, or for route tau^2 (Hinton's factor; our default)")
+    lam: str = _setting(
+        TAU_SQUARED, "weight lambda of the mimic term: a number, or for route tau^2 (Hinton's factor; our default)"
+    )
 
     def __post_init__(self) -> None:
         choice("objective", self.objective, OBJECTIVES)
@@ -235,7 +237,10 @@ class ObjectiveConfig:
             raise InputError("lam", self.lam, "lambda must be a finite number, 0 or more", remedy)
         if self.objective == "embedding" and self._is_tau_squared:
             raise InputError(
-                "lam", self.lam, "is the factor of a temperature, and objective = embedding has none", "Give a number such as 0.1"
+                "lam",
+                self.lam,
+                "is the factor of a temperature, and objective = embedding has none",
+                "Give a number such as 0.1",
             )
 
     @property

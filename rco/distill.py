@@ -3,6 +3,9 @@
 In a stage the student, starting from the weights the last stage left, learns from one frozen anchor with a fresh optimiser and
 schedule (Jin et al. 2019). It hands on its last weights, never those of a "best" epoch: the next stage starts where
 this one ended.
+
+Whatever a stage mimics, the greedy search's hardness is the KL of the logits on the probe samples. Every network yields those,
+and nats mean the same for any size of embedding. The probe samples are of classes that are trained on; open ones stay unseen.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from torch import nn
 from rco import anchors as choosing
 from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig
 from rco.data import Dataset
+from rco.embeddings import Embedded, EmbeddingLoss
 from rco.engine import fit
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
-from rco.objectives import RouteLoss
+from rco.objectives import Objective, RouteLoss
 from rco.route import Route
 from rco.spec import load_network
 
@@ -65,10 +69,10 @@ def distill_stage(
         one row an epoch: what `rco.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
         the probe samples at the objective's temperature, nats).
     """
-    loss = RouteLoss(tau=objective.tau, lambda_=objective.lambda_)
     validation, probe = data.split("val"), np.asarray(data.manifest.probe)
+    loss, learner, example = _mimicry(objective, student, anchor)
     for fitted in fit(
-        student, data.split("train"), loss, train, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor
+        learner, data.split("train"), loss, train, compute, epochs=epochs, first_epoch=first_epoch, anchor=example
     ):
         logits, labels = predict(
             student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
@@ -81,6 +85,15 @@ def distill_stage(
             "kl_to_anchor": kl(targets.anchor, logits[probe], objective.tau),
             "kl_to_teacher": kl(targets.teacher, logits[probe], objective.tau),
         }
+
+
+def _mimicry(objective: ObjectiveConfig, student: nn.Module, anchor: nn.Module) -> tuple[Objective, nn.Module, nn.Module]:
+    """The loss of a stage, and student and anchor as modules that yield what it compares. They share weights and modes with
+    the networks they are made from.
+    """
+    if objective.objective == "embedding":
+        return EmbeddingLoss(lambda_=objective.lambda_), Embedded(student), Embedded(anchor)
+    return RouteLoss(tau=objective.tau, lambda_=objective.lambda_), student, anchor
 
 
 def distill_route(

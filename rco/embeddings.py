@@ -40,11 +40,14 @@ def embedding_path(network: nn.Module) -> str:
     least = min((path.count(".") for path in paths), default=0)
     outermost = [path for path in paths if path.count(".") == least]
     if len(outermost) != 1:
-        has = f"several submodules named `embedding` ({', '.join(outermost)})" if outermost else "no submodule named `embedding`"
+        has = (
+            f"several submodules named `embedding` ({', '.join(outermost)})" if outermost else "no submodule named `embedding`"
+        )
         raise InputError(
             "model", type(network).__name__, f"has {has}", "Set embedding_dim, or name the layer that yields (B, d) so"
         )
-    return outermost[0]
+    path: str = outermost[0]
+    return path
 
 
 class Embedded(nn.Module):

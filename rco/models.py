@@ -112,7 +112,8 @@ def check(
 
     Raises:
         InputError: what `build` raises; a network that fails on the images, or whose output is not (2, num_classes), or whose
-            embedding is not (2, embedding_dim) if one is asked for; a network of ours or torchvision's that shrinks the images to one pixel before its last wide convolution.
+            embedding is not (2, embedding_dim) if one is asked for; a network of ours or torchvision's that shrinks the
+            images to one pixel before its last wide convolution.
     """
     shape = _Shape(in_channels, num_classes, image_size, embedding_dim)
     make = _maker(name, shape, stem, parameter)

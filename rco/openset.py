@@ -255,6 +255,22 @@ def figures(measured: Mapping[str, Any]) -> dict[str, float]:
     return tar | {f"open_rank1_at_{size}": value for size, value in measured["rank1"].items()}
 
 
+def both_figures(open_set: Mapping[str, Any] | None) -> dict[str, float]:
+    """`figures` of "teacher" and "student", each with its prefix; none if there is no open set."""
+    if open_set is None:
+        return {}
+    return {f"{role}_{name}": value for role in ("teacher", "student") for name, value in figures(open_set[role]).items()}
+
+
+def sentence(open_set: Mapping[str, Any]) -> str:
+    """The result at the most distractors there are, in one sentence."""
+    size, rate = list(open_set["student"]["rank1"].items())[-1]
+    return (
+        f"Of {len(open_set['classes'])} classes never trained on it finds the right image among {int(size):,} distractors in "
+        f"{100 * rate:.2f} % of searches, its teacher in {100 * open_set['teacher']['rank1'][size]:.2f} %."
+    )
+
+
 def table(open_set: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column heads and rows of text: one row a measure, teacher beside student.
 

@@ -249,9 +249,7 @@ def check_source(config: DataConfig) -> Info:
             raise InputError(
                 "open_classes", config.open_classes, f"leaves {classes} of {config.dataset}'s classes", "Leave two or more"
             )
-        return Info(
-            classes, (), _resized(known.shape, config), dict(zip(("train", "test"), known.counts, strict=True))
-        )
+        return Info(classes, (), _resized(known.shape, config), dict(zip(("train", "test"), known.counts, strict=True)))
     address = _address(config)
     with _as_dataset(), TemporaryDirectory() as scratch:
         if _is_tar(address):
