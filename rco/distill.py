@@ -5,7 +5,8 @@ schedule (Jin et al. 2019). It hands on its last weights, never those of a "best
 this one ended.
 
 Whatever a stage mimics, the greedy search's hardness is the KL of the logits on the probe samples. Every network yields those,
-and nats mean the same for any size of embedding. The probe samples are of classes that are trained on; open ones stay unseen.
+and nats mean the same for any size of embedding. But a stage that mimics embeddings does not aim at its anchor's logits, so the
+ratios may say little of what it has learnt; the other strategies do not depend on them. Probe samples are of known classes.
 """
 
 from __future__ import annotations

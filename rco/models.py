@@ -130,7 +130,9 @@ def check(
             images = torch.zeros(2, in_channels, image_size, image_size, device=device)
             logits, embedding = Embedded(network)(images) if embedding_dim else (network(images), None)
     except InputError as error:
-        raise (error.renamed(parameter) if error.parameter == "model" else error) from None
+        if error.parameter != "model":
+            raise
+        raise InputError(parameter, name, error.problem, error.remedy) from None
     except Exception as error:
         problem = f"does not work with {shape} images ({_first_line(error)})"
         remedy = "Mend the model, or its factory" if users else "Use larger images (image_size) or another model"

@@ -286,7 +286,7 @@ def open_set_figure(open_set: Mapping[str, Any]) -> Figure:
     figure.suptitle("Classes never trained on", fontsize=TITLE, color=INK)
     left, right = figure.subplots(1, 2)
     _dress(left, x="False accept rate (log)", y="True accept rate (%)")
-    _dress(right, x="Distractors in the gallery (log)", y="Rank-1 identification (%)")
+    _dress(right, x="Distractors in the gallery (log)", y="Rank-1 identification (%), mean and sd")
     for role, color, style in (("teacher", GREEN, (0, (5, 3))), ("student", BLUE, "solid")):
         measured = open_set[role]
         roc = measured["roc"]
