@@ -308,13 +308,14 @@ class RunConfig:
                 f"needs a teacher whose learning rate is decayed, but teacher_schedule = {self.teacher_train.schedule!r}",
                 "Use teacher_schedule = multistep, or another strategy",
             )
-        sizes = {"teacher_embedding_dim": self.teacher.embedding_dim, "student_embedding_dim": self.student.embedding_dim}
-        reason = "objective = embedding" if self.objective.objective == "embedding" else "open_classes"
-        if reason == "objective = embedding" or self.data.open_classes:
-            for name, size in sizes.items():
-                if not size:
-                    raise InputError(name, size, f"is no size, but {reason} needs embeddings", "Give a size such as 32")
-        if self.objective.objective == "embedding" and self.teacher.embedding_dim != self.student.embedding_dim:
+        mimicked, compared = self.objective.objective == "embedding", bool(self.data.open_classes)
+        for role, model in (("teacher", self.teacher), ("student", self.student)):
+            if (mimicked or compared) and not model.embedding_dim:
+                reason = "objective = embedding" if mimicked else "open_classes"
+                raise InputError(
+                    f"{role}_embedding_dim", 0, f"is no size, but {reason} needs embeddings", "Give a size such as 32"
+                )
+        if mimicked and self.teacher.embedding_dim != self.student.embedding_dim:
             raise InputError(
                 "student_embedding_dim",
                 self.student.embedding_dim,

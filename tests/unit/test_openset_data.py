@@ -11,11 +11,15 @@ import pytest
 from PIL import Image
 
 from rco import checkpoint
-from rco.config import DataConfig
+from rco.config import DataConfig, ModelConfig, TrainConfig
 from rco.data import Dataset
 from rco.errors import InputError
 from rco.prepare import prepare
+from rco.route import Route
 from rco.sources import check_source, laid_out, lay_out, source_digest
+from rco.spec import NetworkSpec
+from rco.teacher import adopt_route, train_teacher
+from tests.conftest import CPU
 
 
 def prepared(folder: Path, **options: Any) -> Dataset:
@@ -155,6 +159,18 @@ def test_published_sets_are_counted_before_they_are_read(tmp_path: Path) -> None
     assert check_source(DataConfig(**some, open_classes=("apple", "3"))).num_classes == 98
     with pytest.raises(InputError, match="leaves 1 of cifar100's classes"):
         check_source(DataConfig(**some, open_classes=tuple(map(str, range(99)))))
+
+
+def test_a_teacher_that_may_have_seen_the_open_classes_is_refused(tmp_path: Path) -> None:
+    """Seven classes either way: the shape of the teacher does not tell which."""
+    seen, other = (prepared(tmp_path / name, open_classes=tuple(name)) for name in ("789", "012"))
+    spec = NetworkSpec.of(ModelConfig(model="digits-mlp", embedding_dim=4), seen.manifest)
+    train = TrainConfig(epochs=1)
+    assert len(list(train_teacher(seen, spec, train, CPU, checkpoint_every=1, folder=tmp_path / "route"))) == 1
+    route = Route.open(tmp_path / "route")
+    assert adopt_route(route, seen, spec, CPU, tmp_path / "same").checkpoints == route.checkpoints
+    with pytest.raises(InputError, match=r"may have seen the open classes \(0, 1, 2\)"):
+        adopt_route(route, other, spec, CPU, tmp_path / "other")
 
 
 def test_the_manifest_can_be_read_by_people(tmp_path: Path) -> None:
