@@ -287,6 +287,8 @@ def compile_command(max_stages: int | None, slots: str, output: Path, comparison
 @click.option("--image-size", type=int, default=0, show_default=True)
 @click.option("--teacher", required=True, help="the model that the checkpoints are weights of")
 @click.option("--teacher-stem", default="auto", show_default=True)
+@click.option("--teacher-embedding-dim", type=int, default=0, show_default=True)
+@click.option("--open-classes", default="", help="as in `rco run`: classes that this teacher was not trained on")
 def import_route(
     checkpoints: tuple[Path, ...],
     epochs: str,
@@ -297,6 +299,8 @@ def import_route(
     image_size: int,
     teacher: str,
     teacher_stem: str,
+    teacher_embedding_dim: int,
+    open_classes: str,
 ) -> None:
     """Make a route from CHECKPOINTS of a training that is over, oldest first.
 
@@ -318,7 +322,8 @@ def import_route(
         raise InputError("epochs", epochs, f"names {len(numbers)} epochs for {len(checkpoints)} checkpoints", "Give one each")
     if output.exists() and any(output.iterdir()):
         raise InputError("output", str(output), "is not empty", "Name a new folder")
-    config = DataConfig(dataset=dataset, data_root=data_root, image_size=image_size)
+    unseen = tuple(word.strip() for word in open_classes.split(",") if word.strip())
+    config = DataConfig(dataset=dataset, data_root=data_root, image_size=image_size, open_classes=unseen)
     check_source(config)
     compute = engine.resolve(ComputeConfig())
     engine.prepare_process(compute)
@@ -326,7 +331,7 @@ def import_route(
         click.echo(f"preparing {dataset}")
         prepare(config, Path(scratch) / "data", source_digest(config))
         data = Dataset.open(Path(scratch) / "data")
-        spec = NetworkSpec.of(ModelConfig(model=teacher, stem=teacher_stem), data.manifest)
+        spec = NetworkSpec.of(ModelConfig(model=teacher, stem=teacher_stem, embedding_dim=teacher_embedding_dim), data.manifest)
         click.echo(f"measuring {len(checkpoints)} checkpoints of {teacher}")
         route = teaching.import_route(
             list(zip(numbers, checkpoints, strict=True)),

@@ -46,12 +46,13 @@ def train_route(
     train: TrainConfig | None = None,
     checkpoint_every: int = 4,
     stem: str = "auto",
+    embedding_dim: int = 0,
     compute: ComputeConfig | None = None,
 ) -> Route:
     """Train a teacher and keep its route in `folder`."""
     resolved = engine.resolve(compute or ComputeConfig())
     engine.prepare_process(resolved)
-    spec = NetworkSpec.of(ModelConfig(model=teacher, stem=stem), data.manifest)
+    spec = NetworkSpec.of(ModelConfig(model=teacher, stem=stem, embedding_dim=embedding_dim), data.manifest)
     config = train or RunConfig().teacher_train
     for _ in train_teacher(data, spec, config, resolved, checkpoint_every=checkpoint_every, folder=Path(folder)):
         pass
@@ -67,6 +68,7 @@ def distill_student(
     objective: ObjectiveConfig | None = None,
     train: TrainConfig | None = None,
     stem: str = "auto",
+    embedding_dim: int = 0,
     compute: ComputeConfig | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Distil a student along a route.
@@ -83,7 +85,7 @@ def distill_student(
     module = (
         student
         if isinstance(student, nn.Module)
-        else NetworkSpec.of(ModelConfig(model=student, stem=stem), data.manifest).build(train.seed)
+        else NetworkSpec.of(ModelConfig(model=student, stem=stem, embedding_dim=embedding_dim), data.manifest).build(train.seed)
     )
     rows = list(distill_route(module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved))
     return module.eval(), rows

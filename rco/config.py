@@ -21,7 +21,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 STRATEGIES = ("equal-interval", "lr-decay", "greedy", "explicit")
-OBJECTIVES = ("route", "hint", "dkd", "dist", "standardised")
+OBJECTIVES = ("route", "embedding", "hint", "dkd", "dist", "standardised")
 STEMS = ("auto", "imagenet", "small")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -66,6 +66,9 @@ class DataConfig:
         256, "validation images on which hardness is measured (stratified; fewer if validation is smaller)"
     )
     data_seed: int = _setting(0, "seed of the splits")
+    open_classes: tuple[str, ...] = _setting(
+        (), "classes (names, or numbers from 0) that nothing is trained on: evaluate verifies and identifies them by embeddings"
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset.strip():
@@ -75,6 +78,8 @@ class DataConfig:
         _fraction("test_fraction", self.test_fraction)
         _at_least("probe_size", self.probe_size, 1)
         _at_least("data_seed", self.data_seed, 0)
+        if len(set(self.open_classes)) < len(self.open_classes):
+            raise InputError("open_classes", self.open_classes, "names a class twice", "Name each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +88,17 @@ class ModelConfig:
 
     model: str = _setting("digits-cnn-s", "a model of this project, any torchvision classifier, or package.module:factory")
     stem: str = _setting("auto", "first layers of torchvision models: imagenet | small (images up to 64 pixels) | auto")
+    embedding_dim: int = _setting(
+        0, "size of an embedding layer before the classifier (0: none); teacher and student alike for objective = embedding"
+    )
 
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise InputError("model", self.model, "is empty", "Name a model")
         choice("stem", self.stem, STEMS)
+        _at_least("embedding_dim", self.embedding_dim, 0)
+        if self.embedding_dim == 1:
+            raise InputError("embedding_dim", 1, "leaves no angle between two embeddings", "Give 2 or more, or 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +233,15 @@ class ObjectiveConfig:
     """
 
     objective: str = _setting(
-        "route", "what a stage minimises: route (the paper's loss) | hint (FitNets) | dkd | dist | standardised (logits)"
+        "route",
+        "what a stage minimises: route (the paper's loss) | embedding (for open sets) | hint (FitNets) | dkd | dist | "
+        "standardised (logits)",
     )
     label_weight: float = _setting(1.0, "weight of the labels' cross-entropy")
     tau: float = _setting(4.0, "relaxation temperature of the softmax in the mimic term, hardness and congruence")
-    lam: str = _setting(TAU_SQUARED, "weight lambda of the mimic term: a number, or tau^2 (Hinton's factor; our default)")
+    lam: str = _setting(
+        TAU_SQUARED, "weight lambda of the mimic term: a number, or tau^2 (Hinton's factor; our default; not for embedding)"
+    )
     hint_weight: float = _setting(
         1.0, "hint: weight of half the mean squared difference of the features (RepDistiller and mdistiller: 200, for CIFAR)"
     )
@@ -274,16 +289,31 @@ class ObjectiveConfig:
                         "is empty, but the objective is hint",
                         "Name a module of the network, such as stage2 or layer2",
                     )
+        elif self.objective == "embedding" and self._is_tau_squared:
+            raise InputError(
+                "lam",
+                self.lam,
+                "is the factor of a temperature, and objective = embedding has none",
+                "Give a number such as 0.1",
+            )
         elif self.label_weight == 0 and self.lambda_ == 0:
             raise InputError(
                 "label_weight", self.label_weight, "leaves nothing to learn from, as lam is 0 too", "Set one of them above 0"
             )
 
     @property
+    def _is_tau_squared(self) -> bool:
+        return self.lam.replace("**", "^").replace(" ", "") == TAU_SQUARED
+
+    @property
     def lambda_(self) -> float:
         """The weight of the mimic term as a number."""
-        text = self.lam.replace("**", "^").replace(" ", "")
-        return self.tau**2 if text == TAU_SQUARED else float(text)
+        return self.tau**2 if self._is_tau_squared else float(self.lam)
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether anything is mimicked: with lambda = 0 the labels alone teach (and the hint, if that is the objective)."""
+        return self.lambda_ > 0 or self.objective == "hint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +377,20 @@ class RunConfig:
                 "lr-decay",
                 f"needs a teacher whose learning rate is decayed, but teacher_schedule = {self.teacher_train.schedule!r}",
                 "Use teacher_schedule = multistep, or another strategy",
+            )
+        mimicked, compared = self.objective.objective == "embedding", bool(self.data.open_classes)
+        for role, model in (("teacher", self.teacher), ("student", self.student)):
+            if (mimicked or compared) and not model.embedding_dim:
+                reason = "objective = embedding" if mimicked else "open_classes"
+                raise InputError(
+                    f"{role}_embedding_dim", 0, f"is no size, but {reason} needs embeddings", "Give a size such as 32"
+                )
+        if mimicked and self.teacher.embedding_dim != self.student.embedding_dim:
+            raise InputError(
+                "student_embedding_dim",
+                self.student.embedding_dim,
+                f"differs from teacher_embedding_dim = {self.teacher.embedding_dim}, so embeddings cannot be compared",
+                "Make them equal: the student's embedding layer maps its features to the teacher's size",
             )
 
     @classmethod

@@ -3,6 +3,7 @@
 A prepared data set is a folder:
 
     manifest.json                               what is in it (`Manifest`)
+    open.safetensors or open.json               likewise all images of the open classes, which are in no other part, if any
     train.safetensors, val..., test...          images (N, C, H, W) uint8 and labels (N,) int64, if all fit into 2 GiB;
     train.json, val.json, test.json             else paths of image files, which are decoded as they are needed, and labels
     images/                                     those files, if they came out of a tar or a store
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.checkpoint import read_json
-from rco.config import AUGMENTATIONS, from_dict
+from rco.config import AUGMENTATIONS, from_dict, jsonable
 from rco.errors import InputError, choice
 from rco.images import FileImages, Pixels, Rows, Shape
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PARTS = ("train", "val", "test")
+OPEN = "open"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,13 @@ class Manifest:
         root: folder of the files, absolute or relative to the data set; empty for arrays.
         resize: whether files are brought to `image_shape` when read; else they have it.
         num_classes: K.
-        class_names: of the K classes, by label.
+        class_names: of the K classes, by label. Open classes are not among them.
         image_shape: (C, H, W).
         mean: of each channel of the training images scaled to 0..1 (files: of 4,096 images, evenly spaced).
         std: likewise; at least one grey level, for it is divided by.
-        sizes: images in "train", "val" and "test".
+        sizes: images in "train", "val" and "test", and in "open" if there are open classes.
         probe: the validation images, by number, on which hardness is measured.
+        open_classes: name -> label of the classes that nothing is trained on; the labels are those of the source.
     """
 
     source: str
@@ -68,6 +71,15 @@ class Manifest:
     std: tuple[float, ...]
     sizes: dict[str, int]
     probe: tuple[int, ...]
+    open_classes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """As it is written. Without open classes nothing is said of them: such data sets are older than the setting."""
+        words = jsonable(self)
+        if not self.open_classes:
+            del words["open_classes"]
+        return dict(words)
 
 
 def part_file(folder: Path, manifest: Manifest, part: str) -> Path:
@@ -92,8 +104,8 @@ class Dataset:
         return cls(folder, from_dict(Manifest, read_json(folder / MANIFEST)))
 
     def split(self, part: str) -> Split:
-        """One of "train", "val" and "test". Asked again, the same object, with what it has loaded."""
-        choice("part", part, PARTS)
+        """One of "train", "val" and "test", or "open" if there are open classes. Asked again, the same object."""
+        choice("part", part, tuple(self.manifest.sizes))
         if part not in self._splits:
             self._splits[part] = self._open(part)
         return self._splits[part]
@@ -112,7 +124,7 @@ class Split(ABC):
 
     Args:
         folder: of the data set.
-        part: "train", "val" or "test".
+        part: "train", "val", "test" or "open".
         rows: only these images of the part.
     """
 

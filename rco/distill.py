@@ -3,6 +3,10 @@
 In a stage the student, starting from the weights the last stage left, learns from one frozen anchor with a fresh optimiser and
 schedule (Jin et al. 2019). It hands on its last weights, never those of a "best" epoch: the next stage starts where
 this one ended. So do the weights that an objective has of its own, such as a hint's regressor (ours).
+
+Whatever a stage mimics, the greedy search's hardness is the KL of the logits on the probe samples. Every network yields those,
+and nats mean the same for any objective. But a stage that mimics embeddings does not aim at its anchor's logits, so the
+ratios may say little of what it has learnt; the other strategies do not depend on them. Probe samples are of known classes.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from rco.data import Dataset
 from rco.engine import fit
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
-from rco.objectives import Objective, feature_shapes, make
+from rco.objectives import Objective, feature_shapes, make, taps_of
 from rco.route import Route
 from rco.spec import load_network
 
@@ -48,7 +52,8 @@ def make_objective(
     Raises:
         InputError: a tap that cannot be used.
     """
-    return make(config, feature_shapes(config, student, anchor, data.manifest.image_shape), seed=train.seed)
+    taps = taps_of(config, student, anchor)
+    return make(config, taps, feature_shapes(config, student, anchor, data.manifest.image_shape), seed=train.seed)
 
 
 def distill_stage(

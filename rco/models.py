@@ -27,7 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from rco.config import STEMS
+from rco.embeddings import EMBEDDING, embedding_path
 from rco.errors import InputError, choice
+from rco.taps import observe
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Shape:
     in_channels: int
     num_classes: int
     image_size: int
+    embedding_dim: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("in_channels", 1), ("num_classes", 2), ("image_size", 1)):
@@ -51,7 +54,14 @@ _Maker = Callable[[_Shape], nn.Module]
 
 
 def build(
-    name: str, *, in_channels: int, num_classes: int, image_size: int, stem: str = "auto", seed: int | None = None
+    name: str,
+    *,
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    stem: str = "auto",
+    embedding_dim: int = 0,
+    seed: int | None = None,
 ) -> nn.Module:
     """The network `name` with random weights, in float32 and training mode, on the CPU.
 
@@ -63,13 +73,16 @@ def build(
         stem: first layers of torchvision models: `imagenet` as torchvision has them; `small` for small images: the first
             convolution 3x3 with stride 1, no pooling after it; `auto`: small for images of up to 64 pixels where we know
             how, else imagenet. Other models have one stem only and ignore it.
+        embedding_dim: 0: the network as it is published. Else its last linear layer gives way to a submodule named
+            `embedding`, which yields (B, embedding_dim), and a classifier on that; see `rco.embeddings`. A user's factory is
+            passed the number, if it is not 0, and has to name such a submodule itself.
         seed: makes the weights a function of the other arguments and the seed; torch's global generator is then left as it was.
 
     Raises:
         InputError: an unknown name, a factory that cannot be used, or a stem that the model cannot have. Whether the network
             can take the images is for `check` to say.
     """
-    shape = _Shape(in_channels, num_classes, image_size)
+    shape = _Shape(in_channels, num_classes, image_size, embedding_dim)
     make = _maker(name, shape, stem, "model")
     if seed is None:
         return make(shape).float().train()
@@ -80,7 +93,14 @@ def build(
 
 
 def check(
-    name: str, *, in_channels: int, num_classes: int, image_size: int, stem: str = "auto", parameter: str = "model"
+    name: str,
+    *,
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    stem: str = "auto",
+    embedding_dim: int = 0,
+    parameter: str = "model",
 ) -> None:
     """Raise unless `build` would yield a network that can be trained on such images.
 
@@ -89,13 +109,14 @@ def check(
 
     Args:
         parameter: the name under which the user knows the model; its stem is then `stem` or `<parameter>_stem`.
-        name, in_channels, num_classes, image_size, stem: as for `build`.
+        name, in_channels, num_classes, image_size, stem, embedding_dim: as for `build`.
 
     Raises:
-        InputError: what `build` raises; a network that fails on the images, or whose output is not (2, num_classes); a
-            network of ours or torchvision's that shrinks the images to one pixel before its last wide convolution.
+        InputError: what `build` raises; a network that fails on the images, or whose output is not (2, num_classes), or whose
+            embedding is not (2, embedding_dim) if one is asked for; a network of ours or torchvision's that shrinks the
+            images to one pixel before its last wide convolution.
     """
-    shape = _Shape(in_channels, num_classes, image_size)
+    shape = _Shape(in_channels, num_classes, image_size, embedding_dim)
     make = _maker(name, shape, stem, parameter)
     users = ":" in name
     device = _device_of_trial(name, image_size, parameter)
@@ -105,9 +126,14 @@ def check(
             network = _made_on(device, make, shape).float().train()
             if not users:
                 _note_starved(network, starved)
-            logits = network(torch.zeros(2, in_channels, image_size, image_size, device=device))
-    except InputError:
-        raise
+            images = torch.zeros(2, in_channels, image_size, image_size, device=device)
+            logits, embedding = observe(network, images, embedding_path(network) if embedding_dim else "")
+    except InputError as error:
+        if error.parameter == "tap":  # of the embedding: the user named none
+            error = InputError("model", name, f"has an embedding, {error.value}, that {error.problem}", error.remedy)
+        if error.parameter != "model":
+            raise error from None
+        raise InputError(parameter, name, error.problem, error.remedy) from None
     except Exception as error:
         problem = f"does not work with {shape} images ({_first_line(error)})"
         remedy = "Mend the model, or its factory" if users else "Use larger images (image_size) or another model"
@@ -119,6 +145,11 @@ def check(
             else f"an object of type {type(logits).__name__}"
         )
         raise InputError(parameter, name, f"yields {got} for 2 images", f"It must yield logits of shape (2, {num_classes})")
+    if embedding_dim and (not isinstance(embedding, Tensor) or embedding.shape != (2, embedding_dim)):
+        got = f"yields {tuple(embedding.shape)}" if isinstance(embedding, Tensor) else "yields no tensor"
+        raise InputError(
+            parameter, name, f"has a submodule `embedding` that {got} for 2 images", f"It must yield (2, {embedding_dim})"
+        )
     if starved:
         raise InputError(
             parameter,
@@ -128,7 +159,9 @@ def check(
         )
 
 
-def blank(name: str, *, in_channels: int, num_classes: int, image_size: int, stem: str = "auto") -> nn.Module:
+def blank(
+    name: str, *, in_channels: int, num_classes: int, image_size: int, stem: str = "auto", embedding_dim: int = 0
+) -> nn.Module:
     """The network `name` for looking at: its modules, and by a forward pass its shapes.
 
     It lies on torch's meta device, without numbers, unless it is cheap or the user's own.
@@ -136,7 +169,7 @@ def blank(name: str, *, in_channels: int, num_classes: int, image_size: int, ste
     Raises:
         InputError: as `build`.
     """
-    shape = _Shape(in_channels, num_classes, image_size)
+    shape = _Shape(in_channels, num_classes, image_size, embedding_dim)
     with torch.random.fork_rng(devices=[]):
         return _made_on(_device_of_trial(name, image_size, "model"), _maker(name, shape, stem, "model"), shape).float()
 
@@ -235,10 +268,23 @@ def _unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: i
     return nn.Sequential(_conv(inputs, outputs, kernel, stride, groups, bias), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def _classifier(body: dict[str, nn.Module], features: int, num_classes: int) -> nn.Module:
-    """`body`, global average pooling, one linear layer. Convolutions start as in He et al. (2015, fan-out)."""
-    head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(features, num_classes)}
-    network = nn.Sequential(OrderedDict(body | head))
+def _head(features: int, shape: _Shape) -> dict[str, nn.Module]:
+    """One linear layer from features to logits; or, with an embedding, one to that and another from it.
+
+    The embedding is normalised by BatchNorm without gain and bias: every component has about unit variance, in any network and
+    at any point of its training, so that a squared distance of two, and a weight on it, mean the same for every anchor.
+    """
+    size = shape.embedding_dim
+    if not size:
+        return {"classifier": nn.Linear(features, shape.num_classes)}
+    embedding = {"linear": nn.Linear(features, size, bias=False), "norm": nn.BatchNorm1d(size, affine=False)}
+    return {EMBEDDING: nn.Sequential(OrderedDict(embedding)), "classifier": nn.Linear(size, shape.num_classes)}
+
+
+def _classifier(body: dict[str, nn.Module], features: int, shape: _Shape) -> nn.Module:
+    """`body`, global average pooling, `_head`. Convolutions start as in He et al. (2015, fan-out)."""
+    pooled = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    network = nn.Sequential(OrderedDict(body | pooled | _head(features, shape)))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -255,7 +301,7 @@ def _plain(stages: list[tuple[int, ...]], shape: _Shape, bias: bool = False) -> 
         units = [_unit(a, b, bias=bias) for a, b in zip((inputs, *widths), widths, strict=False)]
         body[f"stage{i}"] = nn.Sequential(*([nn.MaxPool2d(2)] if i > 1 else []), *units)
         inputs = widths[-1]
-    return _classifier(body, inputs, shape.num_classes)
+    return _classifier(body, inputs, shape)
 
 
 def _vgg(convolutions: int, shape: _Shape) -> nn.Module:
@@ -286,7 +332,7 @@ def _basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
 def _resnet(depth: int, widths: tuple[int, int, int, int], shape: _Shape) -> nn.Module:
     """CIFAR ResNet (He et al. 2016, section 4.2) with projection shortcuts, as in RepDistiller."""
     body = {"stem": _unit(shape.in_channels, widths[0])} | _three_stages(_basic_block, widths, (depth - 2) // 6)
-    return _classifier(body, widths[-1], shape.num_classes)
+    return _classifier(body, widths[-1], shape)
 
 
 def _preactivation_block(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -303,7 +349,7 @@ def _wide_resnet(depth: int, width: int, shape: _Shape) -> nn.Module:
     body: dict[str, nn.Module] = {"stem": _conv(shape.in_channels, widths[0])}
     body |= _three_stages(_preactivation_block, widths, (depth - 4) // 6)
     body["activate"] = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
-    return _classifier(body, widths[-1], shape.num_classes)
+    return _classifier(body, widths[-1], shape)
 
 
 def _inverted_residual(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:
@@ -333,12 +379,14 @@ def _mobilenetv2(expansion: int, multiplier: float, shape: _Shape) -> nn.Module:
         inputs = outputs
     features = max(1280, int(1280 * multiplier))
     body["features"] = _unit(inputs, features, 1)
-    return _classifier(body, features, shape.num_classes)
+    return _classifier(body, features, shape)
 
 
 def _mlp(hidden: int, shape: _Shape) -> nn.Module:
-    pixels = shape.in_channels * shape.image_size**2
-    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, shape.num_classes))
+    body = nn.Sequential(nn.Flatten(), nn.Linear(shape.in_channels * shape.image_size**2, hidden), nn.ReLU(inplace=True))
+    if not shape.embedding_dim:
+        return body.append(nn.Linear(hidden, shape.num_classes))
+    return nn.Sequential(OrderedDict({"body": body, **_head(hidden, shape)}))
 
 
 _NETWORKS: dict[str, _Maker] = {
@@ -397,6 +445,12 @@ def _torchvision(name: str, small_stem: str | None, shape: _Shape) -> nn.Module:
         kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
         stem = nn.Conv2d(shape.in_channels, conv.out_channels, kernel, stride, padding, bias=bias)  # type: ignore[arg-type]
         network.set_submodule(path, _redrawn(stem))
+    if shape.embedding_dim:
+        linear = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear)]
+        if not linear or linear[-1][1].out_features != shape.num_classes:
+            raise InputError("model", name, "does not end in a linear layer, so it can have no embedding", "Use another model")
+        path, last = linear[-1]
+        network.set_submodule(path, nn.Sequential(OrderedDict(_head(last.in_features, shape))))
     return network
 
 
@@ -445,14 +499,17 @@ def _users(name: str, parameter: str) -> _Maker:
 
 
 def _users_network(factory: Callable[..., Any], name: str, parameter: str, shape: _Shape) -> nn.Module:
+    arguments = asdict(shape)
+    if not shape.embedding_dim:
+        del arguments["embedding_dim"]
     try:
-        network = factory(**_accepted(factory, asdict(shape)))
+        network = factory(**_accepted(factory, arguments))
     except Exception as error:
         raise InputError(
             parameter,
             name,
             f"raised {type(error).__name__}: {_first_line(error)}",
-            "It is called with those of num_classes, in_channels and image_size that it takes, by keyword",
+            "It is called with those of num_classes, in_channels, image_size and embedding_dim that it takes, by keyword",
         ) from error
     if not isinstance(network, nn.Module):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Pictures of a run: the teacher's route, the student's way along it, hardness, confusion, reliability.
+"""Pictures of a run: the teacher's route, the student's way along it, hardness, confusion, reliability, open set.
 
 Every function takes plain data (what JSON holds; None stands for a missing number) and returns a matplotlib `Figure`.
 Nothing touches pyplot or any other global state of matplotlib, so these are safe in threads and notebooks.
@@ -340,6 +340,34 @@ def reliability_figure(bins: Reliability | Sequence[Sequence[float | None]]) -> 
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     upper.set(xlim=(0, 100), ylim=(0, 100))
     figure.align_ylabels()
+    _legend(figure)
+    return figure
+
+
+def open_set_figure(open_set: Mapping[str, Any]) -> Figure:
+    """Verification (ROC) beside identification (rank-1 as the gallery grows) of classes that were never trained on.
+
+    Args:
+        open_set: what `rco.openset.measure` gave for "teacher" and "student", by these names.
+    """
+    figure = _figure(WIDTH, 3.9)
+    figure.suptitle("Classes never trained on", fontsize=TITLE, color=INK)
+    left, right = figure.subplots(1, 2)
+    _dress(left, x="False accept rate (log)", y="True accept rate (%)")
+    _dress(right, x="Distractors in the gallery (log)", y="Rank-1 identification (%), mean and sd")
+    for role, color, style in (("teacher", GREEN, (0, (5, 3))), ("student", BLUE, "solid")):
+        measured = open_set[role]
+        roc = measured["roc"]
+        tar = 100 * np.array(roc["tar"], dtype=float)
+        left.step(roc["far"], tar, where="post", color=color, ls=style, lw=1.6, label=role.capitalize())
+        sizes = [int(size) for size in measured["rank1"]]
+        rates, deviations = (100 * np.array(list(measured[key].values()), dtype=float) for key in ("rank1", "rank1_std"))
+        right.errorbar(sizes, rates, yerr=deviations, color=color, ls=style, lw=1.6, marker="o", ms=3.5, capsize=2)
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.minorticks_off()
+        ax.set_ylim(bottom=0, top=104)
     _legend(figure)
     return figure
 

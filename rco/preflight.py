@@ -182,6 +182,7 @@ def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, i
     for parameter, value, theirs in (
         ("teacher", config.teacher.model, has.model),
         ("teacher_stem", config.teacher.stem, has.stem),
+        ("teacher_embedding_dim", config.teacher.embedding_dim, has.embedding_dim),
         ("dataset", f"{num_classes} classes of {channels}x{size}x{size}", _shape_of(has)),
     ):
         if value != theirs:
@@ -198,10 +199,18 @@ def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classe
 
     channels, size, _ = image_shape
     student, teacher = (
-        models.blank(m.model, in_channels=channels, num_classes=num_classes, image_size=size, stem=m.stem)
+        models.blank(
+            m.model,
+            in_channels=channels,
+            num_classes=num_classes,
+            image_size=size,
+            stem=m.stem,
+            embedding_dim=m.embedding_dim,
+        )
         for m in (config.student, config.teacher)
     )
-    objectives.make(config.objective, objectives.feature_shapes(config.objective, student, teacher, image_shape))
+    shapes = objectives.feature_shapes(config.objective, student, teacher, image_shape)
+    objectives.make(config.objective, objectives.taps_of(config.objective, student, teacher), shapes)
 
 
 def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
@@ -232,6 +241,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
             num_classes=info.num_classes,
             image_size=height,
             stem=model.stem,
+            embedding_dim=model.embedding_dim,
             parameter=parameter,
         )
     if config.objective.student_tap:

@@ -16,8 +16,8 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 
 from rco.checkpoint import save_arrays, sha256, write_json
-from rco.config import DataConfig, jsonable
-from rco.data import MANIFEST, PARTS, Manifest, part_file
+from rco.config import DataConfig
+from rco.data import MANIFEST, OPEN, PARTS, Manifest, part_file
 from rco.errors import InputError
 from rco.images import FileImages, Images, Pixels, Rows
 from rco.sources import Layout, open_source
@@ -41,6 +41,8 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
     with open_source(config, out) as source:
         images, layout = source.images, source.layout
         splits = split(layout, config)
+        if layout.open_classes:
+            splits[OPEN] = layout.open_rows
         gib = sum(map(len, splits.values())) * math.prod(images.shape) / 2**30
         files = images if isinstance(images, FileImages) and gib > IN_MEMORY_GIB else None
         if files:
@@ -70,9 +72,10 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
             std=std,
             sizes={part: len(rows) for part, rows in splits.items()},
             probe=tuple(probe.tolist()),
+            open_classes=layout.open_classes,
         )
     manifest = replace(manifest, digest=_digest(manifest, out))
-    write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest.written)
     return manifest
 
 
@@ -159,6 +162,6 @@ def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], ou
 def _digest(manifest: Manifest, folder: Path) -> str:
     """Of what is in the data set, not of where it came from; files are known by their source's digest only."""
     known = manifest.source_digest if manifest.storage == "files" else ""
-    document = jsonable(replace(manifest, source="", root="", source_digest=known))
-    document["parts"] = {part: sha256(part_file(folder, manifest, part)) for part in PARTS}
+    document = replace(manifest, source="", root="", source_digest=known).written
+    document["parts"] = {part: sha256(part_file(folder, manifest, part)) for part in manifest.sizes}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco import checkpoint
+from rco import checkpoint, openset
 from rco.hardness import route_hardness
 from rco.record import Record
 from rco.route import Route
@@ -70,6 +70,8 @@ def write(
         "hardness": _hardness_picture(index, student, student_logits, float(evaluation["tau"])),
         "confusion": plots.confusion_figure(evaluation["student"]["confusion"], evaluation["class_names"]),
     }
+    if "open_set" in summary:
+        figures["open_set"] = plots.open_set_figure(summary["open_set"])
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
     title, sections = headline(summary), tables(summary)
@@ -97,6 +99,7 @@ def summarise(
 
     names = ("stage", "anchor_epoch", "reason", "val_accuracy", "kl_to_anchor", "kl_to_teacher")
     more = ("first_epoch", "last_epoch", "anchor_val_accuracy", "anchor_sha256")
+    open_set = {"open_set": evaluation["open_set"]} if "open_set" in evaluation else {}
     return {
         "pipeline_run": context.pipeline_run,
         "dataset": dict(student.data),
@@ -107,6 +110,7 @@ def summarise(
         "stages": [{name: stage[name] for name in (*names, *more)} for stage in student.stages],
         "student": model("student", epochs=student.rows[-1]["step"], val_accuracy=student.stages[-1]["val_accuracy"]),
         "congruence_kl": evaluation["congruence_kl"],
+        **open_set,
         "tau": evaluation["tau"],
         "device": evaluation["device"],
         "registered": dict(registered),
@@ -119,11 +123,12 @@ def summarise(
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence."""
     teacher, student = summary["teacher"], summary["student"]
-    return (
+    known = (
         f"{student['model']} ({student['parameters']:,} parameters) reaches {_percent(student['accuracy'])} on the test part "
         f"of {summary['dataset']['name']}, its teacher {teacher['model']} ({teacher['parameters']:,}) "
         f"{_percent(teacher['accuracy'])}."
     )
+    return f"{known} {openset.sentence(summary['open_set'])}" if "open_set" in summary else known
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
@@ -172,7 +177,14 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
             ["", "model", "val.", "test", "ECE", "parameters", "MACs", f"ms ({summary['device']}, 1 image)"],
             models,
         ),
+        **({_open_title(summary["open_set"]): openset.table(summary["open_set"])} if "open_set" in summary else {}),
     }
+
+
+def _open_title(open_set: Mapping[str, Any]) -> str:
+    names = open_set["classes"]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"Classes never trained on: {shown} ({open_set['student']['images']:,} images)"
 
 
 def _percent(value: float) -> str:

@@ -93,7 +93,7 @@ class Route:
         digest = checkpoint.save_arrays(folder / PROBE, {"labels": probe_labels, "logits": probe_logits.astype(np.float32)})
         manifest = {
             "format": FORMAT,
-            "network": network,
+            "network": network.written,
             "data_digest": data_digest,
             "decay_epochs": list(decay_epochs),
             "checkpoints": list(checkpoints),

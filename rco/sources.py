@@ -14,9 +14,9 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from gzip import BadGzipFile
 from importlib.metadata import version
@@ -41,7 +41,7 @@ class Info:
     """What can be told of a source without decoding its images.
 
     Args:
-        num_classes: how many classes.
+        num_classes: how many classes, without the open ones.
         class_names: their names; empty if only reading the source tells them.
         image_shape: (C, H, W), as the first image's header promises.
         counts: images of each part that the source has.
@@ -60,8 +60,10 @@ class Layout:
     Args:
         source: its name, for messages.
         class_names: the K classes, by label.
-        labels: (N,) int64, 0..K-1.
+        labels: (N,) int64: 0..K-1 in the parts; of open rows the source's own.
         parts: rows of each part that the source itself tells apart; "train" always, "val" and "test" if it has them.
+        open_classes: name -> label of the classes that are held out whole; see `laid_out`.
+        open_rows: their rows, whichever part the source has them in.
 
     Raises:
         InputError: fewer than two classes, or a class with too few images to be in every part.
@@ -71,6 +73,8 @@ class Layout:
     class_names: tuple[str, ...]
     labels: Rows
     parts: dict[str, Rows]
+    open_classes: dict[str, int] = field(default_factory=dict)
+    open_rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -90,6 +94,77 @@ class Layout:
                 f"class {self.class_names[counts.argmin()]!r} has {counts.min()} images to be trained on or held out",
                 f"Each of the parts needs one of every class: give it {needed} or more, or leave the class out",
             )
+
+
+def laid_out(
+    source: str, class_names: tuple[str, ...], labels: Rows, parts: dict[str, Rows], open_classes: Sequence[str] = ()
+) -> Layout:
+    """The layout of a source, with the open classes taken out of all its parts: nothing may be trained, chosen or normalised
+    on them, so that all of their images are unseen. The remaining classes are numbered anew, in their order.
+
+    Args:
+        class_names: of all classes, by label.
+        labels: (N,) int64.
+        open_classes: names or numbers, as `DataConfig.open_classes`.
+
+    Raises:
+        InputError: as `open_labels` and `Layout`, or an open class without two images.
+    """
+    held_out = open_labels(source, class_names, open_classes)
+    if not held_out:
+        return Layout(source, class_names, labels, parts)
+    is_open = np.isin(labels, held_out)
+    counts = np.bincount(labels, minlength=len(class_names))
+    for label in held_out:
+        if counts[label] < 2:
+            raise InputError(
+                "open_classes", class_names[label], f"has {counts[label]} images", "An image is compared with another: give 2"
+            )
+    kept = [label for label in range(len(class_names)) if label not in held_out]
+    number = np.arange(len(class_names))
+    number[kept] = np.arange(len(kept))
+    return Layout(
+        source,
+        tuple(class_names[label] for label in kept),
+        np.where(is_open, labels, number[labels]),
+        {part: rows[~is_open[rows]] for part, rows in parts.items()},
+        {class_names[label]: label for label in held_out},
+        np.flatnonzero(is_open),
+    )
+
+
+def open_labels(source: str, class_names: tuple[str, ...], open_classes: Sequence[str]) -> list[int]:
+    """The labels that names or numbers of classes mean, sorted. A name goes before a number that is written alike.
+
+    Raises:
+        InputError: no such class, one named twice, or fewer than two classes left to train on.
+    """
+    labels: list[int] = []
+    for word in open_classes:
+        number = word.removesuffix(".0")  # KFP hands every number over as a float
+        if word in class_names:
+            label = class_names.index(word)
+        elif number in class_names:
+            label = class_names.index(number)
+        elif number.isdecimal() and int(number) < len(class_names):
+            label = int(number)
+        else:
+            near = get_close_matches(word, class_names, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+            raise InputError(
+                "open_classes",
+                word,
+                f"is no class of {source}",
+                f"{hint}Give names or numbers from 0 to {len(class_names) - 1}; the names are {shown}",
+            )
+        if label in labels:
+            raise InputError("open_classes", list(open_classes), f"names class {class_names[label]!r} twice", "Name each once")
+        labels.append(label)
+    if len(class_names) - len(labels) < 2 and labels:
+        left = len(class_names) - len(labels)
+        raise InputError("open_classes", list(open_classes), f"leaves {left} of {source}'s classes", "Leave two or more")
+    return sorted(labels)
 
 
 @dataclass(frozen=True)
@@ -163,24 +238,29 @@ def check_source(config: DataConfig) -> Info:
         InputError: no such source, missing files, no images, a bad layout, or a class too small to be split.
     """
     if config.dataset == "digits":
-        return Info(10, _DIGITS, _resized((1, 8, 8), config), {"train": 1797})
+        held_out = open_labels("digits", _DIGITS, config.open_classes)
+        names = tuple(name for label, name in enumerate(_DIGITS) if label not in held_out)
+        return Info(len(names), names, _resized((1, 8, 8), config), {"train": 1797})
     if known := _PUBLISHED.get(config.dataset):
         if not config.download and (missing := _missing(config)):
             raise _not_there(config, missing)
-        return Info(
-            known.num_classes, (), _resized(known.shape, config), dict(zip(("train", "test"), known.counts, strict=True))
-        )
+        classes = known.num_classes - len(config.open_classes)
+        if classes < 2:
+            raise InputError(
+                "open_classes", config.open_classes, f"leaves {classes} of {config.dataset}'s classes", "Leave two or more"
+            )
+        return Info(classes, (), _resized(known.shape, config), dict(zip(("train", "test"), known.counts, strict=True)))
     address = _address(config)
     with _as_dataset(), TemporaryDirectory() as scratch:
         if _is_tar(address):
             paths, shape = _look_into_tar(storage.fetch(address, Path(scratch)), address)
-            layout, _ = lay_out(address, paths)
+            layout, _ = lay_out(address, paths, config.open_classes)
         elif storage.is_remote(address):
-            layout, paths = lay_out(address, (entry.name for entry in storage.listing(address)))
+            layout, paths = lay_out(address, (entry.name for entry in storage.listing(address)), config.open_classes)
             shape = header(storage.fetch(f"{address.rstrip('/')}/{paths[0]}", Path(scratch)), paths[0])
         else:
             folder = storage.local_path(address)
-            layout, paths = lay_out(address, storage.files(folder))
+            layout, paths = lay_out(address, storage.files(folder), config.open_classes)
             shape = header(folder / paths[0])
     counts = {part: len(rows) for part, rows in layout.parts.items()}
     return Info(len(layout.class_names), layout.class_names, _resized(shape, config), counts)
@@ -208,18 +288,21 @@ def open_source(config: DataConfig, scratch: Path) -> Iterator[Source]:
             root = storage.fetch(address, Path(temporary) / "fetched")
         if _is_tar(address):
             root = _extracted(root, Path(temporary) / "extracted", address)
-        layout, paths = lay_out(address, storage.files(root))
+        layout, paths = lay_out(address, storage.files(root), config.open_classes)
         yield Source(layout, FileImages.of(root, paths, config.image_size))
 
 
-def lay_out(source: str, names: Iterable[str]) -> tuple[Layout, list[str]]:
+def lay_out(source: str, names: Iterable[str], open_classes: Sequence[str] = ()) -> tuple[Layout, list[str]]:
     """Tell classes and parts from the relative paths of files alone.
+
+    Args:
+        open_classes: see `laid_out`.
 
     Returns:
         the layout, and the paths that its rows stand for.
 
     Raises:
-        InputError: no images in class folders, parts with different classes, or as `Layout`.
+        InputError: no images in class folders, parts with different classes, or as `laid_out`.
     """
     paths = sorted(PurePosixPath(name).parts for name in names if _is_image(name))
     if not paths:
@@ -261,7 +344,7 @@ def lay_out(source: str, names: Iterable[str]) -> tuple[Layout, list[str]]:
             ordered += classes[name]
             labels += [label] * len(classes[name])
         parts[part] = np.arange(start, len(ordered))
-    return Layout(source, names_of_classes, np.array(labels, np.int64), parts), ordered
+    return laid_out(source, names_of_classes, np.array(labels, np.int64), parts, open_classes), ordered
 
 
 def _is_image(name: str) -> bool:
@@ -313,7 +396,8 @@ def _digits(config: DataConfig) -> Source:
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
-    return Source(Layout("digits", _DIGITS, labels, {"train": np.arange(len(labels))}), ArrayImages(pixels, config.image_size))
+    layout = laid_out("digits", _DIGITS, labels, {"train": np.arange(len(labels))}, config.open_classes)
+    return Source(layout, ArrayImages(pixels, config.image_size))
 
 
 def _missing(config: DataConfig) -> list[str]:
@@ -364,7 +448,8 @@ def _published(config: DataConfig) -> Source:
     )
     train, test = np.split(np.arange(len(labels)), [len(read[0])])
     names = tuple(getattr(read[0], "classes", _DIGITS))
-    return Source(Layout(config.dataset, names, labels, {"train": train, "test": test}), ArrayImages(pixels, config.image_size))
+    layout = laid_out(config.dataset, names, labels, {"train": train, "test": test}, config.open_classes)
+    return Source(layout, ArrayImages(pixels, config.image_size))
 
 
 @contextmanager

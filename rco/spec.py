@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,26 @@ class NetworkSpec:
     in_channels: int
     num_classes: int
     image_size: int
+    embedding_dim: int = 0
 
     @classmethod
     def of(cls, config: ModelConfig, data: Manifest) -> NetworkSpec:
         """The network that `config` means on this data set."""
         channels, height, _ = data.image_shape
-        return cls(model=config.model, stem=config.stem, in_channels=channels, num_classes=data.num_classes, image_size=height)
+        return cls(
+            model=config.model,
+            stem=config.stem,
+            in_channels=channels,
+            num_classes=data.num_classes,
+            image_size=height,
+            embedding_dim=config.embedding_dim,
+        )
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """As it is written into files. Without an embedding nothing is said of one: such files are older than the setting."""
+        words = asdict(self)
+        return words if self.embedding_dim else {name: word for name, word in words.items() if name != "embedding_dim"}
 
     @property
     def is_user_factory(self) -> bool:
@@ -48,13 +62,14 @@ class NetworkSpec:
             num_classes=self.num_classes,
             image_size=self.image_size,
             stem=self.stem,
+            embedding_dim=self.embedding_dim,
             seed=seed,
         )
 
 
 def save_network(path: Path, model: nn.Module, spec: NetworkSpec, **metadata: Any) -> str:
     """Write weights with their description; returns the file's sha256."""
-    return checkpoint.save_model(path, model, {"network": spec, **metadata})
+    return checkpoint.save_model(path, model, {"network": spec.written, **metadata})
 
 
 def load_network(path: Path, *, expected_sha256: str | None = None, spec: NetworkSpec | None = None) -> nn.Module:
@@ -91,7 +106,7 @@ def described(metadata: Mapping[str, Any], path: Path) -> NetworkSpec:
         InputError: there is none, or it is not one.
     """
     network = metadata.get("network")
-    if not isinstance(network, dict) or set(network) != set(NetworkSpec.__dataclass_fields__):
+    if not isinstance(network, dict) or {*network, "embedding_dim"} != set(NetworkSpec.__dataclass_fields__):
         raise InputError(
             "file", str(path), "does not say which network it holds", "Import it with `rco import-route`, naming its model"
         )

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rco import anchors as choosing
-from rco import checkpoint, tracking
+from rco import checkpoint, openset, tracking
 from rco.config import RunConfig, from_dict, jsonable
 from rco.data import Dataset
 from rco.errors import InputError
@@ -445,6 +445,8 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
             "latency_ms": timing.median_ms,
             "latency_p95_ms": timing.p95_ms,
         }
+    if manifest.open_classes:
+        result["open_set"] = _evaluate_open_set(models, data, s)
     result["congruence_kl"] = kl(logits["teacher"], logits["student"], s.tau)
     result["tau"] = s.tau
     result["class_names"] = list(manifest.class_names)
@@ -455,7 +457,23 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
         f"{name}_{figure}": result[name][figure]
         for name in models
         for figure in ("accuracy", "parameters", "macs", "latency_ms")
-    }
+    } | openset.both_figures(result.get("open_set"))
+
+
+def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSettings) -> dict[str, Any]:
+    """Verification and identification of the classes that nothing was trained on, by teacher and student."""
+    from rco import evaluate as measure
+    from rco.embeddings import Embedder
+
+    split = data.split("open")
+    result: dict[str, Any] = {"classes": list(data.manifest.open_classes)}
+    for name, model in models.items():
+        log.info("comparing the %s's embeddings of %d images of %d unseen classes", name, len(split), len(result["classes"]))
+        vectors, labels = measure.predict(
+            Embedder(model), split, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
+        )
+        result[name] = openset.measure(vectors, labels)
+    return result
 
 
 def _write_example(folder: Path, data: Dataset, student: Any) -> None:
@@ -586,7 +604,10 @@ def report(
             "teacher_parameters": summary["teacher"]["parameters"],
             "congruence_kl": summary["congruence_kl"],
             "stages": len(summary["stages"]),
+            **openset.both_figures(summary.get("open_set")),
         }
+        if "open_set" in summary:
+            student_figures |= openset.figures(summary["open_set"]["student"])
         with tracking.forgiving("The report"):
             tracking.complete(
                 context,

@@ -78,7 +78,7 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
         spec: what the user says the teacher is; it must agree with the route.
 
     Raises:
-        InputError: a damaged or missing checkpoint, or a teacher of another shape.
+        InputError: a damaged or missing checkpoint, a teacher of another shape; with open classes, a route of other data.
     """
     source.verify()
     if source.network != spec:
@@ -87,6 +87,13 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
             str(source.folder),
             f"is a route of {source.network}, not of {spec}",
             "Set teacher, teacher_stem and dataset to match",
+        )
+    if data.manifest.open_classes and source.data_digest != data.manifest.digest:
+        raise InputError(
+            "route",
+            str(source.folder),
+            f"is of other data, so its teacher may have seen the open classes ({', '.join(data.manifest.open_classes)})",
+            "Use the data settings of the route's own run, or import its checkpoints with these open_classes",
         )
     folder.mkdir(parents=True, exist_ok=True)
     for c in source.checkpoints:

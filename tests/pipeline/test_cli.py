@@ -103,6 +103,25 @@ def test_import_route_from_state_dicts(tmp_path: Path) -> None:
     assert "is not empty" in done.output
 
 
+def test_import_route_of_a_teacher_that_has_not_seen_all_classes(tmp_path: Path) -> None:
+    spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=7, image_size=8, embedding_dim=6)
+    torch.save(spec.build(0).state_dict(), tmp_path / "5.pt")
+    command = ["import-route", str(tmp_path / "5.pt"), "--epochs", "5", "--dataset", "digits", "--teacher", "digits-mlp"]
+    told = ["--teacher-embedding-dim", "6", "--open-classes", "7,8,9"]
+    done = CliRunner().invoke(main, [*command, *told, "--output", str(tmp_path / "route")])
+    assert done.exit_code == 0, done.output
+    assert Route.open(tmp_path / "route").network == spec
+    # A run with that route has to say the same of the teacher.
+    from rco.preflight import preflight
+
+    flat = {"route": str(tmp_path / "route"), "teacher": "digits-mlp", "n_anchors": 1, "open_classes": [7, 8, 9]}
+    preflight(RunConfig.from_flat({**flat, "teacher_embedding_dim": 6, "student_embedding_dim": 6}))
+    with pytest.raises(InputError, match="teacher_embedding_dim = 8: is not what the route's teacher was trained as"):
+        preflight(RunConfig.from_flat({**flat, "teacher_embedding_dim": 8, "student_embedding_dim": 8}))
+    with pytest.raises(InputError, match="7 classes"):
+        preflight(RunConfig.from_flat({**flat, "open_classes": [8, 9], "teacher_embedding_dim": 6, "student_embedding_dim": 6}))
+
+
 def test_the_other_door_to_a_task(tmp_path: Path) -> None:
     import json
 

@@ -97,14 +97,17 @@ def config(name: str, **more: Any) -> ObjectiveConfig:
 
 
 def made(name: str, shapes: Shapes = ((3, 4, 4), (5, 2, 2)), **more: Any) -> Objective:
-    return make(config(name, **more), shapes if name == "hint" else None)
+    return make(config(name, **more), Taps("a", "b"), shapes if name == "hint" else None)
 
 
 def batch(name: str, **options: Any) -> tuple[Output, Output, Tensor]:
     g = torch.Generator().manual_seed(0)
     student, anchor = (2 * torch.randn(5, 4, generator=g, **options) for _ in range(2))
-    if name != "hint":
+    if name not in ("hint", "embedding"):
         return Output(student), Output(anchor), torch.tensor(LABELS)
+    if name == "embedding":
+        ours, theirs = (torch.randn(5, 3, generator=g, **options) for _ in range(2))
+        return Output(student, ours), Output(anchor, theirs), torch.tensor(LABELS)
     guided, hint = torch.randn(5, 3, 4, 4, generator=g, **options), torch.randn(5, 5, 2, 2, generator=g, **options)
     return Output(student, guided), Output(anchor, hint), torch.tensor(LABELS)
 
@@ -336,11 +339,11 @@ class TestHint:
     @pytest.mark.parametrize("shapes", [((7, 3), (6, 3)), ((7, 3), (3,)), ((3, 4, 4), (7, 3)), ((1, 2, 3, 4), (1, 2, 3, 4))])
     def test_features_that_cannot_be_compared_are_refused(self, shapes: Shapes) -> None:
         with pytest.raises(InputError, match=r"student_tap = 'a': yields features of shape .* teacher_tap = 'b'"):
-            make(config("hint"), shapes)
+            make(config("hint"), Taps("a", "b"), shapes)
 
     def test_regressor_is_a_function_of_the_seed_and_nothing_else(self) -> None:
         def weights(seed: int) -> Tensor:
-            return next(make(config("hint"), ((3, 4, 4), (5, 2, 2)), seed=seed).parameters()).detach()
+            return next(make(config("hint"), Taps("a", "b"), ((3, 4, 4), (5, 2, 2)), seed=seed).parameters()).detach()
 
         first = weights(1)
         state = torch.get_rng_state()

@@ -400,3 +400,30 @@ data_uri(confusion_figure([[1]], ["a"]), "png")
 sys.exit(any(name in sys.modules for name in ("torch", "matplotlib.pyplot", "tkinter")))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestOpenSet:
+    @pytest.fixture(scope="class")
+    def measured(self) -> dict[str, Any]:
+        from rco.openset import measure
+
+        rng = np.random.default_rng(0)
+        labels = np.repeat([7, 8, 9], 40)
+        centres = rng.normal(size=(10, 8))
+        return {
+            role: measure(centres[labels] + spread * rng.normal(size=(120, 8)), labels)
+            for role, spread in (("teacher", 0.5), ("student", 1.5))
+        }
+
+    def test_curves_are_the_figures(self, measured: dict[str, Any]) -> None:
+        figure = plots.open_set_figure(measured)
+        left, right = figure.axes
+        far, tar = line(left, "Student")
+        assert far.tolist() == measured["student"]["roc"]["far"]
+        assert (tar / 100).tolist() == pytest.approx(measured["student"]["roc"]["tar"])
+        teacher, student = (container.lines[0] for container in right.containers)
+        for drawn, role in ((teacher, "teacher"), (student, "student")):
+            assert drawn.get_xdata().tolist() == [1, 2, 5, 10, 20, 50]
+            assert (drawn.get_ydata() / 100).tolist() == pytest.approx(list(measured[role]["rank1"].values()))
+        assert left.get_xscale() == right.get_xscale() == "log"
+        assert legend(figure) == ["Teacher", "Student"]

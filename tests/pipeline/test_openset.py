@@ -1,0 +1,95 @@
+"""The open-set recipe through the real pipeline: train on seven digits, identify three."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import read_recipe
+from pipelines.local import run
+from rco import checkpoint, openset
+
+pytestmark = pytest.mark.xdist_group("openset")
+
+TINY = {
+    "teacher": "digits-cnn-s",
+    "student": "digits-mlp",
+    "teacher_epochs": 4,
+    "checkpoint_every": 1,
+    "epochs": 4,
+    "strategy": "equal-interval",
+    "n_anchors": 2,
+    "threads": 1,
+    "workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("openset")
+
+
+@pytest.fixture(scope="module")
+def summary(home: Path) -> dict[str, Any]:
+    return run({**read_recipe("digits-openset"), **TINY}, home, show=lambda line: None)
+
+
+def found(home: Path, name: str) -> Path:
+    (path,) = (home / "pipeline").rglob(name)
+    return path
+
+
+def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary: dict[str, Any]) -> None:
+    from rco.data import Dataset
+    from rco.embeddings import Embedder
+    from rco.evaluate import predict
+    from rco.spec import load_network
+
+    assert summary["open_set"]["classes"] == ["7", "8", "9"]
+    assert summary["dataset"]["num_classes"] == 7
+    data = Dataset.open(found(home, "open.safetensors").parent)
+    student = load_network(home / "last-run" / "student" / "student.safetensors")
+    vectors, labels = predict(Embedder(student), data.split("open"))
+    assert set(labels) == {7, 8, 9}
+    assert vectors.shape == (summary["dataset"]["sizes"]["open"], 16)
+    measured = openset.measure(vectors, labels)
+    ours = summary["open_set"]["student"]
+    assert ours["rank1"] == pytest.approx(measured["rank1"], abs=1e-3)
+    assert ours["tar_at_far"] == pytest.approx(measured["tar_at_far"], abs=1e-3)
+    assert ours["genuine_pairs"] + ours["impostor_pairs"] == len(labels) * (len(labels) - 1) / 2
+    assert summary["open_set"]["teacher"]["rank1"] != ours["rank1"]
+
+
+def test_the_stages_mimicked_embeddings(home: Path, summary: dict[str, Any]) -> None:
+    assert [s["anchor_epoch"] for s in summary["stages"]] == [2, 4]
+    records = [checkpoint.read_json(path) for path in (home / "pipeline").rglob("record.json")]
+    record = max((r for r in records if r["key"] == "student"), key=lambda r: len(r["rows"]))
+    assert record["params"]["objective.objective"] == "embedding"
+    assert len(record["rows"]) == 4
+    # Unrelated embeddings of 16 components of unit variance are about 32 apart, and the weight is 0.1.
+    assert all(0 < row["metrics"]["mimic_loss"] < 3.2 for row in record["rows"])
+
+
+def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
+    import mlflow
+
+    folder = home / "last-run"
+    assert json.loads((folder / "summary.json").read_text())["open_set"] == summary["open_set"]
+    assert (folder / "open_set.png").read_bytes().startswith(b"\x89PNG")
+    for page in ("report.md", "report.html"):
+        text = (folder / page).read_text()
+        assert "Classes never trained on: 7, 8, 9" in text
+        assert "rank-1 among 100 distractors" in text
+        assert "TAR at FAR 0.01" in text
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    parent = client.get_run(summary["parent_run_id"])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    (student,) = (c for c in children if c.data.tags["rco.key"] == "student")
+    ours = summary["open_set"]["student"]
+    assert student.data.metrics["open_tar_at_far_0.01"] == ours["tar_at_far"]["0.01"]
+    assert student.data.metrics["open_rank1_at_100"] == ours["rank1"]["100"]
+    assert parent.data.metrics["student_open_rank1_at_100"] == ours["rank1"]["100"]
+    assert parent.data.metrics["teacher_open_rank1_at_100"] == summary["open_set"]["teacher"]["rank1"]["100"]
