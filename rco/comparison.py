@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rco.config import PARAMETERS, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from rco.config import OWNERS, PARAMETERS, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig, read_value
 from rco.errors import InputError, choice
 
 REFERENCE = "kd"
@@ -100,13 +100,14 @@ class Branch:
 
 def said(branch: str, kind: str, config: StudentConfig) -> dict[str, Any]:
     """What people compare a branch by, as MLflow parameters. Temperature and weight say nothing where labels alone teach."""
-    weight = config.objective.lambda_
+    objective = config.objective
     return {
         "branch": branch,
         "strategy": kind,
         "student": config.student.model,
         "epochs": config.train.epochs,
-        **({"tau": config.objective.tau, "lambda": weight} if weight else {"lambda": 0.0}),
+        **({"objective": objective.objective, "tau": objective.tau} if objective.needs_anchor else {}),
+        "lambda": objective.lambda_,
     }
 
 
@@ -156,9 +157,8 @@ class Comparison:
         restart_like = str(options["restart_like"])
         kinds, grid = read_kinds(options["branches"]), read_grid(options["grid"])
         branches = make_branches(flat, kinds, grid=grid, restart_like=restart_like)
-        shared = RunConfig.from_flat({**flat, "strategy": "equal-interval"}).to_flat()
         return cls(
-            shared={name: shared[name] for name in SHARED},
+            shared=_shared(flat, grid),
             branches=branches,
             seeds=seeds,
             restart_like=restart_like,
@@ -256,16 +256,36 @@ def read_grid(grid: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
             choice("parameter", name, SWEPT)
         if not isinstance(values, (list, tuple)) or not values:
             raise InputError(name, values, "is not a list of values to sweep over", "Give two values or more")
-        read = tuple(RunConfig.from_flat({**_companions(name), name: value}).to_flat()[name] for value in values)
+        read = tuple(read_value(name, value) for value in values)
         if any(value in read[:i] for i, value in enumerate(read)):
             raise InputError(name, list(read), "has a value twice", "Name each once")
         axes[name] = read
     return axes
 
 
-def _companions(name: str) -> dict[str, Any]:
-    # Some values are valid only beside others; here they are only read.
-    return {"epochs": 10**6} if _GROUPS[name] == "student_train" and name != "epochs" else {}
+def _shared(parameters: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """All of `SHARED`, read. Without axes they must work together; with axes only each branch has a whole configuration.
+
+    Raises:
+        InputError: values that cannot work, or a parameter of an objective that no branch has.
+    """
+    unknown = [name for name in parameters if name not in SHARED]
+    if unknown:
+        choice("parameter", unknown[0], SHARED)
+    shared = {name: read_value(name, parameters.get(name, PARAMETERS[name].default)) for name in SHARED}
+    if not axes:
+        RunConfig.from_flat({**shared, "strategy": "equal-interval"})
+    objectives = axes.get("objective", (shared["objective"],))
+    for name, owner in OWNERS.items():
+        given = name in axes or shared[name] != read_value(name, PARAMETERS[name].default)
+        if given and owner not in objectives:
+            raise InputError(
+                name,
+                axes.get(name, shared[name]),
+                f"means nothing with objective = {', '.join(objectives)}",
+                f"Leave it out, or add the objective {owner}",
+            )
+    return shared
 
 
 def make_branches(
@@ -301,10 +321,7 @@ def make_branches(
             f"Choose one of: {', '.join(planned)}",
         )
     choice("restart_like", restart_like, planned)
-    unknown = [name for name in parameters if name not in SHARED]
-    if unknown:
-        choice("parameter", unknown[0], SHARED)
-    base = RunConfig.from_flat({**parameters, "strategy": "equal-interval"}).to_flat()
+    base = _shared(parameters, axes)
     made: dict[str, Branch] = {}
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
@@ -341,31 +358,36 @@ def _place(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]
     )
 
 
-def _matters(kind: str, name: str, restart_like: str) -> bool:
+def _matters(kind: str, name: str, objective: str) -> bool:
     """Whether a parameter changes what a kind of branch computes."""
     if _GROUPS[name] == "anchors":
-        return name in _USED.get(restart_like if kind == "kd-restart" else kind, ())
-    return not (kind == "scratch" and _GROUPS[name] == "objective")
+        return name in _USED.get(kind, ())
+    if _GROUPS[name] == "objective":
+        return kind != "scratch" and OWNERS.get(name, objective) == objective
+    return True
 
 
 def _cell(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
     # What equals the shared parameter is left out, so that a sweep and a comparison meet in the cache under one name.
+    walks, objective = restart_like if kind == "kd-restart" else kind, point.get("objective", base["objective"])
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in point.items()
-        if _matters(kind, name, restart_like) and value != base[name]
+        if _matters(walks, name, objective) and value != base[name]
     )
 
 
 def _resolved(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], branch: str) -> RunConfig:
     """The configuration of a branch.
 
-    Anchor settings that do not matter to it keep their defaults, or they would split the cache.
+    Settings of anchors and objective that do not matter to it keep their defaults, or they would split the cache; but for tau,
+    at which every branch is measured.
     """
-    kept = {name: base[name] for name in base if _GROUPS[name] != "anchors" or name in _USED.get(kind, ())}
-    own = {name: value for name, value in cell.items() if _matters(kind, name, kind)}
+    objective = cell.get("objective", base["objective"])
+    kept = {name: base[name] for name in base if name == "tau" or _matters(kind, name, objective)}
+    own = {name: value for name, value in cell.items() if _matters(kind, name, objective)}
     try:
-        return RunConfig.from_flat({**kept, **own, **KINDS[kind], "seed": 0, "registered_model": ""})
+        return RunConfig.from_flat({**kept, **own, **KINDS[kind]})
     except InputError as error:
         raise in_branch(branch, error) from None
 

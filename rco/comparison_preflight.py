@@ -155,14 +155,15 @@ def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None =
     needs = steps_needed(comparison.branches)
     if slots is not None:
         assign(needs, slots)
-    checked = {reference.student}
+    checked = {(reference.student, reference.objective)}
     for branch in comparison.branches:
-        if branch.config.student not in checked:
+        student = (branch.config.student, branch.config.objective)
+        if student not in checked:
             try:
                 validate(branch.config)
             except InputError as error:
                 raise in_branch(branch.name, error) from None
-            checked.add(branch.config.student)
+            checked.add(student)
     return compute
 
 

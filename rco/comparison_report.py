@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rco import checkpoint
-from rco.comparison import BASELINES, DESCRIBED, Result, compare, require_same_data, verdict
+from rco.comparison import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.comparison_preflight import ComparisonFiling
 from rco.record import Record
 from rco.report import Table, as_markdown, as_page
@@ -60,6 +60,7 @@ class Student:
             "student_epochs": result.student_epochs,
             "teacher_forward_passes": result.teacher_forward_passes,
             "train_seconds": result.train_seconds,
+            **self.evaluation["student"].get("open_set", {}),
         }
 
 
@@ -133,6 +134,7 @@ def summarise(
         row["anchors"] = _anchors(own)
         row["student"] = own[0].record.params["student"]
         row["student_parameters"] = own[0].evaluation["student"]["parameters"]
+    open_set = {row["branch"]: _unseen([s for s in students if s.branch == row["branch"]]) for row in rows}
     return {
         "pipeline_run": context.pipeline_run,
         "dataset": dict(students[0].record.data),
@@ -151,6 +153,7 @@ def summarise(
             {**asdict(result), "student_sha256": student.evaluation["student_sha256"], "anchors": _anchors([student])}
             for result, student in zip(results, students, strict=True)
         ],
+        **({"open_set": {"teacher": measured["teacher"]["open_set"], **open_set}} if any(open_set.values()) else {}),
         "verdict": verdict(rows, results, routes, int(measured["student"]["n"])),
         "restart_like": filing.restart_like,
         "parameters": filing.parameters,
@@ -167,6 +170,12 @@ def _anchors(students: Sequence[Student]) -> str:
         for student in students
     ]
     return " / ".join(dict.fromkeys(filter(None, lists))) or "none"
+
+
+def _unseen(students: Sequence[Student]) -> dict[str, list[float | None]]:
+    """Mean and deviation over the seeds of each figure about the classes that nothing was trained on, if there are any."""
+    figures = [student.evaluation["student"].get("open_set", {}) for student in students]
+    return {name: list(mean_and_deviation([of[name] for of in figures])) for name in figures[0]}
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -214,7 +223,18 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     ]
     kinds = dict.fromkeys(row["kind"] for row in summary["branches"])
     described = [[kind, _described(kind, summary["restart_like"])] for kind in kinds]
-    return {"Comparison": (heads, rows), "Branches": (["", "what it is"], described)}
+    unseen = {"Classes never trained on": _unseen_table(summary["open_set"])} if "open_set" in summary else {}
+    return {"Comparison": (heads, rows), **unseen, "Branches": (["", "what it is"], described)}
+
+
+def _unseen_table(open_set: Mapping[str, Mapping[str, Any]]) -> Table:
+    names = list(open_set["teacher"])
+    heads = [name.removeprefix("open_").replace("_", " ") for name in names]
+    told = {
+        branch: [_percent(v) if branch == "teacher" else _spread(*v) for v in figures.values()]
+        for branch, figures in open_set.items()
+    }
+    return ["", *heads], [[branch, *cells] for branch, cells in told.items()]
 
 
 def _described(kind: str, restart_like: str) -> str:

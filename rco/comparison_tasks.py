@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import checkpoint, tasks, tracking
+from rco import checkpoint, openset, tasks, tracking
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -285,6 +285,7 @@ def evaluate_students(
         return logits, {name: figures[name] for name in ("accuracy", "cross_entropy", "ece", "n")} | {
             "parameters": measure.parameter_count(model),
             "macs": measure.count_macs(model, manifest.image_shape),
+            **({"open_set": openset.figures(tasks.measure_unseen(model, data, s.compute))} if manifest.open_classes else {}),
         }
 
     teacher_logits, teacher = answers(anchors / converged.file, NetworkSpec.of(s.teacher, manifest), converged.sha256)

@@ -211,8 +211,8 @@ class AnchorConfig:
                 raise InputError("anchor_epochs", epochs, "has an epoch below 1", "Epochs count from 1")
 
 
-# Parameters that one objective alone has.
-_OWNERS = {
+#: Parameters that one objective alone has.
+OWNERS = {
     "hint_weight": "hint",
     "student_tap": "hint",
     "teacher_tap": "hint",
@@ -272,7 +272,7 @@ class ObjectiveConfig:
 
     def _check_use(self) -> None:
         for f in fields(self):
-            owner = _OWNERS.get(f.name, self.objective)
+            owner = OWNERS.get(f.name, self.objective)
             if owner != self.objective and (value := getattr(self, f.name)) != f.default:
                 raise InputError(
                     f.name,
@@ -465,6 +465,16 @@ def _parameters() -> dict[str, Parameter]:
             name = _flat_name(prefix, f.name)
             result[name] = Parameter(name, hint, item, jsonable(getattr(config, f.name)), f.metadata["help"], group, f.name)
     return result
+
+
+def read_value(name: str, value: Any) -> Any:
+    """A value of the parameter `name`, JSON-ready, read as its type. Whether it can work is for the whole configuration to say.
+
+    Raises:
+        InputError: an unknown name, or a value of the wrong type.
+    """
+    choice("parameter", name, tuple(PARAMETERS))
+    return jsonable(_coerce(PARAMETERS[name], value))
 
 
 def _coerce(p: Parameter, value: Any) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 
 from rco import anchors as choosing
 from rco import checkpoint, openset, tracking
-from rco.config import RunConfig, from_dict, jsonable
+from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.data import Dataset
 from rco.errors import InputError
 from rco.hardness import relative, route_hardness
@@ -462,18 +462,23 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
 
 def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSettings) -> dict[str, Any]:
     """Verification and identification of the classes that nothing was trained on, by teacher and student."""
-    from rco import evaluate as measure
-    from rco.embeddings import Embedder
-
-    split = data.split("open")
-    result: dict[str, Any] = {"classes": list(data.manifest.open_classes)}
+    classes = list(data.manifest.open_classes)
+    result: dict[str, Any] = {"classes": classes}
     for name, model in models.items():
-        log.info("comparing the %s's embeddings of %d images of %d unseen classes", name, len(split), len(result["classes"]))
-        vectors, labels = measure.predict(
-            Embedder(model), split, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
-        )
-        result[name] = openset.measure(vectors, labels)
+        log.info("comparing the %s's embeddings of %d images of %d unseen classes", name, len(data.split("open")), len(classes))
+        result[name] = measure_unseen(model, data, s.compute)
     return result
+
+
+def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[str, Any]:
+    """What `rco.openset.measure` says of a network's embeddings of the open classes."""
+    from rco.embeddings import Embedder
+    from rco.evaluate import predict
+
+    vectors, labels = predict(
+        Embedder(model), data.split("open"), device=compute.device, precision=compute.precision, workers=compute.workers
+    )
+    return openset.measure(vectors, labels)
 
 
 def _write_example(folder: Path, data: Dataset, student: Any) -> None:

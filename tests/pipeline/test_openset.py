@@ -93,3 +93,44 @@ def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
     assert student.data.metrics["open_rank1_at_100"] == ours["rank1"]["100"]
     assert parent.data.metrics["student_open_rank1_at_100"] == ours["rank1"]["100"]
     assert parent.data.metrics["teacher_open_rank1_at_100"] == summary["open_set"]["teacher"]["rank1"]["100"]
+
+
+def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    from rco import comparison_tasks
+    from rco.comparison_preflight import MeasureSettings
+    from rco.comparison_report import Student
+    from rco.config import ComputeConfig, ModelConfig, jsonable
+    from rco.record import Record
+
+    shutil.copytree(home / "last-run" / "student", tmp_path / "students" / "seed-0")
+    shutil.copy(found_last(home, "record.json"), tmp_path / "students" / "seed-0")
+    settings = MeasureSettings(
+        branch="kd",
+        teacher=ModelConfig(model="digits-cnn-s", embedding_dim=16),
+        student=ModelConfig(model="digits-mlp", embedding_dim=16),
+        seeds=(0,),
+        tau=4.0,
+        compute=ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0),
+    )
+    comparison_tasks.evaluate_students(
+        jsonable(settings),
+        dataset=found(home, "open.safetensors").parent,
+        students=tmp_path / "students",
+        anchors=next(path.parent for path in (home / "pipeline").rglob("epoch-0004.safetensors")),
+        evaluation=tmp_path / "evaluation",
+    )
+    folder = tmp_path / "evaluation" / "seed-0"
+    evaluation = checkpoint.read_json(folder / "evaluation.json")
+    figures = Student(record=Record.read(folder), evaluation=evaluation).figures()
+    expected = {**openset.figures(summary["open_set"]["student"]), "test_accuracy": summary["student"]["accuracy"]}
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    theirs = openset.figures(summary["open_set"]["teacher"])
+    assert evaluation["teacher"]["open_set"] == pytest.approx(theirs, abs=1e-6)
+
+
+def found_last(home: Path, name: str) -> Path:
+    """The record of the student that has walked the whole route."""
+    records = [path for path in (home / "pipeline").rglob(name) if checkpoint.read_json(path)["key"] == "student"]
+    return max(records, key=lambda path: len(checkpoint.read_json(path)["rows"]))

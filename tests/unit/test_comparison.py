@@ -32,8 +32,8 @@ from rco.comparison import (
     verdict,
 )
 from rco.comparison_preflight import preflight_comparison, steps_needed
-from rco.comparison_report import as_csv, metric_name
-from rco.config import RunConfig, jsonable
+from rco.comparison_report import _unseen_table, as_csv, metric_name
+from rco.config import ObjectiveConfig, RunConfig, jsonable
 from rco.errors import InputError
 
 
@@ -112,6 +112,30 @@ class TestBranches:
         branches = {b.name: b for b in make_branches({}, ("kd", "scratch"), grid={"tau": [2, 4]})}
         assert branches["scratch"].reference == "kd"
 
+    def test_objectives_are_an_axis_and_each_has_its_own_parameters(self) -> None:
+        parameters = {"student_tap": "stage1", "teacher_tap": "stage1", "dkd_beta": 4.0, "tau": 3.0, "label_weight": 0.5}
+        grid = {"objective": ["route", "hint", "dkd"]}
+        branches = {b.name: b for b in make_branches(parameters, ("scratch", "kd", "greedy"), grid=grid)}
+        assert list(branches) == [
+            *("scratch", "kd", "greedy"),
+            *(f"{kind} objective={objective}" for objective in ("hint", "dkd") for kind in ("kd", "greedy")),
+        ]
+        of = {name: branch.config.objective for name, branch in branches.items()}
+        assert of["greedy"] == ObjectiveConfig(tau=3.0, label_weight=0.5)
+        assert of["scratch"] == ObjectiveConfig(tau=3.0, lam="0")
+        assert (of["kd objective=hint"].student_tap, of["kd objective=hint"].dkd_beta) == ("stage1", 8.0)
+        assert (of["kd objective=dkd"].student_tap, of["kd objective=dkd"].dkd_beta) == ("", 4.0)
+        assert branches["greedy objective=hint"].reference == "kd objective=hint"
+        assert branches["scratch"].reference == "kd"
+
+    def test_an_axis_of_one_objective_multiplies_that_one_alone(self) -> None:
+        grid = {"objective": ["route", "dkd"], "dkd_beta": [2, 8]}
+        assert names({}, ("kd", "greedy"), grid=grid) == [
+            *("kd", "greedy"),
+            *("kd objective=dkd dkd_beta=2", "greedy objective=dkd dkd_beta=2"),
+            *("kd objective=dkd", "greedy objective=dkd"),
+        ]
+
     def test_restarts_follow_the_branch_that_is_named(self) -> None:
         branches = {b.name: b for b in make_branches({"n_anchors": 3}, restart_like="lr-decay")}
         like = branches["kd-restart"].like
@@ -130,6 +154,7 @@ class TestBranches:
             "strategy": "greedy",
             "student": "digits-cnn-s",
             "epochs": 44,
+            "objective": "route",
             "tau": 3.0,
             "lambda": 9.0,
         }
@@ -155,6 +180,12 @@ class TestBranches:
             ({"grid": {"tau": [2, 2.0]}}, "has a value twice"),
             ({"grid": {"tau": [0, 2]}}, "tau = 0"),
             ({"grid": {"tau": 3}}, "is not a list of values"),
+            ({"grid": {"dkd_beta": [1, 2]}}, "dkd_beta = (1.0, 2.0): means nothing with objective = route"),
+            ({"grid": {"objective": ["route", "dist"]}, "student_tap": "a"}, "means nothing with objective = route, dist"),
+            ({"grid": {"objective": ["route", "hint"]}}, "in branch 'kd objective=hint'"),
+            ({"grid": {"objective": ["route", "embedding"]}}, "lam = 'tau^2': in branch"),
+            ({"grid": {"objective": ["route", "hnt"]}}, "Did you mean 'hint'"),
+            ({"objective": "dist", "dkd_beta": 2}, "means nothing with objective = dist"),
             ({"grid": {"tau": list(range(1, 40))}}, f"more than the {MOST}"),
             ({"seed": 3}, "'seed': is not known"),
         ],
@@ -174,6 +205,10 @@ class TestPreflight:
             ({"teacher_schedule": "constant", "branches": "kd,lr-decay"}, "in branch 'lr-decay'"),
             ({"branches": "kd,explicit", "anchor_epochs": [5, 40]}, "in branch 'explicit': epoch 5 is not on the route"),
             ({"grid": {"student": ["digits-mlp", "vgg13"]}}, "in branch 'scratch student=vgg13'"),
+            (
+                {"grid": {"objective": ["route", "hint"]}, "student_tap": "stage1", "teacher_tap": "stage9"},
+                "teacher_tap = 'stage9': in branch 'kd objective=hint'",
+            ),
             ({"dataset": "digitz"}, "dataset = 'digitz'"),
             ({"route": "/nonexistent"}, "route = '/nonexistent'"),
         ],
@@ -360,6 +395,12 @@ class TestReport:
         read = list(csv.DictReader(as_csv([{**row, "note": 'a,"b"'} for row in rows]).splitlines()))
         assert [float(row["test_accuracy"]) for row in read] == [0.8, 0.9]
         assert read[0]["note"] == 'a,"b"'
+
+    def test_unseen_classes_have_a_table_of_their_own(self) -> None:
+        open_set = {"teacher": {"open_rank1_at_10": 0.4}, "kd": {"open_rank1_at_10": [0.25, 0.05]}}
+        heads, rows = _unseen_table(open_set)
+        assert heads == ["", "rank1 at 10"]
+        assert rows == [["teacher", "40.00 %"], ["kd", "25.00 ± 5.00 %"]]
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_names_of_metrics_are_what_mlflow_allows(self, kind: str) -> None:

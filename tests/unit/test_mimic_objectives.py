@@ -386,11 +386,11 @@ class TestSettings:
         assert words in str(caught.value)
 
     def test_every_parameter_but_the_common_ones_has_an_owner(self) -> None:
-        from rco.config import _OWNERS
+        from rco.config import OWNERS
 
         common = {"objective", "label_weight", "tau", "lam"}
-        assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == common | set(_OWNERS)
-        assert set(_OWNERS.values()) <= set(OBJECTIVES)
+        assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == common | set(OWNERS)
+        assert set(OWNERS.values()) <= set(OBJECTIVES)
 
     def test_the_default_is_the_papers_loss(self) -> None:
         objective = make(ObjectiveConfig())
