@@ -26,6 +26,7 @@ class Record:
         data: name, source, digest and sizes of the data set.
         rows: one per epoch: {"step", "time" (ms since 1970), "metrics": {name: value}}; steps increase.
         stages: of a student, one per stage: anchor, reason, epochs, results.
+        tags: of its MLflow run, beside those that every run has (`rco.branch`, `rco.seed`).
         origin: where it was first tracked: {"tracking_uri", "run_id", "pipeline_run"}; None if it never was.
     """
 
@@ -35,6 +36,7 @@ class Record:
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     origin: dict[str, str] | None = None
+    tags: dict[str, str] = field(default_factory=dict)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Append the metrics of one epoch."""

@@ -214,6 +214,7 @@ class ModelRun:
         from mlflow.entities import DatasetInput, InputTag
 
         tags = {
+            **record.tags,
             "mlflow.parentRunId": parent.info.run_id,
             "rco.pipeline_run": context.pipeline_run,
             "rco.kind": "model",
