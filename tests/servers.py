@@ -115,6 +115,8 @@ def served_model(uri: str, tracking_uri: str, folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {
+        # MLflow starts its scoring server by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "MLFLOW_TRACKING_URI": tracking_uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -17,17 +17,13 @@ def test_every_branch_has_every_seed_and_whole_curves(held: Comparison) -> None:
         assert [step for step, _ in curve] == list(range(1, len(curve) + 1))
 
 
-def everything(held: Comparison) -> str:
-    return f"tags.\"rco.pipeline_run\" = '{held.pipeline_run}' AND tags.\"rco.branch\" LIKE '%'"
-
-
 def test_tags_filter_by_branch_seed_data_and_pipeline_run(mlflow_ui: Mlflow, held: Comparison) -> None:
     mlflow_ui.open_experiment(held.experiment)
     this = f"tags.\"rco.pipeline_run\" = '{held.pipeline_run}' AND "
     name, run = next(iter(held.runs.items()))
     branch = held.branches[run["branch"]]
     seed = [n for n, r in held.runs.items() if r["seed"] == run["seed"]]
-    mlflow_ui.search(everything(held), matching=len(held.runs) + 1)
+    mlflow_ui.search(held.students, matching=len(held.runs) + 1)
     mlflow_ui.unfold(held.parent)
     mlflow_ui.expect_runs([held.parent, *held.runs])
     for condition, names in (
@@ -43,7 +39,7 @@ def test_tags_filter_by_branch_seed_data_and_pipeline_run(mlflow_ui: Mlflow, hel
 
 def test_branches_overlay_on_one_step_axis(mlflow_ui: Mlflow, held: Comparison) -> None:
     mlflow_ui.open_experiment(held.experiment)
-    mlflow_ui.search(everything(held), matching=len(held.runs) + 1)
+    mlflow_ui.search(held.students, matching=len(held.runs) + 1)
     mlflow_ui.unfold(held.parent)
     mlflow_ui.compare(list(held.runs))
     mlflow_ui.open_metric("val_accuracy")
@@ -54,7 +50,7 @@ def test_branches_overlay_on_one_step_axis(mlflow_ui: Mlflow, held: Comparison) 
 
 def test_the_table_shows_what_one_compares_by(mlflow_ui: Mlflow, held: Comparison) -> None:
     mlflow_ui.open_experiment(held.experiment)
-    mlflow_ui.search(everything(held), matching=len(held.runs) + 1)
+    mlflow_ui.search(held.students, matching=len(held.runs) + 1)
     mlflow_ui.unfold(held.parent)
     mlflow_ui.choose_columns(show=["test_accuracy", "congruence_kl"], hide=["Dataset", "Source", "Models"])
     for name, run in held.runs.items():

@@ -36,6 +36,11 @@ class Comparison:
             found.setdefault(run["branch"], []).append(name)
         return found
 
+    @property
+    def students(self) -> str:
+        """The condition, for MLflow's search box, that selects this comparison's students."""
+        return f"tags.\"rco.pipeline_run\" = '{self.pipeline_run}' AND tags.\"rco.branch\" LIKE '%'"
+
 
 class NoComparisonError(LookupError):
     """The server holds no run with the tag `rco.branch`."""
@@ -85,9 +90,7 @@ def read(tracking_uri: str) -> Comparison:
             for run in students
         },
         curves={
-            run.info.run_name: sorted(
-                (m.step, m.value) for m in client.get_metric_history(run.info.run_id, "val_accuracy")
-            )
+            run.info.run_name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, "val_accuracy"))
             for run in students
         },
         anchors=anchors,

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from playwright.sync_api import ConsoleMessage, FrameLocator, Locator, Page, expect, sync_playwright
 
 PATIENCE_MS = 60_000
 SIZE = {"width": 1400, "height": 900}
-_LINES = """chart => chart.data.map(line => ({
-    name: line.name, x: Array.from(line.x), y: Array.from(line.y), drawn: line.visible !== false && line.visible !== 'legendonly'
-}))"""
+# MLflow lays a second, unsmoothed trace under each line; both carry the run's name.
+_LINES = """chart => chart.data
+    .filter(line => line.visible !== false && line.visible !== 'legendonly')
+    .map(line => ({name: line.name, x: Array.from(line.x), y: Array.from(line.y)}))"""
+_TWO_FRAMES = (
+    "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"  # what was asked for is painted
+)
 
 
 class NoBrowserError(RuntimeError):
@@ -114,13 +118,14 @@ class Mlflow:
     def cells(self, name: str) -> dict[str, str]:
         """What is shown of a run or a model in its row: column id -> text."""
         row_id = self._row(name).get_attribute("row-id")
-        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.page.evaluate(_TWO_FRAMES)
         found: dict[str, str] = self.page.evaluate(
             """id => Object.fromEntries([...document.querySelectorAll(`.ag-row[row-id="${id}"] [col-id]`)]
                 .map(cell => [cell.getAttribute('col-id').replaceAll('`', ''), cell.innerText.trim()]))""",
             row_id,
         )
-        return found
+        # MLflow's table of models escapes its column ids once too often.
+        return {html.unescape(column): text for column, text in found.items()}
 
     def compare(self, names: Sequence[str]) -> None:
         """Tick runs and press Compare."""
@@ -131,7 +136,16 @@ class Mlflow:
 
     def open_metric(self, name: str) -> None:
         """From a comparison to the chart of one metric."""
-        self.page.get_by_role("link", name=name, exact=True).click()
+        # The table holds little more than the rows in sight, and its names are scrolled by its values.
+        expect(self.page.locator(".ReactVirtualized__Grid").get_by_role("link").first).to_be_visible()
+        values = self.page.locator(".ReactVirtualized__Grid").filter(has_not=self.page.get_by_role("link")).last
+        link = self.page.get_by_role("link", name=name, exact=True)
+        for top in range(0, int(values.evaluate("grid => grid.scrollHeight")), 150):
+            values.evaluate("(grid, top) => grid.scrollTo({top})", top)
+            self.page.evaluate(_TWO_FRAMES)
+            if link.count():
+                break
+        link.press("Enter")
         expect(self._chart).to_be_visible()
 
     @property
@@ -149,8 +163,7 @@ class Mlflow:
         )
         expect(self._chart.locator(".scatterlayer path.js-line").first).to_be_attached()
         drawn = self._chart.evaluate(_LINES)
-        # MLflow lays a second, unsmoothed trace under each line; both carry the run's name.
-        return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in drawn if line["drawn"]}
+        return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in drawn}
 
     def colours(self) -> set[str]:
         """The colours of the lines that are really painted."""
@@ -180,19 +193,19 @@ class Mlflow:
         self.page.get_by_text(file, exact=True).first.click()
         return self.page.frame_locator("iframe")
 
+    def settle(self) -> None:
+        """Wait until nothing moves any more, for a picture. (The network never rests: MLflow asks for news of its runs.)"""
+        self.page.mouse.move(0, 0)
+        self.page.evaluate(_TWO_FRAMES)
+        self.page.evaluate(
+            """() => Promise.all(document.getAnimations()
+                .filter(animation => animation.effect.getComputedTiming().iterations !== Infinity)
+                .map(animation => animation.finished.catch(() => {})))"""
+        )
+
     def save_evidence(self, folder: Path) -> None:
         """What there is to see, and what the browser said, for whoever has to find out what went wrong."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "console.log").write_text("\n".join([self.page.url, *self.console]))
         self.page.screenshot(path=folder / "page.png")
         (folder / "page.html").write_text(self.page.content())
-
-
-def settled(page: Page) -> Any:
-    """Wait until nothing moves any more, for a picture."""
-    page.wait_for_load_state("networkidle")
-    return page.evaluate(
-        """() => Promise.all(document.getAnimations()
-            .filter(animation => animation.effect?.getComputedTiming().iterations !== Infinity)
-            .map(animation => animation.finished.catch(() => {})))"""
-    )
