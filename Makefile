@@ -4,6 +4,8 @@ VENV   ?= .venv
 # cpu: PyTorch's CPU build (smaller; from PyTorch's own index, versions as locked). Empty: PyPI's build, hashes as locked.
 TORCH_BACKEND ?=
 ARGS   ?=
+# State of local runs that `make screenshots` looks at.
+STATE  ?= .rco
 
 BIN := $(VENV)/bin
 UV  := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv
@@ -32,6 +34,18 @@ sweep: $(VENV)/.run ## sweep settings against one teacher; ARGS="--tau 2,4,8 --s
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
+
+.PHONY: test-integration
+test-integration: $(VENV)/.dev ## run the tests against real servers, which they start on the loopback interface
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration $(ARGS)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.dev ## look at MLflow in a real browser (needs Chromium); RCO_BROWSER_HOME=.rco looks at your own comparison
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser $(ARGS)
+
+.PHONY: screenshots
+screenshots: $(VENV)/.dev ## take the pictures of MLflow in docs/images, of the comparison in STATE=.rco (needs Chromium)
+	@$(BIN)/python -m tests.browser.screenshots $(STATE) docs/images
 
 .PHONY: test-release
 test-release: $(VENV)/.dev ## run `make run` for real and check what it promises

@@ -26,7 +26,7 @@ class Record:
         data: name, source, digest and sizes of the data set.
         rows: one per epoch: {"step", "time" (ms since 1970), "metrics": {name: value}}; steps increase.
         stages: of a student, one per stage: anchor, reason, epochs, results.
-        tags: by which people find its run.
+        tags: of its MLflow run, beside those that every run has (`rco.branch`, `rco.seed`).
         origin: where it was first tracked: {"tracking_uri", "run_id", "pipeline_run"}; None if it never was.
     """
 

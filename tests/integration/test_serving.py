@@ -1,0 +1,112 @@
+"""The registered student behind `mlflow models serve`: a real server, a real request, the network's own answer."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rco import checkpoint, tasks
+from rco.config import RunConfig, jsonable
+from rco.data import Dataset
+from rco.models import Normalized
+from rco.preflight import preflight
+from rco.spec import NetworkSpec, load_network
+from rco.tracking import Context, open_parent
+from tests import servers
+
+NAME = "tiny-student"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A served student.
+
+    Attributes:
+        address: of `mlflow models serve`.
+        tracking: of the MLflow server where it is registered.
+        student: the same network, eager, in evaluation mode; takes pixels in 0..1.
+    """
+
+    address: str
+    tracking: str
+    student: torch.nn.Module
+
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        """(B, K) logits for (B, 1, 8, 8) pixels, over HTTP."""
+        reply = self.post(json.dumps({"inputs": pixels.tolist()}).encode())
+        return np.asarray(reply["predictions"], dtype=np.float32)
+
+    def post(self, body: bytes) -> Any:
+        """What /invocations replies to a JSON body."""
+        request = urllib.request.Request(f"{self.address}/invocations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+    def eager(self, pixels: np.ndarray) -> np.ndarray:
+        """What the network itself answers."""
+        with torch.inference_mode():
+            answer: np.ndarray = self.student(torch.from_numpy(pixels)).numpy()
+        return answer
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Served]:
+    """A student with weights from a seed, registered by the task of the pipeline and served."""
+    folder = tmp_path_factory.mktemp("serving")
+    config = RunConfig.from_flat(
+        {"device": "cpu", "precision": "fp32", "threads": 1, "workers": 0, "experiment": "serving", "registered_model": NAME}
+    )
+    settings = preflight(config)
+    with servers.mlflow_server(folder / "mlflow") as tracking, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", tracking)
+        environment.setenv("RCO_PIPELINE_RUN", "serving")
+        open_parent(Context.from_environment(), "serving", "serving", {})
+        student, evaluation = folder / "student", folder / "evaluation"
+        tasks.init_student(jsonable(settings.student), dataset=digits, student=student)
+        data = Dataset.open(digits)
+        network = load_network(student / tasks.STUDENT, spec=NetworkSpec.of(config.student, data.manifest))
+        tasks._write_example(evaluation, data, network)
+        registered = tasks.register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
+        assert registered == {"name": NAME, "version": "1"}
+        arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
+        eager = Normalized(network, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()
+        with servers.served_model(f"models:/{NAME}/1", tracking, folder) as address:
+            yield Served(address, tracking, eager)
+
+
+def test_the_logged_example_is_answered_as_the_network_answers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.tracking)
+    mlflow.set_tracking_uri(served.tracking)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1"))
+    body = (folder / "serving_input_example.json").read_bytes()
+    pixels = np.asarray(json.loads(body)["inputs"], dtype=np.float32)
+    assert pixels.shape == (2, 1, 8, 8)
+    answer = np.asarray(served.post(body)["predictions"], dtype=np.float32)
+    np.testing.assert_allclose(answer, served.eager(pixels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_any_number_of_images_is_answered(served: Served, batch: int) -> None:
+    pixels = np.random.default_rng(batch).random((batch, 1, 8, 8), dtype=np.float32)
+    answer = served.answer(pixels)
+    assert answer.shape == (batch, 10)
+    np.testing.assert_allclose(answer, served.eager(pixels), rtol=1e-5, atol=1e-5)
+    assert np.ptp(answer) > 0.1, "logits that are all alike would agree with anything"
+
+
+def test_images_of_another_size_are_refused(served: Served) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        served.answer(np.zeros((1, 1, 9, 9), dtype=np.float32))
+    assert refused.value.code == 400
+    assert "8" in refused.value.read().decode()
