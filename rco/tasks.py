@@ -621,6 +621,7 @@ def report(
                 headline=headline,
                 student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
                 files=sorted(path for path in folder.iterdir() if path.is_file()),
+                note=(folder / "report.md").read_text(),
             )
     return summary
 

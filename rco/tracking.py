@@ -329,9 +329,10 @@ class ModelRun:
         _log_metrics(self.client, self.run_id, values)
 
     def close(self, status: str = "FINISHED") -> None:
-        """Send what is left and end the run. A later stage opens it again."""
+        """Send what is left and end the run, as of its last epoch. A later stage opens it again."""
         self.flush()
-        self.client.set_terminated(self.run_id, status)
+        ended = self.record.rows[-1]["time"] if self.record.rows and status == "FINISHED" else None
+        self.client.set_terminated(self.run_id, status, end_time=ended)
 
 
 def _log_metrics(client: MlflowClient, run_id: str, values: Mapping[str, float]) -> None:
@@ -501,6 +502,7 @@ def complete(
     headline: Mapping[str, float],
     student_metrics: Mapping[str, float],
     files: list[Path],
+    note: str = "",
 ) -> str:
     """Bring the server up to date with the records, and finish the parent. Safe to repeat; no run stays open if it fails.
 
@@ -508,7 +510,7 @@ def complete(
         anchors: folders of the anchors that the student learnt from.
         headline: figures for the parent.
         student_metrics: final figures of the student's run.
-        files: pictures and tables for the parent's artifacts.
+        files, note: as for `deliver`.
 
     Returns:
         the parent's run id.
@@ -521,7 +523,7 @@ def complete(
         Delivery(record=record, anchors=learnt, metrics=student_metrics) if record.key == "student" else Delivery(record=record)
         for record in records
     ]
-    return deliver(context, deliveries, headline=headline, files=files)
+    return deliver(context, deliveries, headline=headline, files=files, note=note)
 
 
 def _there(folder: Path) -> contextlib.AbstractContextManager[Path]:

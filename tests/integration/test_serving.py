@@ -19,6 +19,7 @@ from rco.config import RunConfig, jsonable
 from rco.data import Dataset
 from rco.models import Normalized
 from rco.preflight import preflight
+from rco.record import Record
 from rco.spec import NetworkSpec, load_network
 from rco.tracking import Context, open_parent
 from tests import servers
@@ -75,11 +76,13 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[S
         data = Dataset.open(digits)
         network = load_network(student / tasks.STUDENT, spec=NetworkSpec.of(config.student, data.manifest))
         tasks._write_example(evaluation, data, network)
+        Record(key="student", params={}, data=tasks._data_summary(data)).write(student)
+        checkpoint.write_json(evaluation / "evaluation.json", {"student": {"accuracy": 0.1}})
         registered = tasks.register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
-        assert registered == {"name": NAME, "version": "1"}
+        assert (registered["version"], registered["champion"]) == ("1", True)
         arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
         eager = Normalized(network, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()
-        with servers.served_model(f"models:/{NAME}/1", tracking, folder) as address:
+        with servers.served_model(f"models:/{NAME}@champion", tracking, folder) as address:
             yield Served(address, tracking, eager)
 
 
