@@ -144,7 +144,8 @@ def run(
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
     """Turn the first signal into InterruptedRunError. From then on, or once what it yields is called, signals are ignored:
-    nothing may interrupt the clearing up, whose every step has a time limit of its own."""
+    nothing may interrupt the clearing up, whose every step has a time limit of its own. A signal that is ignored when this
+    begins stays ignored: that is how nohup asks for a run that outlives its terminal."""
 
     def deaf() -> None:
         for number in _SIGNALS:
@@ -154,7 +155,10 @@ def _interruptible() -> Iterator[Callable[[], None]]:
         deaf()
         raise InterruptedRunError(number)
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in heard:
+        signal.signal(number, interrupt)
     try:
         yield deaf
     finally:

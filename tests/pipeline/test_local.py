@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.local import RunFailedError, run
+from pipelines.local import RunFailedError, _interruptible, run
 from rco import checkpoint
 from rco.config import RunConfig
 
@@ -322,10 +322,27 @@ def test_a_failing_task_fails_the_run_and_leaves_nothing_running(
     assert mended.summary["student"]["model"] == "mynets:Net"
 
 
+def _hear_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_interruption_ends_every_process_and_every_run(first: Ran) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(first.home), "--threads", "1"]
     command += ["--teacher", "digits-cnn-s", "--student", "digits-mlp", "--teacher-epochs", "5000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Whoever started the tests may have had signals ignored (nohup, a job in the background), and children inherit that.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_hear_signals)
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(";")
     for line in process.stdout:
