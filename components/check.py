@@ -60,6 +60,7 @@ def check(
     label_weight: float,
     tau: float,
     lam: str,
+    views: int,
     hint_weight: float,
     student_tap: str,
     teacher_tap: str,

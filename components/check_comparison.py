@@ -62,6 +62,7 @@ def check_comparison(
     label_weight: float,
     tau: float,
     lam: str,
+    views: int,
     hint_weight: float,
     student_tap: str,
     teacher_tap: str,

@@ -113,7 +113,13 @@ def run(
             }
         )
     )
-    environment = {**os.environ, **place.environment, "RCO_PIPELINE_RUN": run_id, "PYTHONUNBUFFERED": "1"}
+    environment = {
+        "RCO_LOGITS": str(place.root / "logits"),
+        **os.environ,
+        **place.environment,
+        "RCO_PIPELINE_RUN": run_id,
+        "PYTHONUNBUFFERED": "1",
+    }
     # A fixed name of the image would hide edits of the code from the cache; a run that is open around this one is no task's.
     for name in ("RCO_IMAGE", "MLFLOW_RUN_ID"):
         environment.pop(name, None)

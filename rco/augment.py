@@ -17,6 +17,7 @@ from torch import Tensor
 _SHIFT, _CROP = 1, 4  # pixels of padding
 _SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the resized crop (torchvision's RandomResizedCrop)
 _TRIES = 10
+_VIEWS = 0x76696577  # apart from the streams of (seed, epoch)
 _DRAWS = {"none": 0, "shift": 2, "crop": 2, "crop-flip": 3, "resized-crop-flip": 2 * _TRIES + 3}
 
 
@@ -33,9 +34,18 @@ def augmented(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     Returns:
         (B, C, H, W) uint8; float32 in 0..255 from resized-crop-flip.
     """
+    return images if kind == "none" else transformed(images, kind, rng.random((len(images), _DRAWS[kind])))
+
+
+def view_draws(kind: str, count: int, view: int) -> NDArray[np.float64]:
+    """The numbers (count, D) that make a view of `count` images: row i is a function of (kind, view, i) alone."""
+    return np.random.default_rng((_VIEWS, view)).random((count, _DRAWS[kind]))
+
+
+def transformed(images: Tensor, kind: str, draws: NDArray[np.float64]) -> Tensor:
+    """As `augmented`, from numbers (B, D) in [0, 1) that are drawn already."""
     if kind == "none":
         return images
-    draws = rng.random((len(images), _DRAWS[kind]))
     height, width = images.shape[2:]
     if kind == "resized-crop-flip":
         return resized_crop(images, _on(images, crop_boxes(draws[:, 1:], height, width)), _on(images, draws[:, 0] < 0.5))

@@ -21,6 +21,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 STRATEGIES = ("equal-interval", "lr-decay", "greedy", "explicit")
+FEATURES = ("embedding", "hint")  # objectives that need more of an anchor than its logits
 OBJECTIVES = ("route", "embedding", "hint", "dkd", "dist", "standardised")
 STEMS = ("auto", "imagenet", "small")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -242,6 +243,11 @@ class ObjectiveConfig:
     lam: str = _setting(
         TAU_SQUARED, "weight lambda of the mimic term: a number, or tau^2 (Hinton's factor; our default; not for embedding)"
     )
+    views: int = _setting(
+        0,
+        "show each image in so many augmented views, and compute the anchor's logits of each once (0: fresh views for ever); "
+        "for objectives that need logits alone",
+    )
     hint_weight: float = _setting(
         1.0, "hint: weight of half the mean squared difference of the features (RepDistiller and mdistiller: 200, for CIFAR)"
     )
@@ -265,6 +271,14 @@ class ObjectiveConfig:
             raise InputError("lam", self.lam, "is not a number", remedy) from None
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError("lam", self.lam, "lambda must be a finite number, 0 or more", remedy)
+        _at_least("views", self.views, 0)
+        if self.views and self.objective in FEATURES:
+            raise InputError(
+                "views",
+                self.views,
+                f"keeps logits, but objective = {self.objective} needs features",
+                "Use 0, or another objective",
+            )
         _positive("hint_weight", self.hint_weight)
         for name in ("dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma"):
             _at_least(name, getattr(self, name), 0)

@@ -172,19 +172,49 @@ class Split(ABC):
         Raises:
             InputError: an unknown augmentation, or one without a seed; during the pass, a file that cannot be read.
         """
+        indexed = self.indexed_batches(
+            batch_size, device=device, seed=seed, epoch=epoch, augment=augment, workers=workers, view=None
+        )
+        return ((x, y) for x, y, _ in indexed)
+
+    def indexed_batches(
+        self,
+        batch_size: int,
+        *,
+        device: str | torch.device = "cpu",
+        seed: int | None = None,
+        epoch: int = 0,
+        augment: str = "none",
+        workers: int = 2,
+        view: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+        """As `batches`, and which images they are.
+
+        Args:
+            view: augmentation is then a function of (view, image), whatever seed and epoch; these still make the order.
+
+        Yields:
+            (x, y, rows): rows is (B,), the numbers of the images in this part.
+        """
         choice("augment", augment, AUGMENTATIONS)
-        if seed is None and augment != "none":
+        if seed is None and view is None and augment != "none":
             raise InputError("augment", augment, "is random, but there is no seed", "Give a seed, or augment = none")
         return self._batches(
-            batch_size, device, None if seed is None else np.random.default_rng((seed, epoch)), augment, workers
+            batch_size, device, None if seed is None else np.random.default_rng((seed, epoch)), augment, workers, view
         )
 
     def _batches(
-        self, batch_size: int, device: str | torch.device, rng: np.random.Generator | None, augment: str, workers: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self,
+        batch_size: int,
+        device: str | torch.device,
+        rng: np.random.Generator | None,
+        augment: str,
+        workers: int,
+        view: int | None,
+    ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         import torch
 
-        from rco.augment import augmented
+        from rco.augment import augmented, transformed, view_draws
 
         device = torch.device(device)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
@@ -192,10 +222,13 @@ class Split(ABC):
         order = rng.permutation(len(self)) if rng else np.arange(len(self))
         count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
         chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
-        for images, labels in self._raw(chunks, device, workers):
-            if rng:
+        draws = None if view is None else view_draws(augment, len(self), view)
+        for rows, (images, labels) in zip(chunks, self._raw(chunks, device, workers), strict=True):
+            if draws is not None:
+                images = transformed(images, augment, draws[rows])
+            elif rng:
                 images = augmented(images, augment, rng)
-            yield images.to(torch.float32).mul_(scale).add_(offset), labels
+            yield images.to(torch.float32).mul_(scale).add_(offset), labels, rows
 
     @abstractmethod
     def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

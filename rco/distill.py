@@ -25,6 +25,7 @@ from rco.data import Dataset
 from rco.engine import fit
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
+from rco.kept import KeptLogits, check_size, folder_from_environment
 from rco.objectives import Objective, feature_shapes, make, taps_of
 from rco.route import Route
 from rco.spec import load_network
@@ -69,6 +70,7 @@ def distill_stage(
     epochs: int,
     first_epoch: int,
     loss: Objective | None = None,
+    anchor_id: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Train `student` in place on one anchor.
 
@@ -79,6 +81,8 @@ def distill_stage(
         first_epoch: number of this stage's first epoch on the student's one axis over all stages.
         loss: what `make_objective` makes of `objective`, as the last stage left it (what it learns it learns in place); None: a
             new one.
+        anchor_id: sha256 of the anchor's weights; with it, kept logits are shared through the folder that the environment
+            names, if it names one (`rco.kept`).
 
     Yields:
         one row an epoch: what `rco.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
@@ -87,6 +91,20 @@ def distill_stage(
     if loss is None:
         loss = make_objective(objective, student, anchor, data, train)
     validation, probe = data.split("val"), np.asarray(data.manifest.probe)
+    teacher: nn.Module | KeptLogits | None = anchor if loss.needs_anchor else None
+    if objective.views and loss.needs_anchor:
+        split = data.split("train")
+        check_size(min(objective.views, epochs), len(split), data.manifest.num_classes)
+        teacher = KeptLogits(
+            anchor=anchor,
+            train=split,
+            augment=train.augment,
+            views=objective.views,
+            compute=compute,
+            batch_size=train.batch_size,
+            anchor_id=anchor_id,
+            folder=folder_from_environment(),
+        )
     for fitted in fit(
         student,
         data.split("train"),
@@ -95,7 +113,7 @@ def distill_stage(
         compute,
         epochs=epochs,
         first_epoch=first_epoch,
-        anchor=anchor if loss.needs_anchor else None,
+        anchor=teacher,
     ):
         logits, labels = predict(
             student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
@@ -158,6 +176,7 @@ def distill_route(
             epochs=epochs,
             first_epoch=done + 1,
             loss=loss,
+            anchor_id=point.sha256,
         ):
             yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
         chosen.append(choice.index)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from joblib import cpu_count
-from torch import nn
+from torch import Tensor, nn
 
 from rco.config import ComputeConfig, TrainConfig
 from rco.data import Split
 from rco.errors import InputError
+from rco.frozen import lean
+from rco.kept import KeptLogits
 from rco.objectives import Objective
 from rco.schedule import learning_rate
-from rco.taps import observe
+from rco.taps import Output, observe
 
 
 class DivergenceError(RuntimeError):
@@ -70,18 +72,31 @@ def autocast(compute: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Make a module a constant: no gradients, and evaluation mode so that BatchNorm statistics stay what they are."""
-    return module.requires_grad_(False).eval()
+class _Teacher:
+    """An anchor at work: frozen, and as lean as what is asked of it allows."""
+
+    def __init__(self, anchor: nn.Module, tap: str, image_shape: Sequence[int], device: torch.device) -> None:
+        self.tap, self.network = tap, lean(anchor, image_shape, device, fold=not tap)
+
+    def __call__(self, x: Tensor) -> Output:
+        with torch.inference_mode():
+            out = observe(self.network, x, self.tap)
+        # What autograd may keep for the backward pass must be no inference tensor.
+        return Output(out.logits.clone(), None if out.features is None else out.features.clone())
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """A fresh optimiser; its learning rate is set before every step."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
 
 
@@ -94,7 +109,7 @@ def fit(
     *,
     epochs: int,
     first_epoch: int = 1,
-    anchor: nn.Module | None = None,
+    anchor: nn.Module | KeptLogits | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
@@ -104,7 +119,8 @@ def fit(
         epochs: length of this training; the schedule spans it.
         first_epoch: what the first epoch is called. Order and augmentation of the images are functions of (seed, epoch),
             so stages that count on do not see the same order again.
-        anchor: frozen by this function; it sees the batches that the student sees.
+        anchor: frozen by this function; it sees the batches that the student sees. Or its logits, computed once and kept: then
+            the student sees the views that they are of.
 
     Yields:
         epoch, lr (of the epoch's last step), loss, the objective's parts, images_per_second.
@@ -115,34 +131,39 @@ def fit(
     """
     device = torch.device(compute.device)
     model.to(device).to(memory_format=torch.channels_last)
-    if anchor is not None:
-        freeze(anchor).to(device).to(memory_format=torch.channels_last)
+    kept = anchor if isinstance(anchor, KeptLogits) else None
+    teach = (
+        _Teacher(anchor, objective.taps.anchor, train.manifest.image_shape, device) if isinstance(anchor, nn.Module) else None
+    )
     objective.to(device)
     optimizer = make_optimizer(nn.ModuleList([model, objective]), config)
     steps_per_epoch = train.num_batches(config.batch_size)
     step = 0
     for epoch in range(first_epoch, first_epoch + epochs):
         started, images = time.perf_counter(), 0
+        view = kept.view_of(epoch) if kept else None
+        if kept and view is not None:
+            kept.prepare(view)
         model.train()
         # Dropout and the like draw from the global generator: make that a function of (seed, epoch) as well.
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         totals: dict[str, torch.Tensor] = {}
-        for x, y in train.batches(
+        for x, y, rows in train.indexed_batches(
             config.batch_size,
             device=compute.device,
             seed=config.seed,
             epoch=epoch,
             augment=config.augment,
             workers=compute.workers,
+            view=view,
         ):
             x = x.contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps_per_epoch=steps_per_epoch, epochs=epochs)
             with autocast(compute):
-                anchor_out = None
-                if anchor is not None:
-                    with torch.no_grad():
-                        anchor_out = observe(anchor, x, objective.taps.anchor)
+                anchor_out = teach(x) if teach else None
+                if kept and view is not None:
+                    anchor_out = Output(kept.logits(view, rows))
                 parts = objective(observe(model, x, objective.taps.student), anchor_out, y)
             loss = torch.stack(list(parts.values())).sum()
             optimizer.zero_grad(set_to_none=True)

@@ -360,6 +360,14 @@ def distill_stage(
     say = EpochLines(f"{who}stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)  # of an epoch
+    passes = images * epochs if loss.needs_anchor else 0
+    if s.objective.views and loss.needs_anchor:
+        from rco.kept import check_size
+
+        views = min(s.objective.views, epochs)
+        passes = len(train) * views
+        megabytes = check_size(views, len(train), data.manifest.num_classes)
+        log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
     seconds = 0.0
     row: dict[str, Any] = {}
     with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
@@ -377,6 +385,7 @@ def distill_stage(
             epochs=epochs,
             first_epoch=first,
             loss=loss,
+            anchor_id=about["sha256"],
         ):
             tracker.log(row["epoch"], _logged(row))
             seconds += images / row["images_per_second"]
@@ -394,7 +403,7 @@ def distill_stage(
             "last_epoch": first + epochs - 1,
             "hardness_before": about["hardness_of_route"],
             "train_seconds": seconds,
-            "teacher_forward_passes": images * epochs if loss.needs_anchor else 0,
+            "teacher_forward_passes": passes,
             **results,
         }
     )

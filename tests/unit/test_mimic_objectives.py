@@ -388,7 +388,7 @@ class TestSettings:
     def test_every_parameter_but_the_common_ones_has_an_owner(self) -> None:
         from rco.config import OWNERS
 
-        common = {"objective", "label_weight", "tau", "lam"}
+        common = {"objective", "label_weight", "tau", "lam", "views"}
         assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == common | set(OWNERS)
         assert set(OWNERS.values()) <= set(OBJECTIVES)
 

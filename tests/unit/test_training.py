@@ -14,9 +14,10 @@ from rco import checkpoint
 from rco.config import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
-from rco.engine import DivergenceError, fit, freeze, require_device, resolve
+from rco.engine import DivergenceError, fit, require_device, resolve
 from rco.errors import InputError
 from rco.evaluate import accuracy, predict
+from rco.frozen import freeze
 from rco.objectives import Labels, RouteLoss
 from rco.prepare import prepare
 from rco.route import Route
