@@ -165,12 +165,18 @@ class Mlflow:
         drawn = self._chart.evaluate(_LINES)
         return {line["name"]: list(zip(line["x"], line["y"], strict=True)) for line in drawn}
 
-    def colours(self) -> set[str]:
-        """The colours of the lines that are really painted."""
-        painted: list[str] = self._chart.locator(".scatterlayer path.js-line").evaluate_all(
-            "paths => paths.filter(path => path.getTotalLength() > 0).map(path => getComputedStyle(path).stroke)"
+    def painted(self) -> set[str]:
+        """The names of the runs whose line is really painted.
+
+        By the data that plotly binds to the path, not by colour: MLflow picks a run's colour from a small palette by
+        the run's id, and two runs may well get the same one.
+        """
+        names: list[str] = self._chart.locator(".scatterlayer path.js-line").evaluate_all(
+            """paths => paths
+                .filter(path => path.getTotalLength() > 0 && getComputedStyle(path).stroke !== 'none')
+                .map(path => path.closest('.trace').__data__[0].trace.name)"""
         )
-        return set(painted)
+        return set(names)
 
     def open_models(self) -> None:
         """From an experiment to its models."""
