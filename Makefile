@@ -55,6 +55,10 @@ test-release: $(VENV)/.dev ## run `make run` for real and check what it promises
 test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch that is supported
 	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n 2 --dist worksteal tests/unit $(ARGS)
 
+.PHONY: bench-step
+bench-step: $(VENV)-peers/.bench ## measure one distillation step beside KD_Lib, torchdistill and a plain loop; ARGS="--rounds 7 --data DIR"
+	@$(BIN)/python benchmarks/kd_step.py --peers $(VENV)-peers/bin/python $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -116,4 +120,12 @@ $(VENV)-oldest/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
 	@grep -vE '^ *(--hash|#)' requirements-dev.lock | sed 's/ *\\$$//' \
 		| grep -vE '^(torch|torchvision|triton|setuptools|cuda-|nvidia-)' > $(VENV)-oldest/constraints.txt
 	@VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(BIN)/uv pip install -c $(VENV)-oldest/constraints.txt 'torch==2.11.*' 'torchvision==0.26.*' -e '.[dev]'
+	@touch $@
+
+# The peers alone; PyTorch and all else they need are this project's own, so that every contender runs the same.
+$(VENV)-peers/.bench: $(VENV)/.dev benchmarks/requirements-peers.lock
+	@$(BIN)/python -m venv --without-pip $(VENV)-peers
+	@VIRTUAL_ENV=$(abspath $(VENV)-peers) $(BIN)/uv pip install -q --no-deps --require-hashes -r benchmarks/requirements-peers.lock
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$($(VENV)-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
 	@touch $@
