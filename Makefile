@@ -55,9 +55,30 @@ test-release: $(VENV)/.dev ## run `make run` for real and check what it promises
 test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch that is supported
 	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n 2 --dist worksteal tests/unit $(ARGS)
 
+.PHONY: bench
+bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
+	@status=0; for part in step growth overhead pipeline students; do \
+		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
+
 .PHONY: bench-step
 bench-step: $(VENV)-peers/.bench ## measure one distillation step beside KD_Lib, torchdistill and a plain loop; ARGS="--rounds 7 --data DIR"
 	@$(BIN)/python benchmarks/kd_step.py --peers $(VENV)-peers/bin/python $(ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(VENV)/.dev ## measure how cost grows with batch, data, classes, anchors and the route's length
+	@$(BIN)/python benchmarks/growth.py $(ARGS)
+
+.PHONY: bench-overhead
+bench-overhead: $(VENV)/.dev ## measure what keeping the route and tracking cost beside training
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+.PHONY: bench-pipeline
+bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everything else
+	@$(BIN)/python benchmarks/pipeline.py $(ARGS)
+
+.PHONY: bench-students
+bench-students: $(VENV)/.dev ## measure whether several students train faster as one batched program
+	@$(BIN)/python benchmarks/many_students.py $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports

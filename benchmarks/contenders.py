@@ -1,8 +1,9 @@
 """One distillation step, as this project does it and as others do: the contenders of `kd_step.py`.
 
-`python benchmarks/contenders.py NAME FOLDER THREADS` sets one up, says "ready", and for each line on stdin trains one epoch and
-prints what it took, as JSON. All train the same networks, from the same weights, on the same images with the same
-augmentation, in the same batches, by the same loss (up to a constant factor) and optimiser.
+`python benchmarks/contenders.py NAME SETUP` sets one up, says "ready", and for each line on stdin trains one epoch and prints
+what it took, as JSON. SETUP is JSON: folder, batch, threads, teacher, student, device. All train the same networks, from the
+same weights, on the same images with the same augmentation, in the same batches, by the same loss (up to a constant factor)
+and optimiser.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-TEACHER, STUDENT = "resnet32", "resnet8"
 TAU, LR = 4.0, 0.01
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
 
 Epoch = Callable[[], int]
+Setup = types.SimpleNamespace
 
 
-def networks(shape: dict[str, int]) -> tuple[nn.Module, nn.Module]:
+def networks(setup: Setup, shape: dict[str, int]) -> tuple[nn.Module, nn.Module]:
     """Teacher and student, the same for all contenders."""
     from rco import models
 
-    teacher, student = (models.build(name, **shape, seed=seed) for seed, name in enumerate((TEACHER, STUDENT)))
+    teacher, student = (models.build(name, **shape, seed=seed) for seed, name in enumerate((setup.teacher, setup.student)))
     with torch.no_grad():  # a network that was never trained has statistics of 0 and 1, and logits far off
         for _ in range(10):
             teacher(torch.randn(64, shape["in_channels"], shape["image_size"], shape["image_size"]))
-    return teacher.eval(), student
+    return teacher.eval().to(setup.device), student.to(setup.device)
 
 
 def sgd(student: nn.Module) -> torch.optim.Optimizer:
@@ -78,7 +79,7 @@ class KL(nn.Module):
         return F.kl_div(student.log(), teacher, reduction="batchmean")
 
 
-def ours(folder: Path, batch: int, precision: str = "fp32", views: int = 0, teacher_name: str = "") -> Epoch:
+def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: str = "") -> Epoch:
     """This project's engine; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
     from rco.config import ComputeConfig, TrainConfig
     from rco.data import Dataset
@@ -86,12 +87,12 @@ def ours(folder: Path, batch: int, precision: str = "fp32", views: int = 0, teac
     from rco.kept import KeptLogits
     from rco.objectives import RouteLoss
 
-    data = Dataset.open(folder / "prepared")
+    batch, data = setup.batch, Dataset.open(Path(setup.folder) / "prepared")
     split, manifest = data.split("train"), data.manifest
     channels, size, _ = manifest.image_shape
-    teacher, student = networks({"in_channels": channels, "num_classes": manifest.num_classes, "image_size": size})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    compute = ComputeConfig(device=device, precision=precision, threads=torch.get_num_threads(), workers=0)
+    shape = {"in_channels": channels, "num_classes": manifest.num_classes, "image_size": size}
+    teacher, student = networks(setup, shape)
+    compute = ComputeConfig(device=setup.device, precision=precision, threads=torch.get_num_threads(), workers=0)
     prepare_process(compute)
     config = TrainConfig(epochs=10**6, batch_size=batch, lr=LR, schedule="constant", augment="crop-flip")
     anchor: Any = teacher
@@ -109,34 +110,39 @@ def ours(folder: Path, batch: int, precision: str = "fp32", views: int = 0, teac
     return epoch
 
 
-def arrays(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def arrays(setup: Setup) -> tuple[np.ndarray, np.ndarray]:
     """The images (N, H, W, C) uint8 and labels of the prepared training part."""
     from rco.checkpoint import load_arrays
 
-    found, _ = load_arrays(folder / "prepared" / "train.safetensors")
+    found, _ = load_arrays(Path(setup.folder) / "prepared" / "train.safetensors")
     return np.ascontiguousarray(found["images"].transpose(0, 2, 3, 1)), found["labels"]
 
 
-def loader(folder: Path, batch: int) -> tuple[DataLoader[Any], dict[str, int]]:
-    """A DataLoader that decodes and augments in two worker processes, which stay."""
-    images, labels = arrays(folder)
-    loaded: DataLoader[Any] = DataLoader(
-        Pictures(images, labels), batch_size=batch, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
-    )
+def loader(setup: Setup) -> tuple[DataLoader[Any], dict[str, int]]:
+    """A DataLoader that augments in worker processes."""
+    images, labels = arrays(setup)
+    loaded: DataLoader[Any] = DataLoader(Pictures(images, labels), batch_size=setup.batch, shuffle=True, **loading(setup))
     shape = {"in_channels": images.shape[3], "num_classes": int(labels.max()) + 1, "image_size": images.shape[1]}
     return loaded, shape
 
 
-def plain(folder: Path, batch: int) -> Epoch:
+def loading(setup: Setup) -> dict[str, Any]:
+    """A worker a core, up to eight; they stay. Pinned memory for a GPU."""
+    workers = min(8, setup.threads)
+    return {"num_workers": workers, "persistent_workers": True, "drop_last": True, "pin_memory": setup.device == "cuda"}
+
+
+def plain(setup: Setup) -> Epoch:
     """The loop that a careful person writes: no gradients for the teacher, nothing read from the device within an epoch."""
-    batches, shape = loader(folder, batch)
-    teacher, student = networks(shape)
+    batches, shape = loader(setup)
+    teacher, student = networks(setup, shape)
     optimizer = sgd(student)
 
     def epoch() -> int:
         student.train()
         images = 0
-        for x, y in batches:
+        for pictures, labels in batches:
+            x, y = pictures.to(setup.device, non_blocking=True), labels.to(setup.device, non_blocking=True)
             with torch.no_grad():
                 target = F.log_softmax(teacher(x) / TAU, dim=1)
             logits = student(x)
@@ -151,7 +157,7 @@ def plain(folder: Path, batch: int) -> Epoch:
     return epoch
 
 
-def kd_lib(folder: Path, batch: int) -> Epoch:
+def kd_lib(setup: Setup) -> Epoch:
     """KD_Lib's VanillaKD. After an epoch it measures the student on validation images: one batch of them."""
     import contextlib
     import io
@@ -162,11 +168,14 @@ def kd_lib(folder: Path, batch: int) -> Epoch:
     sys.modules["KD_Lib.KD.text"] = text
     from KD_Lib.KD import VanillaKD
 
-    batches, shape = loader(folder, batch)
-    teacher, student = networks(shape)
-    images, labels = arrays(folder)
+    batches, shape = loader(setup)
+    teacher, student = networks(setup, shape)
+    images, labels = arrays(setup)
+    batch = setup.batch
     few: DataLoader[Any] = DataLoader(Pictures(images[:batch], labels[:batch]), batch_size=batch)
-    distiller = VanillaKD(teacher, student, batches, few, None, sgd(student), loss_fn=KL(), temp=TAU, distil_weight=0.5)
+    distiller = VanillaKD(
+        teacher, student, batches, few, None, sgd(student), loss_fn=KL(), temp=TAU, distil_weight=0.5, device=setup.device
+    )
 
     def epoch() -> int:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -176,15 +185,15 @@ def kd_lib(folder: Path, batch: int) -> Epoch:
     return epoch
 
 
-def torchdistill(folder: Path, batch: int) -> Epoch:
+def torchdistill(setup: Setup) -> Epoch:
     """torchdistill's DistillationBox, with the loop of its example for image classification."""
     import logging
 
     from torchdistill.core.distillation import get_distillation_box
 
     logging.disable(logging.WARNING)
-    _, shape = loader(folder, batch)
-    teacher, student = networks(shape)
+    _, shape = loader(setup)
+    teacher, student = networks(setup, shape)
     forward = {"forward_proc": "forward_batch_only", "requires_grad": True}
     terms = {
         "temperature": TAU,
@@ -199,7 +208,7 @@ def torchdistill(folder: Path, batch: int) -> Epoch:
         "train_data_loader": {
             "dataset_id": "train",
             "sampler": {"class_or_func": torch.utils.data.RandomSampler, "kwargs": {}},
-            "kwargs": {"batch_size": batch, "num_workers": 2, "persistent_workers": True, "drop_last": True},
+            "kwargs": {"batch_size": setup.batch, **loading(setup)},
         },
         "teacher": {**forward, "requires_grad": False},
         "student": forward,
@@ -212,14 +221,15 @@ def torchdistill(folder: Path, batch: int) -> Epoch:
             "kwargs": {"sub_terms": {"kd": {"criterion": {"key": "KDLoss", "kwargs": terms}, "weight": 1.0}}},
         },
     }
-    pictures = Pictures(*arrays(folder))
-    box = get_distillation_box(teacher, student, {"train": pictures}, config, torch.device("cpu"), None, False, 1.0)
+    train = Pictures(*arrays(setup))
+    box = get_distillation_box(teacher, student, {"train": train}, config, torch.device(setup.device), None, False, 1.0)
 
     def epoch() -> int:
         box.student_model.train()
         box.teacher_model.eval()
         images = 0
-        for x, y, extra in box.train_data_loader:
+        for pictures, labels, extra in box.train_data_loader:
+            x, y = pictures.to(setup.device, non_blocking=True), labels.to(setup.device, non_blocking=True)
             box.pre_forward_process()
             loss = box.forward_process(x, y, extra)
             box.post_forward_process(loss)
@@ -229,31 +239,36 @@ def torchdistill(folder: Path, batch: int) -> Epoch:
     return epoch
 
 
-CONTENDERS: dict[str, Callable[[Path, int], Epoch]] = {
+CONTENDERS: dict[str, Callable[[Setup], Epoch]] = {
     "KD_Lib": kd_lib,
     "torchdistill": torchdistill,
     "plain loop": plain,
     "rco fp32": ours,
-    "rco bf16": lambda folder, batch: ours(folder, batch, "bf16"),
-    "rco fp32 kept": lambda folder, batch: ours(folder, batch, views=2),
-    "rco bf16 kept": lambda folder, batch: ours(folder, batch, "bf16", views=2),
+    "rco bf16": lambda setup: ours(setup, "bf16"),
+    "rco fp32 kept": lambda setup: ours(setup, views=2),
+    "rco bf16 kept": lambda setup: ours(setup, "bf16", views=2),
 }
 
 
 def main() -> int:
     """Run epochs on demand."""
-    name, folder, batch, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(threads)
+    name, setup = sys.argv[1], Setup(**json.loads(sys.argv[2]))
+    torch.set_num_threads(setup.threads)
+    on_gpu = setup.device == "cuda"
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    epoch = CONTENDERS[name](folder, batch)
+    epoch = CONTENDERS[name](setup)
     epoch()
     print("ready", file=out, flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
         images = epoch()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         told = {"images": images, "seconds": seconds, "peak_mb": own / 1024, "peak_child_mb": children / 1024}
+        if on_gpu:
+            told["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
         print(json.dumps(told), file=out, flush=True)
     return 0
 

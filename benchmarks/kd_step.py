@@ -4,6 +4,7 @@ ResNet-32 teaches ResNet-8 on 32x32 images. The contenders take turns, an epoch 
 the machine does hits all of them; a figure is a median over the rounds, and a ratio the median of the ratios within rounds.
 
     make bench-step [ARGS="--rounds 7"]
+    make bench-step ARGS="--device cuda --teacher torchvision/resnet50 --student mobilenetv2-t6-w0.5 --batch 256 --images 40000"
 """
 
 from __future__ import annotations
@@ -11,59 +12,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-HERE = Path(__file__).parent
-FP32 = (3.3, 1.5)  # the bars: over KD_Lib, over the plain loop
+from harness import HERE, floor, machine, prepare, save, table
+
+PEERS = ("KD_Lib", "torchdistill", "plain loop")
+FP32 = (3.3, 1.5)  # the bars on a CPU: over KD_Lib, over the plain loop
 BEST = (5.0, 2.2)
 KEPT = (9.0, 4.0)
+GPU = (10.0, 10.0)
 
 
-def write_images(folder: Path, source: Path | None, count: int, size: int, classes: int) -> None:
-    """An image folder: pictures from `source` (CLASS/*), or drawn at random."""
-    import numpy as np
-    from PIL import Image
+@dataclass(frozen=True)
+class Setup:
+    """What all contenders are told."""
 
-    rng = np.random.default_rng(0)
-    if source is not None:
-        names = sorted(p.name for p in source.iterdir() if p.is_dir())
-        files = [p for name in names for p in sorted((source / name).iterdir())[: count // len(names)]]
-        for file in files:
-            (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
-            (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
-        return
-    for i in range(count):
-        place = folder / f"{i % classes:04d}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(place / f"{i:06d}.png")
-
-
-def prepare(folder: Path, source: Path | None, count: int, size: int = 32, classes: int = 10) -> int:
-    """A prepared data set in folder/prepared; returns the number of training images."""
-    from rco.config import DataConfig
-    from rco.prepare import prepare as prepared
-    from rco.sources import source_digest
-
-    write_images(folder / "images", source, int(count / 0.8 / 0.95), size, classes)
-    config = DataConfig(dataset=str(folder / "images"), val_fraction=0.2, test_fraction=0.05, probe_size=32)
-    return prepared(config, folder / "prepared", source_digest(config)).sizes["train"]
+    folder: str
+    batch: int
+    threads: int
+    teacher: str
+    student: str
+    device: str
 
 
 class Contender:
     """A contender in a process of its own."""
 
-    def __init__(self, name: str, folder: Path, batch: int, threads: int, python: str) -> None:
+    def __init__(self, name: str, setup: Setup, python: str) -> None:
         self.name = name
-        command = [python, str(HERE / "contenders.py"), name, str(folder), str(batch), str(threads)]
+        command = [python, str(HERE / "contenders.py"), name, json.dumps(asdict(setup))]
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-        self.log = (folder / f"{name.replace(' ', '-')}.log").open("w+")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads), "PYTHONPATH": path}
+        self.log = (Path(setup.folder) / f"{name.replace(' ', '-')}.log").open("w+")
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
         )
@@ -90,61 +76,21 @@ class Contender:
         self.process.wait(60)
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    import torch
-
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    return {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
-
-
-def floor(threads: int) -> dict[str, float]:
-    """Measured matrix rate (GFLOP/s) and copy bandwidth (GB/s), which no step can beat."""
-    import time
-
-    import torch
-
-    torch.set_num_threads(threads)
-    rates = {}
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-        times = []
-        for _ in range(7):
-            started = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - started)
-        rates[f"{name}_gflops"] = 2 * 2048**3 / statistics.median(times[2:]) / 1e9
-    x = torch.randn(2**26)
-    y = torch.empty_like(x)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        y.copy_(x)
-        times.append(time.perf_counter() - started)
-    rates["copy_gb_s"] = 2 * x.numel() * 4 / statistics.median(times[1:]) / 1e9
-    return rates
-
-
-def flops() -> dict[str, float]:
+def flops(setup: Setup) -> dict[str, float]:
     """Floating-point operations of one image: the teacher forward; the student forward and backward (twice its forward)."""
     from rco import models
     from rco.evaluate import count_macs
 
     shape = {"in_channels": 3, "num_classes": 10, "image_size": 32}
-    teacher, student = (2 * count_macs(models.build(name, **shape, seed=0), (3, 32, 32)) for name in ("resnet32", "resnet8"))
+    teacher, student = (
+        2 * count_macs(models.build(name, **shape, seed=0), (3, 32, 32)) for name in (setup.teacher, setup.student)
+    )
     return {"teacher": float(teacher), "student": 3.0 * student}
 
 
-def compete(
-    folder: Path, names: list[str], batch: int, threads: int, rounds: int, peers: str
-) -> dict[str, list[dict[str, Any]]]:
+def compete(setup: Setup, names: list[str], rounds: int, peers: str) -> dict[str, list[dict[str, Any]]]:
     """Epochs of every contender, in turn."""
-    own = {
-        name: Contender(name, folder, batch, threads, peers if name in ("KD_Lib", "torchdistill") else sys.executable)
-        for name in names
-    }
+    own = {name: Contender(name, setup, peers if name in ("KD_Lib", "torchdistill") else sys.executable) for name in names}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(rounds):
         for name, contender in own.items():
@@ -166,7 +112,7 @@ def summarise(measured: dict[str, list[dict[str, Any]]], of: dict[str, float], r
         bound = rates[f"{precision}_gflops"] * 1e9 / needed
         ratios = {
             f"over {peer}": statistics.median(a / b for a, b in zip(own, speeds[peer], strict=True))
-            for peer in ("KD_Lib", "torchdistill", "plain loop")
+            for peer in PEERS
             if peer in speeds
         }
         rows.append(
@@ -184,31 +130,15 @@ def summarise(measured: dict[str, list[dict[str, Any]]], of: dict[str, float], r
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    heads = [
-        "contender",
-        "images/s",
-        "lowest to highest",
-        "over KD_Lib",
-        "over torchdistill",
-        "over plain loop",
-        "of the floor",
-        "peak MB",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for row in rows:
-        over = [f"{row[f'over {p}']:.2f}" if f"over {p}" in row else "" for p in ("KD_Lib", "torchdistill", "plain loop")]
-        cells = [
-            row["contender"],
-            f"{row['images_per_second']:,.0f}",
-            f"{row['lowest']:,.0f} to {row['highest']:,.0f}",
-            *over,
-            f"{100 * row['of_bound']:.0f} %",
-            f"{row['peak_mb']:,.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+HEADS = ["contender", "images/s", "lowest to highest", *(f"over {p}" for p in PEERS), "of the floor", "peak MB"]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    over = [f"{row[f'over {p}']:.2f}" if f"over {p}" in row else "" for p in PEERS]
+    span = f"{row['lowest']:,.0f} to {row['highest']:,.0f}"
+    floored = f"{100 * row['of_bound']:.0f} %"
+    return [row["contender"], f"{row['images_per_second']:,.0f}", span, *over, floored, f"{row['peak_mb']:,.0f}"]
 
 
 def main() -> int:
@@ -219,51 +149,66 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--teacher", default="resnet32")
+    parser.add_argument("--student", default="resnet8")
     parser.add_argument("--only", help="contenders, comma-separated")
     parser.add_argument("--peers", default=sys.executable, help="Python of an environment that has KD_Lib and torchdistill")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "kd_step.json")
+    parser.add_argument("--output", type=Path, help="default: results/kd_step.json, or kd_step_cuda.json")
     told = parser.parse_args()
-    sys.path.insert(0, str(HERE.parent))
-    names = told.only.split(",") if told.only else ["KD_Lib", "torchdistill", "plain loop", *_ours()]
+    names = told.only.split(",") if told.only else [*PEERS, *_ours(told.device)]
     with tempfile.TemporaryDirectory() as scratch:
         images = prepare(Path(scratch), told.data, told.images)
-        print(f"{images} training images, batch {told.batch}, {told.threads} threads", flush=True)
-        measured = compete(Path(scratch), names, told.batch, told.threads, told.rounds, told.peers)
-    rates, of = floor(told.threads), flops()
+        print(f"{images} training images, batch {told.batch}, {told.threads} threads, on {told.device}", flush=True)
+        setup = Setup(scratch, told.batch, told.threads, told.teacher, told.student, told.device)
+        measured = compete(setup, names, told.rounds, told.peers)
+    rates, of = floor(told.threads, told.device), flops(setup)
     rows = summarise(measured, of, rates)
-    print(table(rows))
+    print(table(HEADS, [cells(row) for row in rows]))
+    found = {row["contender"]: row for row in rows}
     missed = [
-        f"{name}: {row[f'over {peer}']:.2f} times {peer}, the bar is {bar}"
-        for row in rows
-        if (name := row["contender"]) in bars()
-        for peer, bar in zip(("KD_Lib", "plain loop"), bars()[name], strict=True)
-        if row.get(f"over {peer}", bar) < bar
+        f"{name}: {found[name][f'over {peer}']:.2f} times {peer}, the bar {what} is {bar}"
+        for what, name, aims in bars(told.device)
+        for peer, bar in zip(("KD_Lib", "plain loop"), aims, strict=True)
+        if name in found and found[name].get(f"over {peer}", bar) < bar
     ]
     print("\n".join(missed) or "all bars are met")
-    if not computes_bf16():
-        print("this processor has no bf16 instructions: the bars for bf16 are not measured")
-    told.output.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine(), "floor": rates, "flops_per_image": of, "rows": rows, "rounds": measured, "missed": missed}
-    told.output.write_text(json.dumps(document, indent=1) + "\n")
+    if not computes_bf16(told.device):
+        print("this processor has no bf16 instructions: bf16 is not measured; the bars of the best settings are held to fp32")
+    document = {
+        "machine": machine(told.device),
+        "setup": {**asdict(setup), "folder": "", "images": images, "rounds": told.rounds, "pictures": bool(told.data)},
+        "floor": rates,
+        "flops_per_image": of,
+        "rows": rows,
+        "rounds": measured,
+        "missed": missed,
+    }
+    save(told.output or HERE / "results" / ("kd_step.json" if told.device == "cpu" else "kd_step_cuda.json"), document)
     return int(bool(missed))
 
 
-def computes_bf16() -> bool:
-    """Whether this processor has instructions for bf16; where it has none, PyTorch's bf16 is slower than fp32, many times."""
+def computes_bf16(device: str) -> bool:
+    """Whether the processor has instructions for bf16; where it has none, PyTorch's bf16 is slower than fp32, many times."""
     words = set(Path("/proc/cpuinfo").read_text().split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return device == "cuda" or bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def bars() -> dict[str, tuple[float, float]]:
-    """Contender of ours -> its bars, at the best settings that this processor has."""
-    if computes_bf16():
-        return {"rco fp32": FP32, "rco bf16": BEST, "rco bf16 kept": KEPT}
-    return {"rco fp32": FP32, "rco fp32 kept": KEPT}
+def bars(device: str) -> list[tuple[str, str, tuple[float, float]]]:
+    """What it is for, the contender that has to reach it, and how often KD_Lib's and the plain loop's speed it is."""
+    if device == "cuda":
+        return [("at the best settings", "rco bf16", GPU)]
+    best = "bf16" if computes_bf16(device) else "fp32"
+    return [
+        ("at equal precision", "rco fp32", FP32),
+        ("at the best settings", f"rco {best}", BEST),
+        ("with kept logits", f"rco {best} kept", KEPT),
+    ]
 
 
-def _ours() -> list[str]:
+def _ours(device: str) -> list[str]:
     fp32 = ["rco fp32", "rco fp32 kept"]
-    return [*fp32, "rco bf16", "rco bf16 kept"] if computes_bf16() else fp32
+    return [*fp32, "rco bf16", "rco bf16 kept"] if computes_bf16(device) else fp32
 
 
 if __name__ == "__main__":
