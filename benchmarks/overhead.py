@@ -3,8 +3,8 @@
     make bench-overhead [ARGS="--data DIR"]
 
 ResNet-32 trains with every epoch's checkpoint kept, then ResNet-8 learns from anchors of it, all in MLflow (a local database).
-The calls that save weights, write the route, and talk to MLflow are timed. The epochs here are short (1,500 images where CIFAR has
-50,000) and every one is kept, so the share is an upper limit.
+The calls that save weights, write the route, and talk to MLflow are timed. The epochs here are short (1,500 images where CIFAR
+has 50,000) and every one is kept, so the share is an upper limit.
 """
 
 from __future__ import annotations

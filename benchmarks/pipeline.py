@@ -3,7 +3,8 @@
     make bench-pipeline [ARGS="--runs 3"]
 
 A run is `rco run` with the defaults (digits, four stages), without cache, in a directory of its own: from the command to the
-summary, with the processes of all tasks, MLflow, plots and the registered student. Training is what the loops take that change weights.
+summary, with the processes of all tasks, MLflow, plots and the registered student. Training is what the loops take that change
+weights.
 """
 
 from __future__ import annotations
