@@ -57,7 +57,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     compute = resolve(ComputeConfig(threads=threads))
     prepare_process(compute)
     data = Dataset.open(root / "prepared")
-    images = data.split("train").num_batches(64) * 64
+    images = min(len(data.split("train")), data.split("train").num_batches(64) * 64)
     taken: dict[str, list[float]] = {}
     trained = 0.0
     context = tracking.Context(
