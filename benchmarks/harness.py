@@ -56,12 +56,17 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return {"processor": processor, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
 
 
+def computes_bf16(device: str) -> bool:
+    """Whether the processor has instructions for bf16; where it has none, PyTorch's bf16 is slower than fp32, many times."""
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    return device == "cuda" or bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def floor(threads: int, device: str = "cpu") -> dict[str, float]:
     """Measured matrix rate (GFLOP/s) and copy bandwidth (GB/s), which no step can beat."""
     import torch
 
     torch.set_num_threads(threads)
-    side = 8192 if device == "cuda" else 2048
 
     def wait() -> None:
         if device == "cuda":
@@ -69,6 +74,9 @@ def floor(threads: int, device: str = "cpu") -> dict[str, float]:
 
     rates = {}
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        # A 2048 matrix in bf16 takes a minute where it is emulated.
+        emulated = dtype == torch.bfloat16 and not computes_bf16(device)
+        side = 8192 if device == "cuda" else 256 if emulated else 2048
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         rates[f"{name}_gflops"] = 2 * side**3 / median_seconds(lambda a=a, b=b: a @ b, 7, wait) / 1e9  # type: ignore[misc]
     x = torch.randn(2**26, device=device)

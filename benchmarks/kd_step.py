@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from harness import HERE, floor, machine, prepare, save, table
+from harness import HERE, computes_bf16, floor, machine, prepare, save, table
 
 PEERS = ("KD_Lib", "torchdistill", "plain loop")
 FP32 = (3.3, 1.5)  # the bars on a CPU: over KD_Lib, over the plain loop
@@ -186,12 +186,6 @@ def main() -> int:
     }
     save(told.output or HERE / "results" / ("kd_step.json" if told.device == "cpu" else "kd_step_cuda.json"), document)
     return int(bool(missed))
-
-
-def computes_bf16(device: str) -> bool:
-    """Whether the processor has instructions for bf16; where it has none, PyTorch's bf16 is slower than fp32, many times."""
-    words = set(Path("/proc/cpuinfo").read_text().split())
-    return device == "cuda" or bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def bars(device: str) -> list[tuple[str, str, tuple[float, float]]]:
