@@ -15,7 +15,7 @@ MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE. MLFLOW_S3_IGNORE_TLS, MLFLOW_S3_UPLOAD_EXTR
 what they mean to MLflow.
 
 An object appears whole or not at all, and of two writers of one key the last one wins. An upload records the file's sha256 in
-the object's metadata, and signs every part with its sha256, which the store checks; a download is compared with what was
+the object's metadata, and sends a checksum with every part for the store to check; a download is compared with what was
 recorded. What fails because of the network, the store's load or damaged bytes is tried again, a few times, after random and
 growing waits.
 """
@@ -58,10 +58,11 @@ _PART_BYTES = 16 * 2**20
 _HASHED_BYTES = 4 * 2**30
 _READERS = 4
 _ATTEMPTS = 4  # at a whole file; each of its requests is sent up to three times, a broken stream is read up to three times
-_LONGEST_WAIT = 8.0  # seconds
+_FIRST_WAIT = 1.0  # seconds
 _PROGRESS_SECONDS = 10.0
 # Answers that another attempt may change, beside those of the 5xx kind.
-_PASSING = ("RequestTimeout", "SlowDown", "Throttling", "TooManyRequests", "BadDigest", "XAmzContentSHA256Mismatch")
+_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch")
+_PASSING = (*_DAMAGED, "RequestTimeout", "SlowDown", "Throttling", "TooManyRequests")
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
 
@@ -470,11 +471,23 @@ def _client() -> Any:
         profile = session.get_scoped_config()
         silent = [name for name in _CHECKSUMS if name not in profile and f"AWS_{name.upper()}" not in os.environ]
         client = make(**dict.fromkeys(silent, "when_required"))
+        # All understand this one. That a body is signed is no substitute: there are stores that do not look at its hash.
+        for request in ("PutObject", "UploadPart"):
+            client.meta.events.register(f"before-call.s3.{request}", _add_md5)
     if owner := os.environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER"):
         client.meta.events.register(
             "provide-client-params.s3", lambda params, **about: {**params, "ExpectedBucketOwner": owner}
         )
     return client
+
+
+def _add_md5(params: dict[str, Any], **about: Any) -> None:
+    body, digest = params["body"], hashlib.md5(usedforsecurity=False)
+    begin = body.tell()
+    while block := body.read(2**20):
+        digest.update(block)
+    body.seek(begin)
+    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode()
 
 
 def _upload_arguments() -> dict[str, Any]:
@@ -514,7 +527,7 @@ def _patiently(what: str, act: Callable[[], T]) -> T:
         except Exception as error:
             if not _may_pass(error):
                 raise
-            wait = random.SystemRandom().uniform(0, min(_LONGEST_WAIT, 2.0**attempt))
+            wait = _FIRST_WAIT * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.0)
             log.warning("%s: %s; trying again in %.1f s (%d of %d)", what, _named(error), wait, attempt, _ATTEMPTS - 1)
             time.sleep(wait)
     return act()
@@ -644,6 +657,8 @@ def _refusal(error: Any) -> tuple[str, str]:
             f"is refused by the store ({code})",
             "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights to list, read and write there",
         )
+    if code in _DAMAGED:
+        return f"arrives damaged at the store, in {_ATTEMPTS} attempts", "Look at what lies between here and the store"
     if _may_pass(error):
         return f"is not served by the store ({_named(error)}), in {_ATTEMPTS} attempts", "Try again later"
     return f"is refused by the store ({_named(error)})", "Check the address, the region and the store's log"

@@ -263,7 +263,7 @@ class Seaweed:
     server: Server
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """The variables that describe it to a client.
+        """The variables that describe it to a client, which then knows nothing of ~/.aws.
 
         Args:
             endpoint: of something in between.
@@ -274,6 +274,8 @@ class Seaweed:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
     def client(self) -> Any:
