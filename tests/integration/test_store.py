@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -54,7 +53,7 @@ def proxy(
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of three parts."""
     path = tmp_path_factory.mktemp("large") / "large"
-    path.write_bytes(os.urandom(40 * MIB))
+    path.write_bytes(os.urandom(33 * MIB))
     return path
 
 
@@ -101,7 +100,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("size", [1 * MIB, 40 * MIB], ids=["one part", "three parts"])
+@pytest.mark.parametrize("size", [1 * MIB, 33 * MIB], ids=["one part", "three parts"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_that_pass_are_survived(
     seaweed: servers.Seaweed, proxy: faults.Proxy, bucket: str, tmp_path: Path, large: Path, name: str, size: int
@@ -167,7 +166,7 @@ def test_store_that_is_away_for_a_moment(
         storage.listing(bucket)
     threading.Timer(1.0, proxy.up).start()
     storage.upload(large, f"{bucket}/patience")
-    assert storage.listing(f"{bucket}/patience")[0].size == 40 * MIB
+    assert storage.listing(f"{bucket}/patience")[0].size == 33 * MIB
 
 
 def test_one_bad_file_ends_all(proxy: faults.Proxy, bucket: str, tmp_path: Path) -> None:
@@ -212,34 +211,35 @@ def test_writers_and_readers_of_one_key(proxy: faults.Proxy, bucket: str, tmp_pa
 
 
 MEASURE = """
-import json, pathlib, resource, sys
+import pathlib, sys
 from rco import storage
+def peak():  # in KiB; what getrusage says is never less than it was in the process that started this one
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 storage.exists(sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 if sys.argv[1] == "upload":
     storage.upload(pathlib.Path(sys.argv[3]), sys.argv[2])
 else:
     storage.fetch(sys.argv[2], pathlib.Path(sys.argv[3]))
-print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(before, peak())
 """
 
 
 def test_nothing_is_whole_in_memory(seaweed: servers.Seaweed, bucket: str, tmp_path: Path) -> None:
-    size = 300 * MIB
-    path = tmp_path / "huge"
+    size = 200 * MIB
+    path, block = tmp_path / "huge", os.urandom(10 * MIB)
     with path.open("wb") as file:
-        for _ in range(size // (10 * MIB)):
-            file.write(os.urandom(10 * MIB))
+        for _ in range(size // len(block)):
+            file.write(block)
     environment = {**os.environ, **seaweed.environment()}
     for act, place in (("upload", path), ("fetch", tmp_path / "back")):
         command = [sys.executable, "-c", MEASURE, act, f"{bucket}/huge", str(place)]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        before, after = json.loads(done.stdout)
+        before, after = map(int, done.stdout.split())
         print(f"{act} of {size >> 20} MiB: peak memory {before >> 10} MiB before, {after >> 10} MiB after")
-        assert (after - before) * 1024 < 100 * MIB
+        assert (after - before) * 1024 < size / 2
     assert sha256(tmp_path / "back" / "huge") == sha256(path)
-    storage_left = seaweed.client()
-    storage_left.delete_object(Bucket=BUCKET, Key="huge")
+    seaweed.client().delete_object(Bucket=BUCKET, Key="huge")
 
 
 def test_odd_names_come_back(proxy: faults.Proxy, bucket: str, tmp_path: Path) -> None:
