@@ -285,11 +285,10 @@ def compile_command(max_stages: int | None, slots: str, output: Path, comparison
     from pipelines.platform import Cluster
     from pipelines.rco import DEFAULT_STAGES
 
-    cluster = Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
-
     sizes = _integers("slots", slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
     if min(sizes) < 1 or len(sizes) > MOST:
         raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
+    cluster = Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
     click.echo(f"image: {cluster.image}")
     click.echo(compile_rco(output, max_stages or DEFAULT_STAGES, cluster))
     click.echo(compile_comparison(comparison, sizes, cluster))

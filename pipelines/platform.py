@@ -33,8 +33,8 @@ CLASS_OF = {
 #: Tasks that run every time: they look at what the data's source or the tracking server holds now, so what they did before
 #: says nothing.
 UNCACHED = frozenset({"check", "check-comparison", "register-student", "report", "report-comparison", "close-run"})
-#: How long the workflow engine goes on retrying. It counts from the start of the first try, ends even a try that is running
-#: when it is over, and is one hour if nothing is said. `retries` and `timeout` are the limits here; this must not be.
+#: How long the workflow engine goes on retrying. It counts from the start of the first try, ends a retry that is running when
+#: it is over, and is one hour if nothing is said. `retries` and `timeout` are the limits here; this must not be.
 _RETRY_WINDOW = "365d"
 _CERTIFICATES = "/etc/rco/certificates"
 
