@@ -122,11 +122,14 @@ def _tries(task: dsl.PipelineTask, given: TaskClass) -> None:
 def _services(task: dsl.PipelineTask, site: Deployment) -> None:
     """MLflow's and S3's settings, by reference: no value of them is in the compiled pipeline."""
     for source in site.environment:
-        for variable, key in source.variables.items():
+        left = dict(source.variables)
+        while left:  # once, unless a key serves several variables
+            keys = {key: variable for variable, key in left.items()}
             if source.secret:
-                kubernetes.use_secret_as_env(task, source.secret, {key: variable}, optional=source.optional)
+                kubernetes.use_secret_as_env(task, source.secret, keys, optional=source.optional)
             else:
-                kubernetes.use_config_map_as_env(task, source.config_map, {key: variable}, optional=source.optional)
+                kubernetes.use_config_map_as_env(task, source.config_map, keys, optional=source.optional)
+            left = {variable: key for variable, key in left.items() if keys[key] != variable}
     if site.certificates.config_map:
         kubernetes.use_config_map_as_volume(task, site.certificates.config_map, mount_path=_CERTIFICATES)
         for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):  # boto3's, and that of MLflow's client
