@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
@@ -129,7 +130,7 @@ def test_amounts() -> None:
         ("train: [", "is not YAML (line 1)"),
         ("train: {timeout: 2026-99-99}", "is not YAML"),
         (f"train: {{gpus: {'9' * 5000}}}", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
+        ("[" * 1500, "is not YAML"),
         ("x: " + "a" * MAX_BYTES, "is larger than 64 KiB"),
     ],
 )
@@ -267,14 +268,14 @@ def test_manifests_are_what_kubernetes_takes(name: str) -> None:
 
 
 def test_the_manifest_of_mlflow_sets_what_its_server_reads() -> None:
-    from mlflow.cli import server
-
+    # Its source, not the module: that takes ten seconds to import.
+    package = Path(importlib.util.find_spec("mlflow").origin).parent  # type: ignore[union-attr, arg-type]
+    sources = [*package.glob("cli/*.py"), *package.glob("cli.py"), package / "environment_variables.py"]
+    read = {name for path in sources for name in re.findall(r"\bMLFLOW_[A-Z0-9_]+\b", path.read_text())}
     documents = {d["kind"]: d for d in yaml.safe_load_all((MANIFESTS / "mlflow.yaml").read_text())}
     (container,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
     environment = {e["name"]: e["value"] for e in container["env"]}
-    read = {str(p.envvar) for p in server.params}
-    others = {"MLFLOW_S3_ENDPOINT_URL", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"}
-    assert set(environment) - others <= read
+    assert set(environment) <= read
     # What tasks call it by default reaches it, by a name that it allows.
     service = documents["Service"]
     uri = yaml.safe_load((MANIFESTS / "settings.yaml").read_text())["data"]["MLFLOW_TRACKING_URI"]
