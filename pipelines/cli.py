@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
-from rco.config import PARAMETERS, Parameter
+from rco.config import DEVICES, PARAMETERS, Parameter
 from rco.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -275,6 +276,46 @@ def compile_command(max_stages: int | None, slots: str, output: Path, comparison
         raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
     click.echo(compile_rco(output, max_stages or DEFAULT_STAGES))
     click.echo(compile_comparison(comparison, sizes))
+
+
+@main.command()
+@home_option
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="cuda: a GPU must be there")
+@click.option(
+    "--s3", "addresses", multiple=True, metavar="URI", help="s3://BUCKET/PREFIX to write to and read from; repeatable"
+)
+@click.option("--endpoint", default="", envvar="KFP_ENDPOINT", metavar="URL", help="of Kubeflow Pipelines  [KFP_ENDPOINT]")
+@click.option("--limit", type=click.FloatRange(1), default=60, show_default=True, help="seconds that a check may take")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def doctor(home: Path, device: str, addresses: tuple[str, ...], endpoint: str, limit: float, as_json: bool) -> None:
+    """Check this machine and the services that it is told to use; leaves nothing behind.
+
+    Python, libraries, PyTorch, GPU and driver, memory and disk; and as far as the environment or the options name them,
+    MLflow (a run and an artifact are written, read and deleted), S3 (an object likewise; clocks are compared), Kubeflow
+    Pipelines, and the image. Ends with status 1 if something is wrong; each line says what to do next.
+    """
+    import logging
+
+    for address in addresses:
+        if not address.startswith("s3://"):
+            raise InputError("s3", address, "is not an s3:// address", "Write s3://BUCKET/PREFIX")
+    logging.disable()  # the libraries' own words may hold secrets, and come between the lines
+    from dataclasses import asdict
+
+    from pipelines.doctor import checks
+    from rco.doctor import healthy
+    from rco.doctor import run as examine
+
+    findings = examine(checks(home, device, addresses, endpoint, limit), limit + 1)
+    right = healthy(findings)
+    if as_json:
+        click.echo(json.dumps({"ok": right, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        from pipelines.display import print_findings
+
+        print_findings(findings)
+    sys.stdout.flush()
+    sys.exit(0 if right else 1)
 
 
 @main.command()

@@ -30,7 +30,7 @@ from components.train_teacher import train_teacher
 from pipelines.platform import on_cluster
 from pipelines.rco import Place
 from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED
-from rco.config import PARAMETERS
+from rco.config import ON_CLUSTER, PARAMETERS
 
 NAME = "route-constrained-optimization-comparison"
 #: Room for the standard branches, and stages enough for their defaults.
@@ -134,7 +134,8 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: bool = Tru
 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source.
     known = [(name, option.kind, option.default, option.help) for name, option in OPTIONS.items()]
-    known += [(n, PARAMETERS[n].kind, DEFAULTS.get(n, PARAMETERS[n].default), PARAMETERS[n].help) for n in SHARED]
+    defaults = {**DEFAULTS, **(ON_CLUSTER if cluster else {})}
+    known += [(n, PARAMETERS[n].kind, defaults.get(n, PARAMETERS[n].default), PARAMETERS[n].help) for n in SHARED]
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)

@@ -26,7 +26,7 @@ from components.report import report
 from components.select_anchor import select_anchor
 from components.train_teacher import train_teacher
 from pipelines.platform import on_cluster
-from rco.config import PARAMETERS
+from rco.config import ON_CLUSTER, PARAMETERS
 
 NAME = "route-constrained-optimization"
 DEFAULT_STAGES = 4
@@ -152,9 +152,12 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
         return None if cluster else Outputs(summary=told.outputs["summary"], student=student)
 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source.
+    defaults = ON_CLUSTER if cluster else {}
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.kind)
+            inspect.Parameter(
+                p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults.get(p.name, p.default), annotation=p.kind
+            )
             for p in PARAMETERS.values()
         ],
         return_annotation=inspect.Signature.empty if cluster else Outputs,

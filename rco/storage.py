@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,3 +329,69 @@ def _explained(uri: str) -> Iterator[None]:
         raise InputError(
             "uri", uri, f"cannot be used ({type(error).__name__})", "Check the bucket's name and the AWS_ variables"
         ) from None
+
+
+SKEW_REFUSED = 300.0  # seconds; AWS itself refuses signatures that are 15 minutes off, some stores are stricter
+
+
+class Probe(NamedTuple):
+    """What `probe` found.
+
+    Attributes:
+        endpoint: the store; empty: AWS itself.
+        ahead: seconds by which this machine's clock is ahead of the store's; None if the store does not say its time.
+        left: key of what could not be removed; empty: nothing.
+    """
+
+    endpoint: str
+    ahead: float | None
+    left: str
+
+
+def probe(uri: str) -> Probe:
+    """Write a small object below an S3 address, read it back, compare it by sha256, and delete it.
+
+    Raises:
+        InputError: the store cannot be used, or did not give back what was written.
+    """
+    bucket, prefix = _split(uri)
+    key = f"{prefix.rstrip('/')}/rco-doctor-{secrets.token_hex(8)}".lstrip("/")
+    content, left = secrets.token_bytes(1024), ""
+    ahead: list[float] = []
+
+    def note_time(http_response: Any, **_: Any) -> None:
+        with suppress(KeyError, ValueError):
+            ahead.append(time.time() - parsedate_to_datetime(http_response.headers["Date"]).timestamp())
+
+    try:
+        with _explained(uri):
+            client = _client()
+            client.meta.events.register("after-call.s3", note_time)
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+            try:
+                back = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            finally:
+                try:
+                    client.delete_object(Bucket=bucket, Key=key)
+                except Exception:  # who may write need not have the right to delete
+                    left = key
+    except InputError as error:
+        if ahead and abs(ahead[0]) > SKEW_REFUSED:
+            raise InputError(
+                "uri",
+                uri,
+                f"{error.problem}: signatures are dated, and this machine's clock is {said_skew(ahead[0])} the store's",
+                "Set the clock (chrony, systemd-timesyncd)",
+            ) from None
+        raise
+    if hashlib.sha256(back).digest() != hashlib.sha256(content).digest():
+        raise InputError("uri", uri, "gives back other bytes than were written", "See the log of the store")
+    url = urlsplit(_endpoint() or "")
+    where = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}" if url.hostname else ""
+    return Probe(where, ahead[0] if ahead else None, left)
+
+
+def said_skew(ahead: float) -> str:
+    """Words for a clock that differs: "6 minutes ahead of"."""
+    size, unit = (abs(ahead) / 60, "minutes") if abs(ahead) >= 90 else (abs(ahead), "seconds")
+    return f"{size:.0f} {unit} {'ahead of' if ahead > 0 else 'behind'}"
