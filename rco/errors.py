@@ -57,6 +57,11 @@ def why_unreachable(error: BaseException) -> str:
     def any_is(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
+    def named(part: str) -> bool:
+        return any(part in type(cause).__name__ for cause in causes)
+
+    if named("InvalidURL") or named("LocationParseError"):
+        return "it cannot be read as an address; in a password, write / as %2F and @ as %40"
     if any_is(socket.gaierror):
         return "there is no host of that name"
     if any_is(ssl.SSLCertVerificationError):
@@ -65,6 +70,6 @@ def why_unreachable(error: BaseException) -> str:
         return "no TLS is spoken there: http:// in place of https://?"
     if any_is(ConnectionRefusedError):
         return "nothing listens there"
-    if any_is(TimeoutError) or any("Timeout" in type(cause).__name__ for cause in causes):
+    if any_is(TimeoutError) or named("Timeout"):
         return "it does not answer"
-    return f"the connection failed: {type(causes[-1]).__name__}"
+    return "the connection failed"

@@ -341,11 +341,13 @@ class Probe(NamedTuple):
         endpoint: the store; empty: AWS itself.
         ahead: seconds by which this machine's clock is ahead of the store's; None if the store does not say its time.
         left: key of what could not be removed; empty: nothing.
+        seconds: that it took.
     """
 
     endpoint: str
     ahead: float | None
     left: str
+    seconds: float
 
 
 def probe(uri: str) -> Probe:
@@ -367,6 +369,7 @@ def probe(uri: str) -> Probe:
         with _explained(uri):
             client = _client()
             client.meta.events.register("after-call.s3", note_time)
+            began = time.monotonic()
             client.put_object(Bucket=bucket, Key=key, Body=content)
             try:
                 back = client.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -388,7 +391,7 @@ def probe(uri: str) -> Probe:
         raise InputError("uri", uri, "gives back other bytes than were written", "See the log of the store")
     url = urlsplit(_endpoint() or "")
     where = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}" if url.hostname else ""
-    return Probe(where, ahead[0] if ahead else None, left)
+    return Probe(where, ahead[0] if ahead else None, left, time.monotonic() - began)
 
 
 def said_skew(ahead: float) -> str:

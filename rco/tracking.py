@@ -369,6 +369,8 @@ def without_credentials(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.netloc and "@" not in parts.netloc and "@" in uri:
         return f"{parts.scheme}://..."  # a password with a slash in it looks like this
+    if "@" not in parts.netloc and not parts.query and not parts.fragment:
+        return uri  # joined again, sqlite:///file would be another
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
@@ -770,18 +772,20 @@ class Probe(NamedTuple):
     Attributes:
         server: version of the server; empty: a database without one.
         client: version of MLflow here.
-        artifacts: where the runs' artifacts lie, as the server says.
+        artifacts: where the run's artifacts lie, as the server says.
         left: what could not be removed; empty: nothing.
+        seconds: that it took.
     """
 
     server: str
     client: str
     artifacts: str
     left: str
+    seconds: float
 
 
 def probe(context: Context, open_run: Callable[[], str] | None = None) -> Probe:
-    """Write a run and an artifact, read them back and delete them.
+    """Write to a run, with an artifact, read that back and delete it.
 
     MLflow deletes softly: without `open_run`, an experiment with a run stays in its database, marked as deleted, until
     `mlflow gc`.
@@ -797,21 +801,35 @@ def probe(context: Context, open_run: Callable[[], str] | None = None) -> Probe:
         client = context.client()
         import mlflow
 
+        began = time.monotonic()
         server = _server_version(context.tracking_uri)
-    if open_run is not None:
-        with _explained(uri, "cannot keep runs"):
-            return Probe(server, mlflow.__version__, *_round_trip(client, uri, open_run()))
+    with _explained(uri, "cannot keep runs"):
+        artifacts, left = _scratch(context, client) if open_run is None else _round_trip(client, uri, open_run())
+    return Probe(server, mlflow.__version__, artifacts, left, time.monotonic() - began)
+
+
+def _scratch(context: Context, client: MlflowClient) -> tuple[str, str]:
+    """As `_round_trip`, in an experiment that is then deleted."""
     name = f"rco-doctor-{secrets.token_hex(4)}"
     root = f"{context.artifact_root.rstrip('/')}/{name}" if context.artifact_root else None
-    with _explained(uri, "cannot keep runs"):
-        experiment = client.create_experiment(name, artifact_location=root)
-        try:
-            run_id = client.create_run(experiment, run_name=name).info.run_id
-            artifacts, left = _round_trip(client, uri, run_id)
-            client.delete_run(run_id)
-        finally:
-            client.delete_experiment(experiment)
-    return Probe(server, mlflow.__version__, artifacts, left)
+    experiment_id = client.create_experiment(name, artifact_location=root)
+    try:
+        run_id = client.create_run(experiment_id, run_name=name).info.run_id
+        found = _round_trip(client, without_credentials(context.tracking_uri), run_id)
+        place = client.get_experiment(experiment_id).artifact_location.rstrip("/")
+        if place.endswith((f"/{name}", f"/{experiment_id}")):  # nobody else's; folders may be there that are empty now
+            with contextlib.suppress(Exception):
+                _artifacts(place).delete_artifacts()
+        client.delete_run(run_id)
+        return found
+    finally:
+        client.delete_experiment(experiment_id)
+
+
+def _artifacts(root: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(root)
 
 
 def _server_version(uri: str) -> str:
@@ -835,8 +853,6 @@ def _server_version(uri: str) -> str:
 
 def _round_trip(client: MlflowClient, uri: str, run_id: str) -> tuple[str, str]:
     """Returns where the run's artifacts lie, and what could not be removed."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     mark = secrets.token_hex(16)
     client.set_tag(run_id, _PROBED, mark)
     run = client.get_run(run_id)
@@ -857,7 +873,7 @@ def _round_trip(client: MlflowClient, uri: str, run_id: str) -> tuple[str, str]:
                 "MLFLOW_TRACKING_URI", uri, f"gives back other artifacts than were written to {root}", "See its log"
             )
     try:
-        get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
+        _artifacts(run.info.artifact_uri).delete_artifacts(name)
     except Exception:  # who may write need not have the right to delete
         return root, f"{root}/{name}"
     return root, ""
@@ -896,6 +912,8 @@ def _words(error: Exception, problem: str) -> tuple[str, str]:
         return "does not serve under this name (403)", "Start the server with --allowed-hosts and the name and port used here"
     if status == 403:
         return f"{problem}: this login may not (403)", "Ask its administrator for the right to make experiments and runs"
+    if status == 400:
+        return f"{problem} (400)", "Give the address of an MLflow server: http:// or https://"
     if status == 404:
         return "is no address of an MLflow server (404)", "Check the path; it must be the one under which the UI opens"
     if status is not None:
