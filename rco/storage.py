@@ -351,7 +351,7 @@ class Probe(NamedTuple):
 
 
 def probe(uri: str) -> Probe:
-    """Write a small object below an S3 address, read it back, compare it by sha256, and delete it.
+    """List at an S3 address, write a small object below it, read it back, compare it by sha256, and delete it.
 
     Raises:
         InputError: the store cannot be used, or did not give back what was written.
@@ -370,6 +370,7 @@ def probe(uri: str) -> Probe:
             client = _client()
             client.meta.events.register("after-call.s3", note_time)
             began = time.monotonic()
+            client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)  # some stores make a bucket that is written to
             client.put_object(Bucket=bucket, Key=key, Body=content)
             try:
                 back = client.get_object(Bucket=bucket, Key=key)["Body"].read()
