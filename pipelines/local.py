@@ -326,7 +326,7 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.rco import make_pipeline
 
-        return make_pipeline(stages_needed(config), cluster=False)
+        return make_pipeline(stages_needed(config))
 
     return Plan(compute=compute, make=make, arguments=config.to_flat(), published={"summary": ".", "student": "student"})
 
@@ -341,7 +341,7 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.comparison import make_comparison
 
-        return make_comparison(list(steps_needed(comparison.branches).values()), cluster=False)
+        return make_comparison(list(steps_needed(comparison.branches).values()))
 
     return Plan(compute=compute, make=make, arguments=comparison.to_parameters(), published={"summary": "."})
 

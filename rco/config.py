@@ -471,8 +471,6 @@ _GROUPS = {
     "tracking": "",
     "services": "",
 }
-#: Where a default on a cluster is not that of a local run: what is wrong there is found out late, and by somebody else.
-ON_CLUSTER: dict[str, Any] = {"check_services": True}
 
 
 def _flat_name(prefix: str, name: str) -> str:
