@@ -96,6 +96,10 @@ format: $(VENV)/.dev ## format the code
 compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines; ARGS="--deployment site.yaml" names what your cluster gives
 	@$(BIN)/rco compile $(ARGS)
 
+.PHONY: upload
+upload: $(VENV)/.run ## compile both pipelines and upload them to Kubeflow Pipelines; ARGS="--endpoint http://... --namespace ..."
+	@$(BIN)/rco upload $(ARGS)
+
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.rco/mlflow.db $(ARGS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -60,6 +61,27 @@ class Display:
             self.progress.remove_task(self.bar)
             self.bar = None
         self.console.print(line, markup=False)
+
+
+class Watching:
+    """Shows a run elsewhere: lines with the time of day; in a terminal, below them, how long it has been."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    def __enter__(self) -> Watching:
+        self.progress.start()
+        self.progress.add_task("waiting (Ctrl-C leaves the run running)", total=None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def show(self, line: str) -> None:
+        """Take one line of progress."""
+        self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False)
 
 
 def print_comparison(summary: dict[str, Any], home: Path) -> None:

@@ -13,6 +13,7 @@ from components.image import ROOT, content_hash
 from pipelines.local import Home
 from rco import doctor, tracking
 from rco.doctor import FAIL, OK, SKIPPED, WARN, Check, Finding
+from rco.errors import InputError
 
 BUILD = ROOT / "build" / "image.json"
 _DOMAIN = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::\d+)?/)?"
@@ -23,14 +24,17 @@ _REFERENCE = re.compile(
 _BUILD_IT = "make build-images push-images REGISTRY=..."
 
 
-def checks(home: Path, device: str, addresses: tuple[str, ...], endpoint: str, limit: float) -> dict[str, Check]:
+def checks(
+    home: Path, device: str, addresses: tuple[str, ...], endpoint: str | None, namespace: str | None, limit: float
+) -> dict[str, Check]:
     """All checks of `rco doctor`.
 
     Args:
         home: directory of local state; its MLflow is checked if the environment names none.
         device: as for `rco.doctor.here`.
         addresses: s3:// addresses.
-        endpoint: of Kubeflow Pipelines; empty: not checked.
+        endpoint: of Kubeflow Pipelines; without one it is not checked.
+        namespace: of the runs there.
         limit: seconds that each check may take.
     """
     place = Home(home.resolve())
@@ -49,7 +53,7 @@ def checks(home: Path, device: str, addresses: tuple[str, ...], endpoint: str, l
     if not any(name.startswith("S3 ") for name in asked):
         asked["S3"] = partial(skip, "S3", "no address is named (--s3 s3://BUCKET/PREFIX, RCO_RESUME, RCO_ARTIFACT_ROOT)")
     found |= asked
-    found["Kubeflow"] = partial(kubeflow, endpoint)
+    found["Kubeflow"] = partial(kubeflow, endpoint, namespace)
     found["image"] = partial(image, os.environ.get("RCO_IMAGE", ""))
     return found
 
@@ -107,8 +111,29 @@ def _shortened(reference: str) -> str:
     return reference.rpartition("@")[2] if "://" in reference else reference
 
 
-def kubeflow(endpoint: str) -> list[Finding]:
-    """Whether Kubeflow Pipelines answers at its endpoint, and lets this user in."""
+def kubeflow(endpoint: str | None, namespace: str | None = None) -> list[Finding]:
+    """Whether Kubeflow Pipelines answers at its endpoint, and lets this user see runs."""
     if not endpoint:
         return skip("Kubeflow", "no endpoint is named (--endpoint, KFP_ENDPOINT); local runs need none")
-    raise NotImplementedError
+    import kfp
+
+    from pipelines.service import Pace, Service, ServiceError
+
+    def finding(status: str, found: str, next_step: str = "") -> list[Finding]:
+        return [Finding(name="Kubeflow", status=status, found=found, next_step=next_step)]
+
+    try:
+        service = Service(endpoint, namespace, pace=Pace(first=0.5, patience=3))
+        mine = {"namespace": service.namespace} if service.namespace else {}
+        service.ask(service.client.experiments.experiment_service_list_experiments, page_size=1, **mine)
+    except ServiceError as error:
+        found, _, next_step = str(error).partition(". ")
+        return finding(FAIL, found, next_step or "See docs/cluster.md; the administrator of the cluster can look at its log")
+    except InputError as error:
+        return finding(FAIL, f"{error.parameter} {error.problem}", error.remedy)
+    told = f"{service.address}: KFP {service.version or 'of unknown version'}"
+    told += f", namespace {service.namespace}" if service.namespace else ""
+    numbers = re.match(r"(\d+)\.(\d+)", kfp.__version__)
+    if numbers and service.older_than((int(numbers[1]), int(numbers[2]))):
+        return finding(WARN, f"{told}, older than the {kfp.__version__} that compiles", "It may refuse what is new: update it")
+    return finding(OK, f"{told}; lets this user in")

@@ -104,14 +104,14 @@ def here(home: Path, device: str = "auto", limit: float = LIMIT) -> dict[str, Ch
         "libraries": libraries,
         "PyTorch": partial(pytorch, device, limit),
         "machine": machine,
-        "state": partial(state, home),
+        "state": partial(writable, "state", home, "Name another directory with --home"),
     }
 
 
 def services(
     context: tracking.Context, addresses: Iterable[str] = (), open_run: Callable[[], str] | None = None
 ) -> dict[str, Check]:
-    """The checks of MLflow and S3, as far as the environment or the arguments name them.
+    """The checks of MLflow, S3 and the place of resume points, as far as the environment or the arguments name them.
 
     Args:
         context: whose MLflow; without an address it is not checked.
@@ -121,9 +121,13 @@ def services(
     checks: dict[str, Check] = {}
     if context.tracking_uri:
         checks["MLflow"] = partial(mlflow, context, open_run)
-    known = [*addresses, os.environ.get("RCO_RESUME", ""), context.artifact_root]
-    for uri in dict.fromkeys(uri for uri in known if storage.is_remote(uri)):
+    resume = os.environ.get("RCO_RESUME", "")
+    for uri in dict.fromkeys(uri for uri in (*addresses, resume, context.artifact_root) if storage.is_remote(uri)):
         checks[f"S3 {uri}"] = partial(s3, uri)
+    if resume and not storage.is_remote(resume):
+        checks["resume"] = partial(
+            writable, "resume", storage.local_path(resume), "Check RCO_RESUME, and that its volume is mounted"
+        )
     return checks
 
 
@@ -334,27 +338,25 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def state(home: Path) -> list[Finding]:
-    """Whether local state can be written, and how much room it has. A directory that is not there yet is not made."""
-    home = home.absolute()
-    place = next(folder for folder in (home, *home.parents) if folder.exists())
+def writable(name: str, folder: Path, remedy: str) -> list[Finding]:
+    """Whether a directory can be written, and how much room it has. One that is not there yet is not made.
+
+    Args:
+        name: of the finding.
+        remedy: what to do if it cannot, or is full.
+    """
+    folder = folder.absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with NamedTemporaryFile(dir=place) as file:
             file.write(b"rco")
             file.flush()
     except OSError as error:
-        problem = f"{home} cannot be written ({error.strerror})"
-        return [Finding(name="state", status=FAIL, found=problem, next_step="Name another directory with --home")]
+        return [Finding(name=name, status=FAIL, found=f"{folder} cannot be written ({error.strerror})", next_step=remedy)]
     free = shutil.disk_usage(place).free
     little = free < _DISK
-    return [
-        Finding(
-            name="state",
-            status=WARN if little else OK,
-            found=f"{home} can be written; {_gib(free)} free",
-            next_step="Routes and cached results lie there: make room, or name another directory with --home" if little else "",
-        )
-    ]
+    found = f"{folder} can be written; {_gib(free)} free"
+    return [Finding(name=name, status=WARN if little else OK, found=found, next_step=f"Make room. {remedy}" if little else "")]
 
 
 def mlflow(context: tracking.Context, open_run: Callable[[], str] | None = None) -> list[Finding]:

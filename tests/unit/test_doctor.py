@@ -170,14 +170,14 @@ class TestThisMachine:
         assert "--shm-size" in found.next_step
 
     def test_state_that_can_be_written_is_left_as_it_was(self, tmp_path: Path) -> None:
-        found = only(doctor.state(tmp_path / "not" / "yet"))
+        found = only(doctor.writable("state", tmp_path / "not" / "yet", "--home"))
         assert found.status in (OK, WARN)
         assert str(tmp_path / "not" / "yet") in found.found
         assert list(tmp_path.iterdir()) == []
 
     def test_state_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        found = only(doctor.state(tmp_path / "file" / "home"))
+        found = only(doctor.writable("state", tmp_path / "file" / "home", "--home"))
         assert found.status == FAIL
         assert "Not a directory" in found.found
 
@@ -317,7 +317,7 @@ def test_only_what_is_named_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(doctor.services(everything, ["s3://b/resume", "s3://b/mine"]))
     assert names == ["MLflow", "S3 s3://b/resume", "S3 s3://b/mine", "S3 s3://b/artifacts"]
     monkeypatch.setenv("RCO_RESUME", "/mnt/resume")
-    assert list(doctor.services(replace(nothing, artifact_root="file:///x"))) == []
+    assert list(doctor.services(replace(nothing, artifact_root="file:///x"))) == ["resume"]
 
 
 @pytest.mark.parametrize(
