@@ -123,7 +123,7 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
         colour = _COLOURS[finding.status]
         cells = (finding.name, finding.found, finding.next_step)
         table.add_row(f"[{colour}]{finding.status}[/]", *map(Text, cells))
-    Console(highlight=False).print(table)
+    console.print(table, soft_wrap=False)
 
 
 def _print_tracking(console: Console, summary: dict[str, Any]) -> None:

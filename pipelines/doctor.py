@@ -7,7 +7,6 @@ import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from components.image import ROOT, content_hash
 from pipelines.local import Home
@@ -75,7 +74,9 @@ def image(named: str, build: Path = BUILD) -> list[Finding]:
         return [Finding(name="image", status=status, found=found, next_step=next_step)]
 
     built = _built(build)
-    reference = named or str(built.get("reference", ""))
+    if built is None:
+        return finding(WARN if named else FAIL, f"{build} does not describe an image", _BUILD_IT)
+    reference = named or built.get("reference")
     if not reference:
         return finding(SKIPPED, "none was built or named in RCO_IMAGE; only a cluster needs one", f"For a cluster: {_BUILD_IT}")
     match = _REFERENCE.fullmatch(reference)
@@ -98,12 +99,15 @@ def image(named: str, build: Path = BUILD) -> list[Finding]:
     return finding(WARN, f"{told}; a tag, which can be moved", f"Use the digest that a push records: {_BUILD_IT}")
 
 
-def _built(build: Path) -> dict[str, Any]:
+def _built(build: Path) -> dict[str, str] | None:
+    """What was built; empty: nothing. None: the file says something else."""
+    if not build.is_file():
+        return {}
     try:
         content = json.loads(build.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return {name: re.fullmatch(r"\S+", content[name])[0] for name in ("reference", "content")}  # type: ignore[index]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _shortened(reference: str) -> str:
