@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -668,6 +669,7 @@ def doctor(
         if not address.startswith("s3://"):
             raise InputError("s3", address, "is not an s3:// address", "Write s3://BUCKET/PREFIX")
     logging.disable()  # the libraries' own words may hold secrets, and come between the lines
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # somebody waits, and can ask again
     from dataclasses import asdict
 
     from pipelines.doctor import checks
