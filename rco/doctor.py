@@ -55,7 +55,7 @@ def run(checks: Mapping[str, Check], limit: float = LIMIT) -> list[Finding]:
     """The findings of all checks, in their order. Never raises, whatever a check does.
 
     Args:
-        checks: by the name under which one appears that finds nothing out.
+        checks: by a name, and what each looks at if there are several of that name: "S3 s3://bucket".
         limit: seconds that each may take. A thread that is late is left behind, and ends with the process.
     """
     found: dict[str, list[Finding]] = {}
@@ -64,9 +64,9 @@ def run(checks: Mapping[str, Check], limit: float = LIMIT) -> list[Finding]:
         try:
             found[name] = check()
         except InputError as error:
-            found[name] = [Finding(name=name, status=FAIL, found=f"{error.value} {error.problem}", next_step=error.remedy)]
+            found[name] = [_failed(name, f"{error.value} {error.problem}", error.remedy)]
         except Exception as error:
-            found[name] = [Finding(name=name, status=FAIL, found=f"could not be checked ({type(error).__name__})")]
+            found[name] = [_failed(name, f"could not be checked ({type(error).__name__})", "Look at it by other means")]
 
     threads = [threading.Thread(target=work, args=item, daemon=True) for item in checks.items()]
     for thread in threads:
@@ -77,12 +77,16 @@ def run(checks: Mapping[str, Check], limit: float = LIMIT) -> list[Finding]:
     return [finding for name in checks for finding in found.get(name) or [_late(name, limit)]]
 
 
+def _failed(name: str, found: str, next_step: str) -> Finding:
+    return Finding(name=name.partition(" ")[0], status=FAIL, found=found, next_step=next_step)
+
+
 def _late(name: str, limit: float) -> Finding:
-    return Finding(
-        name=name,
-        status=FAIL,
-        found=f"no result within {limit:g} s",
-        next_step="Check addresses, network and firewall; a slow machine may need a longer --limit",
+    _, _, what = name.partition(" ")
+    return _failed(
+        name,
+        f"{what} gives no result within {limit:g} s".strip(),
+        "Check addresses, network and firewall; a slow machine may need a longer --limit",
     )
 
 
@@ -385,8 +389,7 @@ def mlflow(context: tracking.Context, open_run: Callable[[], str] | None = None)
 def s3(uri: str) -> list[Finding]:
     """Whether an object can be written, read and deleted below an S3 address, and whether the clocks agree."""
     found = storage.probe(uri)
-    at = f" at {found.endpoint}" if found.endpoint else ""
-    told = f"{uri}{at}: an object written, read and deleted in {found.seconds:.1f} s"
+    told = f"{uri} at {found.endpoint}: an object written, read and deleted in {found.seconds:.1f} s"
     status, step = OK, ""
     if found.ahead is not None and abs(found.ahead) >= _SKEW_TOLD:
         told += f"; this machine's clock is {storage.said_skew(found.ahead)} the store's"

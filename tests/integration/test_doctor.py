@@ -252,7 +252,7 @@ class TestFirstTask:
         assert not [tag for tag in runs[0].data.tags if "probe" in tag]
 
     def test_a_wrong_secret_ends_the_run_before_it_begins(self) -> None:
-        with pytest.raises(InputError, match=r"MLflow: .*artifacts.* S3 s3://kept/resume: .*is refused by the store") as caught:
+        with pytest.raises(InputError, match=r"MLflow: .*artifacts.* S3: s3://kept/resume is refused by the store") as caught:
             self.check("run-2", AWS_SECRET_ACCESS_KEY=f"{CANARY}-secret")
         assert "check_services = false" in str(caught.value)
         assert CANARY not in str(caught.value)
@@ -291,7 +291,14 @@ class TestCommand:
         told = json.loads(done.stdout)
         assert told["ok"] is False
         status = {finding["name"]: finding["status"] for finding in told["findings"]}
-        assert {name for name, value in status.items() if value == FAIL} >= {"state", "MLflow", "S3 s3://kept/resume", "image"}
+        assert {name for name, value in status.items() if value == FAIL} >= {
+            "state",
+            "MLflow",
+            "S3",
+            "Kubeflow",
+            "image",
+            "device",
+        }
         assert all(finding["next_step"] for finding in told["findings"] if finding["status"] == FAIL)
         assert not done.stderr
         assert CANARY not in done.stdout

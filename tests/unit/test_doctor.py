@@ -49,7 +49,7 @@ class TestRunning:
         def good() -> list[Finding]:
             return [Finding(name="x", status=OK, found="x"), Finding(name="y", status=WARN, found="y")]
 
-        found = doctor.run({"late": slow, "bad": bad, "broken": broken, "good": good}, 0.5)
+        found = doctor.run({"late s3://b": slow, "bad": bad, "broken": broken, "good": good}, 0.5)
         forever.set()
         assert [(f.name, f.status) for f in found] == [
             ("late", FAIL),
@@ -58,7 +58,7 @@ class TestRunning:
             ("x", OK),
             ("y", WARN),
         ]
-        assert "within 0.5 s" in found[0].found
+        assert found[0].found == "s3://b gives no result within 0.5 s"
         assert found[1].found == "s3://b names a bucket that does not exist"
         assert found[1].next_step == "Create it"
         assert found[2].found == "could not be checked (KeyError)"
@@ -302,6 +302,12 @@ class TestS3:
         with pytest.raises(InputError, match="other bytes"):
             storage.probe("s3://bucket")
 
+    def test_credentials_that_have_expired(self) -> None:
+        answer = {"Error": {"Code": "ExpiredToken", "Message": CANARY}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+        with pytest.raises(InputError, match="have expired") as caught, storage._store("s3://bucket"):
+            raise ClientError(answer, "PutObject")
+        assert CANARY not in str(caught.value)
+
     def test_no_right_to_delete(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage, "probe", lambda uri: storage.Probe("http://s3", None, "x/rco-doctor-1", 0.1))
         found = only(doctor.s3("s3://bucket/x"))
@@ -356,9 +362,7 @@ class TestFirstTask:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, CANARY)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{closed_port}")
-        with pytest.raises(
-            InputError, match=r"MLflow: .*; S3 s3://bucket/resume: s3://bucket/resume cannot be reached"
-        ) as caught:
+        with pytest.raises(InputError, match=r"MLflow: .*; S3: s3://bucket/resume cannot be reached") as caught:
             self.check(check_services=True)
         assert CANARY not in str(caught.value)
 
