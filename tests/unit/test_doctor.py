@@ -369,23 +369,6 @@ class TestFirstTask:
     def test_without_services_there_is_nothing_to_check(self) -> None:
         assert set(self.check(check_services=True)) == set(self.check(check_services=False))
 
-    def test_the_parent_run_is_what_is_written(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        monkeypatch.setenv("RCO_ARTIFACT_ROOT", (tmp_path / "artifacts").as_uri())
-        monkeypatch.setenv("RCO_PIPELINE_RUN", "run-1")
-        self.check(check_services=True)
-        self.check(check_services=True)  # as a retried task does
-        context = tracking.Context.from_environment()
-        client = context.client()
-        from mlflow.entities import ViewType
-
-        assert {e.name for e in client.search_experiments(view_type=ViewType.ALL)} == {"Default", "rco"}
-        experiment = client.get_experiment_by_name("rco")
-        runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)
-        assert [run.data.tags["rco.pipeline_run"] for run in runs] == ["run-1"]
-        assert not [tag for tag in runs[0].data.tags if "probe" in tag]
-        assert client.list_artifacts(runs[0].info.run_id) == []
-
     def test_it_is_in_no_cached_tasks_settings(self) -> None:
         with_it = preflight(RunConfig.from_flat({"check_services": True}))
         without = preflight(RunConfig.from_flat({"check_services": False}))
