@@ -646,7 +646,7 @@ def _seconds(text: str | None) -> float | None:
     "--s3", "addresses", multiple=True, metavar="URI", help="s3://BUCKET/PREFIX to write to and read from; repeatable"
 )
 @_cluster_options
-@click.option("--limit", type=click.FloatRange(1), default=60, show_default=True, help="seconds that a check may take")
+@click.option("--limit", type=click.FloatRange(1), default=120, show_default=True, help="seconds that a check may take")
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def doctor(
     home: Path,

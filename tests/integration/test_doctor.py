@@ -109,7 +109,7 @@ def ask(*services: str, **environment: str) -> dict[str, Finding]:
             patch.setenv(name, value)
         hidden = [value for name, value in os.environ.items() if name.endswith(SECRETS) and value]
         checks = doctor.services(tracking.Context.from_environment())
-        found = doctor.run({name: check for name, check in checks.items() if name.split()[0] in services})
+        found = doctor.run({name: check for name, check in checks.items() if name.split()[0] in services}, 500)
     assert not [secret for secret in [*hidden, CANARY] if secret in repr(found)]
     return {finding.name.split()[0]: finding for finding in found}
 
@@ -260,8 +260,8 @@ class TestFirstTask:
 
 class TestCommand:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipelines.cli", "doctor", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+        command = [sys.executable, "-m", "pipelines.cli", "doctor", "--limit", "500", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=550, env={**os.environ, **environment})
 
     def test_all_is_right(self, environment: dict[str, str], store: Seaweed, tmp_path: Path) -> None:
         done = self.run("--home", str(tmp_path / "home"), "--s3", "s3://kept/mine", "--device", "cpu")
