@@ -31,6 +31,10 @@ compare: $(VENV)/.run ## compare RCO with plain distillation over several seeds;
 sweep: $(VENV)/.run ## sweep settings against one teacher; ARGS="--tau 2,4,8 --strategy greedy,equal-interval"
 	@$(BIN)/rco sweep $(ARGS)
 
+.PHONY: doctor
+doctor: $(VENV)/.run ## check this machine and the services that it is told to use; ARGS="--s3 s3://BUCKET/PREFIX --endpoint URL"
+	@$(BIN)/rco doctor $(ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
