@@ -31,6 +31,10 @@ compare: $(VENV)/.run ## compare RCO with plain distillation over several seeds;
 sweep: $(VENV)/.run ## sweep settings against one teacher; ARGS="--tau 2,4,8 --strategy greedy,equal-interval"
 	@$(BIN)/rco sweep $(ARGS)
 
+.PHONY: doctor
+doctor: $(VENV)/.run ## check this machine and the services that it is told to use; ARGS="--s3 s3://BUCKET/PREFIX --endpoint URL"
+	@$(BIN)/rco doctor $(ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
@@ -95,6 +99,10 @@ format: $(VENV)/.dev ## format the code
 .PHONY: compile
 compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines; ARGS="--deployment site.yaml" names what your cluster gives
 	@$(BIN)/rco compile $(ARGS)
+
+.PHONY: upload
+upload: $(VENV)/.run ## compile both pipelines and upload them to Kubeflow Pipelines; ARGS="--endpoint http://... --namespace ..."
+	@$(BIN)/rco upload $(ARGS)
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
