@@ -83,6 +83,9 @@ class Pace:
             pause = min(pause * 1.5, self.longest)
 
 
+ASK = Pace()
+
+
 class _Client(kfp.Client):  # type: ignore[misc]
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
         # KFP's constructor asks only to look for a namespace, which `Service` does; and it would try for 25 s and log
@@ -122,7 +125,7 @@ class Service:
             ServiceError: it cannot be reached or does not let us in.
         """
         environment = os.environ
-        self.pace = pace or Pace()
+        self.pace = pace or ASK
         self._endpoint = _endpoint(endpoint or environment.get("KFP_ENDPOINT") or environment.get("KF_PIPELINES_ENDPOINT"))
         self.address = self._endpoint or ""
         self._secrets: set[str] = set()
@@ -364,7 +367,6 @@ class Service:
             return ServiceError(
                 f"{self._where()} answered with KFP's UI where its API should be: KFP is older than 2.0, or the address has "
                 "too long a path. Check it",
-                status=404,
             )
         return ServiceError(
             f"{self._where()} answered with a web page in place of the API ({there}): it wants us to sign in. "
@@ -377,7 +379,7 @@ def _endpoint(text: str | None) -> str | None:
     """An address as KFP's client wants it: the UI's links may be pasted."""
     if not text:
         return None
-    address = text.strip().partition("#")[0].rstrip("/")
+    address = text.strip().partition("#")[0]
     # KFP's client takes what has no scheme for https.
     parts = urlsplit(address if "://" in address else f"https://{address}")
     try:

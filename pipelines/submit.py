@@ -38,6 +38,7 @@ _ENDED = (SUCCEEDED, "FAILED", "CANCELED", "SKIPPED")
 # Nodes that KFP adds around the pipeline's own tasks.
 _PLUMBING = re.compile(r"(root|executor|driver|.*-driver|exit-handler-\d+)(\(\d+\))?")
 _GONE_AFTER = 3  # answers in a row that there is no such run
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # both safe; libyaml's is ten times as fast
 _PYTHON = {
     "STRING": (str,),
     "NUMBER_INTEGER": (int,),
@@ -92,7 +93,7 @@ class Package:
         if len(content) > LARGEST:
             raise InputError("package", str(path), "has more than the 32 MiB that KFP takes", remedy)
         try:
-            documents = [document for document in yaml.safe_load_all(content) if document is not None]
+            documents = [document for document in yaml.load_all(content, Loader=_LOADER) if document is not None]
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError("package", str(path), f"is not YAML ({str(error).splitlines()[0]})", remedy) from None
         if any(isinstance(document, dict) and document.get("kind") == "Workflow" for document in documents):
@@ -177,7 +178,7 @@ def uncached(package: Package, folder: Path) -> Package:
             return {key: strip(value) for key, value in node.items() if key != "cachingOptions"}
         return [strip(item) for item in node] if isinstance(node, list) else node
 
-    first, *rest = [document for document in yaml.safe_load_all(package.path.read_bytes()) if document is not None]
+    first, *rest = [document for document in yaml.load_all(package.path.read_bytes(), Loader=_LOADER) if document is not None]
     path = folder / f"{package.path.stem}-uncached.yaml"
     for component in (first["root"], *first["components"].values()):
         if "dag" in component:
@@ -352,7 +353,7 @@ def _named(name: str) -> str:
 
 
 def wait(
-    service: Service, run_id: str, show: Callable[[str], None], *, timeout: float | None = None, pace: Pace = WATCH
+    service: Service, run_id: str, show: Callable[[str], None], *, timeout: float | None = None, pace: Pace | None = None
 ) -> Any:
     """Watch a run to its end; returns it as it then is.
 
@@ -420,7 +421,7 @@ def progress(run: Any, seen: dict[str, str]) -> list[str]:
         if seen.get(key, "PENDING") == state or state in ("RUNTIME_STATE_UNSPECIFIED", "PENDING"):
             continue
         seen[key] = state
-        took = _took(task) if state in _ENDED else ""
+        took = _took(task) if state in (SUCCEEDED, "FAILED") else ""
         lines.append(f"{task.display_name}: {state.lower()}{took}")
     return lines
 
