@@ -7,7 +7,15 @@ ARGS   ?=
 # State of local runs that `make screenshots` looks at.
 STATE  ?= .rco
 
+# docker, podman, or the path of either. What a build is lent by these variables is not kept: SSL_CERT_FILE, PIP_CONFIG_FILE,
+# UV_CONFIG_FILE.
+DOCKER     ?= docker
+BASE_IMAGE ?=
+EXTRA      ?=
+REGISTRY   ?=
+
 BIN := $(VENV)/bin
+IMAGES = $(PYTHON) docker/images.py --docker '$(DOCKER)'
 UV  := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -85,6 +93,7 @@ lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy docker/images.py
 	$(BIN)/lint-imports
 
 .PHONY: format
@@ -95,6 +104,14 @@ format: $(VENV)/.dev ## format the code
 .PHONY: compile
 compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines
 	@$(BIN)/rco compile $(ARGS)
+
+.PHONY: build-images
+build-images: ## build the images; EXTRA=DIR adds your package, TORCH_BACKEND=cpu, BASE_IMAGE=..., DOCKER=podman
+	@$(IMAGES) build --base-image '$(BASE_IMAGE)' --torch-backend '$(TORCH_BACKEND)' $(if $(EXTRA),--extra '$(EXTRA)') --more '$(ARGS)'
+
+.PHONY: push-images
+push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and note the digests for `make compile`
+	@$(IMAGES) push --registry '$(REGISTRY)'
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
@@ -109,6 +126,8 @@ lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		-c requirements.lock docker/mlflow-requirements.in -o docker/mlflow-requirements.lock
 
 .PHONY: clean
 clean: ## remove builds and caches; .venv and .rco stay

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run a command with what the build was lent: certificate authorities, settings of pip and of uv. Needs a /tmp that is not kept.
+# Run a command with what the build was lent: certificate authorities, settings of pip and of uv. Everything in /tmp: it is not kept.
 set -eu
-lent=/run/secrets
+lent=/tmp/lent
 if [ -f "$lent/ca" ]; then
     cat /etc/ssl/certs/ca-certificates.crt "$lent/ca" > /tmp/ca.pem
     export SSL_CERT_FILE=/tmp/ca.pem PIP_CERT=/tmp/ca.pem
