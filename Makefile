@@ -51,6 +51,10 @@ test-integration: $(VENV)/.dev ## run the tests against real servers, which they
 test-browser: $(VENV)/.dev ## look at MLflow in a real browser (needs Chromium); RCO_BROWSER_HOME=.rco looks at your own comparison
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser $(ARGS)
 
+.PHONY: test-images
+test-images: $(VENV)/.dev ## build the images with a container engine of their own and run the pipeline in them (root, Debian's docker.io)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -s --timeout 1800 tests/images $(ARGS)
+
 .PHONY: screenshots
 screenshots: $(VENV)/.dev ## take the pictures of MLflow in docs/images, of the comparison in STATE=.rco (needs Chromium)
 	@$(BIN)/python -m tests.browser.screenshots $(STATE) docs/images
