@@ -13,6 +13,9 @@ DOCKER     ?= docker
 BASE_IMAGE ?=
 EXTRA      ?=
 REGISTRY   ?=
+COMPOSE    ?= $(DOCKER) compose
+# compose: runs are tracked by the services of `make stack-up`.
+STACK      ?=
 
 BIN := $(VENV)/bin
 IMAGES = $(PYTHON) docker/images.py --docker '$(DOCKER)'
@@ -22,6 +25,12 @@ SHELL := /bin/bash
 # Byte code makes the imports of every task twice as fast.
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
+
+ifeq ($(STACK),compose)
+export MLFLOW_TRACKING_URI := $(shell $(PYTHON) docker/stack.py address)
+else ifneq ($(STACK),)
+$(error STACK=$(STACK) is not known; use STACK=compose, or set MLFLOW_TRACKING_URI)
+endif
 
 .PHONY: help
 help: ## list the targets
@@ -97,7 +106,7 @@ lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy docker/images.py
+	$(BIN)/mypy docker/images.py docker/stack.py
 	$(BIN)/lint-imports
 
 .PHONY: format
@@ -116,6 +125,15 @@ build-images: ## build the images; EXTRA=DIR adds your package, TORCH_BACKEND=cp
 .PHONY: push-images
 push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and note the digests for `make compile`
 	@$(IMAGES) push --registry '$(REGISTRY)'
+
+.PHONY: stack-up
+stack-up: ## start MLflow, PostgreSQL and an S3-compatible store (docker/compose.yaml; passwords: docker/.env)
+	@$(IMAGES) build --only mlflow --base-image '$(BASE_IMAGE)' --more '$(ARGS)'
+	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py up --compose '$(COMPOSE)'
+
+.PHONY: stack-down
+stack-down: ## stop them; their data stay, but with ARGS=--volumes
+	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py down --compose '$(COMPOSE)' --more '$(ARGS)'
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs

@@ -220,11 +220,18 @@ def tree_hash(folder: Path) -> str:
 
 
 def build(
-    engine: Engine, *, base_image: str = "", torch_backend: str = "", extra: Path | None = None, more: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Build both images and try them out; returns the record of build/image.json.
+    engine: Engine,
+    *,
+    targets: Sequence[str] = tuple(NAMES),
+    base_image: str = "",
+    torch_backend: str = "",
+    extra: Path | None = None,
+    more: Sequence[str] = (),
+) -> dict[str, dict[str, str]]:
+    """Build images and try them out; returns name, tag and reference of each. Both together are noted in build/image.json.
 
     Args:
+        targets: of the Dockerfile.
         base_image: in place of the Dockerfile's.
         torch_backend: "cpu", "cu126", ...: PyTorch from its own index, in place of PyPI's build.
         extra: a user's package, added to the image without its dependencies.
@@ -240,25 +247,27 @@ def build(
         context = Path(scratch)
         if extra:
             _take_extra(extra, context)
-        package = tree_hash(context / "package") if extra else ""
-        tags = {"rco": version.tag(torch_backend), "mlflow": version.tag()}
+        tags = {target: version.tag(torch_backend if target == "rco" else "") for target in targets}
         for target, tag in tags.items():
             arguments = base | {"REVISION": version.revision or "unknown", "VERSION": version.version, "SOURCE": version.source}
             if target == "rco":
                 arguments |= {"TORCH_BACKEND": torch_backend, "CONTENT": version.content}
             engine.build(ROOT, DOCKERFILE, f"{NAMES[target]}:{tag}", arguments, ["--target", target, *more])
-        if extra:
-            below, tags["rco"] = tags["rco"], version.tag(torch_backend, f"x{package}")
+        if extra and "rco" in tags:
+            below, tags["rco"] = tags["rco"], version.tag(torch_backend, f"x{tree_hash(context / 'package')}")
             arguments = base | {"IMAGE": f"{NAMES['rco']}:{below}"}
             engine.build(context, EXTRA_DOCKERFILE, f"{NAMES['rco']}:{tags['rco']}", arguments, more)
-    references = {target: f"{NAMES[target]}:{tag}" for target, tag in tags.items()}
-    engine.try_out(references["rco"], "python", "-c", _SOUND + _SOUND_RCO, version.content)
-    engine.try_out(references["rco"], "rco", "--help")
-    engine.try_out(references["mlflow"], "python", "-c", _SOUND + _SOUND_MLFLOW)
-    return _record(
-        version.content,
-        {target: {"name": NAMES[target], "tag": tag, "reference": references[target]} for target, tag in tags.items()},
-    )
+    images = {
+        target: {"name": NAMES[target], "tag": tag, "reference": f"{NAMES[target]}:{tag}"} for target, tag in tags.items()
+    }
+    if "rco" in images:
+        engine.try_out(images["rco"]["reference"], "python", "-c", _SOUND + _SOUND_RCO, version.content)
+        engine.try_out(images["rco"]["reference"], "rco", "--help")
+    if "mlflow" in images:
+        engine.try_out(images["mlflow"]["reference"], "python", "-c", _SOUND + _SOUND_MLFLOW)
+    if set(images) == set(NAMES):
+        _record(version.content, images)
+    return images
 
 
 def _take_extra(extra: Path, context: Path) -> None:
@@ -269,8 +278,8 @@ def _take_extra(extra: Path, context: Path) -> None:
     shutil.copy(ROOT / "docker" / "lent.sh", context)
 
 
-def push(engine: Engine, registry: str) -> dict[str, Any]:
-    """Push what was built last; returns the record, whose references are now digests.
+def push(engine: Engine, registry: str) -> dict[str, dict[str, str]]:
+    """Push what was built last; returns name, tag and reference of each, now by digest, as build/image.json has them too.
 
     Args:
         registry: host, port and path below which the images go: "registry.example:5000/team".
@@ -291,7 +300,8 @@ def push(engine: Engine, registry: str) -> dict[str, Any]:
         engine.run("tag", f"{NAMES[target]}:{image['tag']}", f"{name}:{image['tag']}")
         digest = engine.push(f"{name}:{image['tag']}")
         pushed[target] = {"name": name, "tag": image["tag"], "reference": f"{name}@{digest}"}
-    return _record(built["content"], pushed)
+    _record(built["content"], pushed)
+    return pushed
 
 
 def read_record() -> dict[str, Any]:
@@ -307,45 +317,49 @@ def read_record() -> dict[str, Any]:
     return document
 
 
-def _record(content: str, images: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _record(content: str, images: dict[str, dict[str, str]]) -> None:
     document = {**images["rco"], "content": content, "mlflow": images["mlflow"]}
     RECORD.parent.mkdir(exist_ok=True)
     fresh = RECORD.with_suffix(".new")
     fresh.write_text(json.dumps(document, indent=2) + "\n")
     fresh.replace(RECORD)
-    return document
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build and push the images.")
-    parser.add_argument("action", choices=("build", "push"))
+    parser.add_argument("action", choices=("build", "push", "tag"), help="tag prints what a build would be named now")
     parser.add_argument("--docker", default="docker", help="docker, podman, or the path of either")
+    parser.add_argument("--only", choices=tuple(NAMES), help="build one image, and note nothing")
     parser.add_argument("--base-image", default="", help="in place of the Dockerfile's")
     parser.add_argument("--torch-backend", default="", help="cpu, cu126, ...: PyTorch from its own index")
     parser.add_argument("--extra", type=Path, help="folder of a package to add")
     parser.add_argument("--registry", default="", help="where to push: HOST[:PORT][/PATH]")
     parser.add_argument("--more", default="", help="further words for `docker build`")
     given = parser.parse_args()
+    if given.action == "tag":
+        print(Version.of_checkout().tag())
+        return 0
     try:
         engine = Engine.of(given.docker)
-        if given.action == "build":
-            document = build(
+        if given.action == "push":
+            images = push(engine, given.registry)
+        else:
+            images = build(
                 engine,
+                targets=[given.only] if given.only else tuple(NAMES),
                 base_image=given.base_image,
                 torch_backend=given.torch_backend,
                 extra=given.extra,
                 more=shlex.split(given.more),
             )
-        else:
-            document = push(engine, given.registry)
     except InputError as error:
         print(f"images: {error}", file=sys.stderr)
         return 2
     except EngineError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
-    print("\n".join(image["reference"] for image in (document, document["mlflow"])))
+    print("\n".join(image["reference"] for image in images.values()))
     return 0
 
 

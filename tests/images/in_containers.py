@@ -5,8 +5,6 @@ and takes one that is gone for a success, so its function is replaced: a contain
 been read, and every task must leave its executor_output.json.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from components.image import content_hash
+from tests import servers
 from tests.images.conftest import CANARY, ROOT, Built, Checkout, Engine, step
 
 BOTH = pytest.mark.parametrize("which", ["rco", "mlflow"])
@@ -238,3 +243,26 @@ def test_bad_settings_are_one_line(checkout: Checkout, target: str, settings: li
 def test_an_engine_that_does_not_answer_is_named(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(checkout.engine.environment, "DOCKER_HOST", "unix:///nonexistent.sock")
     assert "has no engine that answers" in checkout.make("build-images", check=False)
+
+
+def test_the_tracking_server_answers(built: Built) -> None:
+    port = servers.free_port()
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", "sqlite:////tmp/mlflow.db", "--artifacts-destination", "/tmp/artifacts"]
+    confined = ["--network", "host", "--read-only", "--tmpfs", "/tmp:mode=1777", "--cap-drop", "ALL"]
+    name = built.engine.docker("run", "--detach", *confined, built.mlflow, *command).stdout.strip()
+    try:
+        place = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{place}/health", timeout=5) as response:
+                assert response.read() == b"OK"
+                break
+            time.sleep(0.5)
+        client = mlflow.MlflowClient(place)
+        run = client.create_run(client.create_experiment("images"))
+        client.log_text(run.info.run_id, "kept", "note.txt")
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+    finally:
+        said = built.engine.docker("logs", name).stdout
+        built.engine.docker("rm", "--force", name)
+        print(said[-2000:])
