@@ -71,7 +71,7 @@ class Engine:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """dockerd with its own socket, data and process id; no bridge, no firewall rules. RCO_ENGINE_HOME keeps its data."""
-    kept = os.environ.get("RCO_ENGINE_HOME")
+    kept = _ENVIRONMENT.get("RCO_ENGINE_HOME")
     home = Path(kept or tempfile.mkdtemp(prefix="rco-engine-", dir="/var/tmp"))
     home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home).free

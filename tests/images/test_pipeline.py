@@ -16,10 +16,10 @@ from tests.images.conftest import ROOT, Built, step
 PARAMETERS = {
     "teacher": "digits-cnn-s",
     "student": "digits-mlp",
-    "teacher_epochs": 4,
-    "teacher_milestones": [2, 3],
+    "teacher_epochs": 12,
+    "teacher_milestones": [6, 10],
     "checkpoint_every": 1,
-    "epochs": 4,
+    "epochs": 12,
     "n_anchors": 2,
     "strategy": "equal-interval",
     "threads": 2,
@@ -95,7 +95,7 @@ def test_every_task_ran_confined_and_left_its_output(ran: dict[str, Any], built:
 
 def test_a_student_was_distilled(ran: dict[str, Any]) -> None:
     summary = json.loads((Path(ran["summary"]) / "summary.json").read_text())
-    assert [stage["anchor_epoch"] for stage in summary["stages"]] == [2, 4]
+    assert [stage["anchor_epoch"] for stage in summary["stages"]] == [6, 12]
     assert summary["teacher"]["accuracy"] > 0.5
     assert summary["student"]["accuracy"] > 0.3
 

@@ -1,7 +1,7 @@
 """docker/compose.yaml, brought up by `make stack-up` with a real compose and a real engine.
 
-The tests' engine has no bridge, so that services get the host's network and free ports; PostgreSQL and SeaweedFS run in stand-ins
-for their images, with Debian's and PyPI's programs inside. All else is the file's own.
+The tests' engine has no bridge, so that services get the host's network and free ports; PostgreSQL and SeaweedFS run in
+stand-ins for their images, with Debian's and PyPI's programs inside. All else is the file's own.
 """
 
 from __future__ import annotations
