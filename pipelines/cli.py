@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -12,7 +14,7 @@ from typing import Any
 import click
 
 from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
-from rco.config import PARAMETERS, Parameter
+from rco.config import DEVICES, PARAMETERS, Parameter
 from rco.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -117,6 +119,13 @@ def _parameters(recipe: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
 recipe_option = click.option("--recipe", metavar="NAME|FILE", help="parameter file; flags win over it")
 home_option = click.option(
     "--home", type=click.Path(path_type=Path), default=Path(".rco"), show_default=True, help="directory of local state"
+)
+deployment_option = click.option(
+    "--deployment",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="what your cluster gives to tasks: GPU, memory, secrets (docs/deployment.md)  [runs anywhere, without a GPU]",
 )
 no_cache_option = click.option("--no-cache", is_flag=True, help="run every task, also what has not changed")
 
@@ -251,6 +260,39 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
     return grid, single
 
 
+@main.command()
+@click.argument("reports", nargs=-1)
+@home_option
+@click.option("--anywhere", is_flag=True, help="deliver to MLFLOW_TRACKING_URI, even if another server was meant")
+def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
+    """Deliver to MLflow what a server that was away has missed: epochs, anchors, figures, the registered student.
+
+    REPORTS are folders or s3:// addresses of reports (on a cluster: the artifact `summary` of the task report). Without
+    any: all runs of --home for which something waits. Nothing is delivered twice.
+    """
+    import os
+    from tempfile import TemporaryDirectory
+
+    from pipelines.local import Home
+    from rco import outbox, storage, tasks
+
+    place = Home(home.resolve())
+    os.environ.update(place.environment)
+    here = sorted(path for path in place.root.glob("runs/*/report") if outbox.waiting(path))
+    if not reports and not here:
+        click.echo("nothing waits for delivery")
+    tasks.show_progress()
+    away = False
+    with TemporaryDirectory() as scratch:
+        given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
+        for report in given or here:
+            run_id = tasks.sync(report, anywhere=anywhere)
+            click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
+            away = away or not run_id
+    if away:
+        sys.exit(1)
+
+
 @main.command(name="compile")
 @click.option(
     "--max-stages",
@@ -268,17 +310,27 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
 @click.option(
     "--comparison", type=click.Path(path_type=Path), default=Path("build/pipelines/comparison.yaml"), show_default=True
 )
-def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path) -> None:
-    """Write both pipelines as YAML for Kubeflow Pipelines."""
+@deployment_option
+def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path, deployment: Path | None) -> None:
+    """Write both pipelines as YAML for Kubeflow Pipelines.
+
+    Their image is RCO_IMAGE, else the one that make build-images built, by digest if it has been pushed.
+    """
+    from pipelines.deployment import read_deployment
+
+    site = read_deployment(deployment)  # before KFP is imported: bad input is refused at once
     from pipelines.comparison import DEFAULT_SLOTS
-    from pipelines.compile import compile_comparison, compile_rco
+    from pipelines.compile import compile_comparison, compile_rco, image_to_run
+    from pipelines.platform import Cluster
     from pipelines.rco import DEFAULT_STAGES
 
     sizes = _integers("slots", slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
     if min(sizes) < 1 or len(sizes) > MOST:
         raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
-    click.echo(compile_rco(output, max_stages or DEFAULT_STAGES))
-    click.echo(compile_comparison(comparison, sizes))
+    cluster = Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
+    click.echo(f"image: {cluster.image}")
+    click.echo(compile_rco(output, max_stages or DEFAULT_STAGES, cluster))
+    click.echo(compile_comparison(comparison, sizes, cluster))
 
 
 def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -618,6 +670,55 @@ def _seconds(text: str | None) -> float | None:
     if not match or float(match[1]) == 0:
         raise InputError("timeout", text, "is not a length of time", "Write it as 90m, 12h or 2d; a number alone is seconds")
     return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+@main.command()
+@home_option
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="cuda: a GPU must be there")
+@click.option(
+    "--s3", "addresses", multiple=True, metavar="URI", help="s3://BUCKET/PREFIX to write to and read from; repeatable"
+)
+@_cluster_options
+@click.option("--limit", type=click.FloatRange(1), default=120, show_default=True, help="seconds that a check may take")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def doctor(
+    home: Path,
+    device: str,
+    addresses: tuple[str, ...],
+    endpoint: str | None,
+    namespace: str | None,
+    limit: float,
+    as_json: bool,
+) -> None:
+    """Check this machine and the services that it is told to use; leaves nothing behind.
+
+    Python, libraries, PyTorch, GPU and driver, memory and disk; and as far as the environment or the options name them,
+    MLflow (a run and an artifact are written, read and deleted), S3 (an object likewise; clocks are compared), Kubeflow
+    Pipelines, and the image. Ends with status 1 if something is wrong; each line says what to do next.
+    """
+    import logging
+
+    for address in addresses:
+        if not address.startswith("s3://"):
+            raise InputError("s3", address, "is not an s3:// address", "Write s3://BUCKET/PREFIX")
+    logging.disable()  # the libraries' own words may hold secrets, and come between the lines
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # somebody waits, and can ask again
+    from dataclasses import asdict
+
+    from pipelines.doctor import checks
+    from rco.doctor import healthy
+    from rco.doctor import run as examine
+
+    findings = examine(checks(home, device, addresses, endpoint, namespace, limit), limit + 1)
+    right = healthy(findings)
+    if as_json:
+        click.echo(json.dumps({"ok": right, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        from pipelines.display import print_findings
+
+        print_findings(findings)
+    sys.stdout.flush()
+    sys.exit(0 if right else 1)
 
 
 @main.command()

@@ -6,11 +6,15 @@ import re
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rco.doctor import Finding
 
 _EPOCH = re.compile(r"^\s*(?P<what>.+?): epoch (?P<done>\d+)/(?P<total>\d+), (?P<rest>.*)$")
 
@@ -100,6 +104,26 @@ def print_comparison(summary: dict[str, Any], home: Path) -> None:
     console.print(f"report     {last / 'report.html'}", markup=False)
     console.print(f"figures    {last / 'summary.json'}, {last / 'results.csv'}", markup=False)
     _print_tracking(console, summary)
+
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+
+
+def print_findings(findings: list[Finding], console: Console | None = None) -> None:
+    """What `rco doctor` found: a table in a terminal, lines elsewhere."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        for finding in findings:
+            console.print(f"{finding.status:<8} {finding.name:<10} {finding.found}", markup=False)
+            if finding.next_step:
+                console.print(f"{'':<19} -> {finding.next_step}", markup=False)
+        return
+    table = Table("", "what", "found", "next step")
+    for finding in findings:
+        colour = _COLOURS[finding.status]
+        cells = (finding.name, finding.found, finding.next_step)
+        table.add_row(f"[{colour}]{finding.status}[/]", *map(Text, cells))
+    console.print(table, soft_wrap=False)
 
 
 def _print_tracking(console: Console, summary: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""The one exception for bad input."""
+"""The one exception for bad input, and words for what the network does."""
 
 from __future__ import annotations
 
+import socket
+import ssl
 from typing import Any
 
 
@@ -36,3 +38,38 @@ def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
     near = get_close_matches(str(value), allowed, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise InputError(parameter, value, "is not known", f"{hint}Choose one of: {', '.join(allowed)}")
+
+
+def why_unreachable(error: BaseException) -> str:
+    """What kept a request from being answered, in our words: the libraries' own may quote addresses with credentials.
+
+    Args:
+        error: of any HTTP library; the causes that it wraps are looked at too.
+    """
+    causes: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and cause not in causes:
+            causes.append(cause)
+            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    def named(part: str) -> bool:
+        return any(part in type(cause).__name__ for cause in causes)
+
+    if named("InvalidURL") or named("LocationParseError"):
+        return "it cannot be read as an address; in a password, write / as %2F and @ as %40"
+    if any_is(socket.gaierror):
+        return "there is no host of that name"
+    if any_is(ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
+    if any_is(ssl.SSLError):
+        return "no TLS is spoken there: http:// in place of https://?"
+    if any_is(ConnectionRefusedError):
+        return "nothing listens there"
+    if any_is(TimeoutError) or named("Timeout"):
+        return "it does not answer"
+    return "the connection failed"
