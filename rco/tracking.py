@@ -131,7 +131,8 @@ def forgiving(what: str) -> Iterator[Attempt]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+    text = (str(error).splitlines() or [""])[0]
+    return re.sub(r"(\w+://)\S*@", r"\1", text)[:200]  # the client quotes addresses as they were given, with passwords
 
 
 def open_parent(

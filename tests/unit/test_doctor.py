@@ -340,6 +340,17 @@ def test_addresses_that_may_be_shown(uri: str, shown: str) -> None:
     assert tracking.without_credentials(uri) == shown
 
 
+def test_a_warning_of_tracking_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, closed_port: int
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    context = tracking.Context(tracking_uri=f"http://me:{CANARY}@127.0.0.1:{closed_port}", pipeline_run="run-1")
+    with caplog.at_level("WARNING"), tracking.forgiving("The parent run"):
+        tracking.open_parent(context, "rco", "run", {})
+    assert f"127.0.0.1:{closed_port}" in caplog.text
+    assert CANARY not in caplog.text
+
+
 class TestFirstTask:
     """The pipeline's parameter check_services."""
 
