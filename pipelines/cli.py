@@ -143,7 +143,7 @@ def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache:
         click.echo(f"rco: {error}", err=True)
         sys.exit(error.code)
     except InterruptedRunError as error:
-        click.echo(f"rco: stopped by {error}; what was finished is in the cache, run again to go on", err=True)
+        click.echo(f"rco: stopped by {error}; what was finished is kept, run again to go on", err=True)
         sys.exit(128 + error.number)
 
 

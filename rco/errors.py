@@ -1,7 +1,8 @@
-"""The one exception for bad input."""
+"""The exceptions that are for people: bad input, and a training that came to nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -36,3 +37,38 @@ def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
     near = get_close_matches(str(value), allowed, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise InputError(parameter, value, "is not known", f"{hint}Choose one of: {', '.join(allowed)}")
+
+
+class DivergenceError(RuntimeError):
+    """A training whose loss, or whose weights, stopped being finite numbers.
+
+    Attributes:
+        part: of the loss, or "a weight".
+        epoch, step: where; both count from 1, the step within its epoch.
+        weights: the model's state dict on the CPU as it last was good; None: it was good only before the training.
+        weights_of: when that was, in words.
+        advice: what to try, in the names of `rco.config.TrainConfig` and `ObjectiveConfig`.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        *,
+        epoch: int,
+        step: int,
+        steps: int,
+        lr: float,
+        advice: str,
+        weights: Mapping[str, Any] | None = None,
+        weights_of: str = "",
+    ) -> None:
+        self.part, self.epoch, self.step, self.weights, self.weights_of, self.advice = (
+            part,
+            epoch,
+            step,
+            weights,
+            weights_of,
+            advice,
+        )
+        self.where = f"{part} is not a finite number in epoch {epoch} at step {step} of {steps} (learning rate {lr:g})"
+        super().__init__(f"{self.where}. {advice}")

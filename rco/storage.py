@@ -181,6 +181,26 @@ def upload(path: Path, uri: str) -> None:
             future.result()
 
 
+def remove(uri: str) -> None:
+    """Remove the file, the folder or the objects at `uri`; nothing there is fine.
+
+    Raises:
+        InputError: the store cannot be used.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return
+    bucket, _ = _split(uri)
+    with _explained(uri):
+        client = _client()
+        for entry in list(_entries(client, uri)):
+            client.delete_object(Bucket=bucket, Key=entry.key)
+
+
 def _existing(uri: str) -> Path:
     path = local_path(uri)
     if not path.exists():
