@@ -105,17 +105,19 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any] | None 
 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """As `save_model`, of a state dict."""
-    atomically(path, lambda temporary: write_state(temporary, state, metadata))
+    atomically(path, lambda temporary: write_state(temporary, state, metadata, sort_keys=True))
     return sha256(path)
 
 
-def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """As `save_state`, but straight to `path`: for who sees to it that nobody reads half a file."""
+def write_state(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, sort_keys: bool = False
+) -> None:
+    """As `save_state`, but straight to `path`, for who sees to it that nobody reads half a file; metadata keep their order."""
     from safetensors.torch import save_file
 
     # clone: safetensors refuses tensors that share memory (tied weights), and they load back all the same.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True)})
+    save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=sort_keys)})
 
 
 def state_digest(model: nn.Module) -> str:

@@ -169,9 +169,14 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) 
     optimizer.load_state_dict(
         {"state": {int(i): dict(own) for i, own in state.items()}, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+    known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter, own in optimizer.state.items():
+        if parameter not in known:
+            raise ValueError("it has more parameters")
         for name, value in own.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
+            if torch.is_tensor(value) and value.dim():
+                if value.shape != parameter.shape:
+                    raise ValueError(f"{name} of {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
                 # Fused steps walk through memory: the layout must be the parameter's.
                 own[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 

@@ -150,6 +150,11 @@ class Points:
         return str(known["where"]) if known["last_attempt"] else None
 
     @property
+    def computes_on(self) -> str:
+        """The device that the settings name, or nothing."""
+        return str(self.identity.get("settings", {}).get("compute", {}).get("device", ""))
+
+    @property
     def diverged_before(self) -> bool:
         """Whether an earlier attempt has diverged."""
         return bool(self.folder) and _DIVERGED in self._names()
@@ -326,7 +331,7 @@ def resumable(
         with _until_stopped(points):
             yield points
     except DivergenceError as error:
-        repeats = points.diverged_before or identity.get("settings", {}).get("compute", {}).get("device") == "cpu"
+        repeats = points.diverged_before or points.computes_on == "cpu"
         place = points.diverged(error, network, last_attempt=repeats)
         raise _Explained(_explained(error, who, prefix, place, points.folder)) from error
     if finished is None:
