@@ -57,7 +57,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead pipeline students; do \
+	@status=0; for part in step growth overhead resume pipeline students; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -71,6 +71,10 @@ bench-growth: $(VENV)/.dev ## measure how cost grows with batch, data, classes, 
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.dev ## measure what keeping the route and tracking cost beside training
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+.PHONY: bench-resume
+bench-resume: $(VENV)/.dev ## measure what resume points cost
+	@$(BIN)/python benchmarks/resume.py $(ARGS)
 
 .PHONY: bench-pipeline
 bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everything else

@@ -359,8 +359,102 @@ def test_interruption_ends_every_process_and_every_run(first: Ran) -> None:
     runs = c.search_runs([e.experiment_id for e in c.search_experiments()], f"tags.`rco.pipeline_run` = '{run_id}'")
     assert runs
     assert {r.info.status for r in runs} <= {"KILLED", "FAILED"}
-    mine = [p for p in Path("/proc").iterdir() if p.name.isdigit() and run_id.encode() in _environ(p)]
-    assert mine == [], "no task outlives the run"
+    assert _processes_of(run_id) == [], "no task outlives the run"
+    (point,) = (first.home / "resume").rglob("point-*")
+    assert point.parts[-3] == "train_teacher", "it has finished its step, and goes on from there next time"
+
+
+def test_a_divergence_is_one_paragraph(first: Ran) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(first.home), "--lr", "1e9"]
+    for name, value in TINY.items():
+        command += [f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    for words in ("Lower lr or lengthen warmup_epochs", "An earlier attempt ended so"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "is not a finite number in epoch 1 at step " in done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    assert "RUNNING" not in statuses(first.home)
+
+
+SLOW = """
+import os, time
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Dropout(0.1),
+            torch.nn.Linear(32, num_classes),
+        )
+    def forward(self, x):
+        if self.training and x.device.type == "cpu":
+            time.sleep(float(os.environ.get("SLOW", "0")))
+        return self.layers(x)
+"""
+
+
+def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL to every process, in the teacher's training and in a stage: the weights come out as if nothing had happened."""
+    (tmp_path / "slownets.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    parameters = {
+        "teacher": "slownets:Net",
+        "student": "slownets:Net",
+        "strategy": "explicit",
+        "anchor_epochs": [6],
+        "registered_model": "",
+    }
+    whole = Ran(tmp_path / "whole", **parameters)
+    home = tmp_path / "home"
+    monkeypatch.setenv("RCO_RESUME_EVERY", "0.001")
+    for task, point in (("train_teacher", "point-00003-*"), ("distill_stage", "point-00004-*")):
+        monkeypatch.setenv("SLOW", "0.1")
+        _kill_at(home, parameters, task, point)
+        monkeypatch.setenv("SLOW", "0")
+    last = Ran(home, **parameters)
+    said = [log.read_text() for log in sorted((home / "runs").rglob("pipeline.log"), key=lambda path: path.stat().st_mtime)]
+    assert "going on" not in said[0]
+    assert "going on from epoch 3, step " in said[1]
+    assert "going on from epoch 4, step " in said[2]
+    assert {"prepare-data", "train-teacher", "init-student"} <= last.cached
+    assert last.summary["stages"][0]["anchor_sha256"] == whole.summary["stages"][0]["anchor_sha256"]
+    student = "last-run/student/student.safetensors"
+    assert checkpoint.sha256(home / student) == checkpoint.sha256(tmp_path / "whole" / student)
+    _, ours = runs_of(home, last.summary)
+    _, theirs = runs_of(tmp_path / "whole", whole.summary)
+    for key in ("teacher", "student"):
+        for metric in ("loss", "val_accuracy", "lr"):
+            mine, its = (
+                [(m.step, m.value) for m in client(place).get_metric_history(runs[key].info.run_id, metric)]
+                for place, runs in ((home, ours), (tmp_path / "whole", theirs))
+            )
+            assert mine == its, f"{metric} of the {key}: no gap, nothing twice"
+            assert [step for step, _ in mine] == [1, 2, 3, 4, 5, 6]
+    assert not [path for path in (home / "resume").rglob("*") if path.is_file()]
+
+
+def _kill_at(home: Path, parameters: dict[str, Any], task: str, point: str) -> None:
+    """Run the pipeline, and kill all its processes at once when there is such a resume point."""
+    request = (
+        f"from pipelines.local import run; from pathlib import Path; run({ {**TINY, **parameters}!r}, Path({str(home)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", request], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    run_id = process.stdout.readline().split()[1].rstrip(";")
+    give_up = time.monotonic() + 300
+    while not list((home / "resume").glob(f"*/{task}/**/{point}")):
+        assert time.monotonic() < give_up
+        assert process.poll() is None
+        time.sleep(0.02)
+    for victim in [process.pid, *_processes_of(run_id)]:
+        os.kill(victim, signal.SIGKILL)
+    process.communicate()
+
+
+def _processes_of(run_id: str) -> list[int]:
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and run_id.encode() in _environ(p)]
 
 
 def _environ(process: Path) -> bytes:
