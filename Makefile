@@ -97,7 +97,7 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 
 .PHONY: compile
-compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines
+compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines; ARGS="--deployment site.yaml" names what your cluster gives
 	@$(BIN)/rco compile $(ARGS)
 
 .PHONY: ui

@@ -114,6 +114,13 @@ recipe_option = click.option("--recipe", metavar="NAME|FILE", help="parameter fi
 home_option = click.option(
     "--home", type=click.Path(path_type=Path), default=Path(".rco"), show_default=True, help="directory of local state"
 )
+deployment_option = click.option(
+    "--deployment",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="what your cluster gives to tasks: GPU, memory, secrets (docs/deployment.md)  [runs anywhere, without a GPU]",
+)
 no_cache_option = click.option("--no-cache", is_flag=True, help="run every task, also what has not changed")
 
 
@@ -247,6 +254,39 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
     return grid, single
 
 
+@main.command()
+@click.argument("reports", nargs=-1)
+@home_option
+@click.option("--anywhere", is_flag=True, help="deliver to MLFLOW_TRACKING_URI, even if another server was meant")
+def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
+    """Deliver to MLflow what a server that was away has missed: epochs, anchors, figures, the registered student.
+
+    REPORTS are folders or s3:// addresses of reports (on a cluster: the artifact `summary` of the task report). Without
+    any: all runs of --home for which something waits. Nothing is delivered twice.
+    """
+    import os
+    from tempfile import TemporaryDirectory
+
+    from pipelines.local import Home
+    from rco import outbox, storage, tasks
+
+    place = Home(home.resolve())
+    os.environ.update(place.environment)
+    here = sorted(path for path in place.root.glob("runs/*/report") if outbox.waiting(path))
+    if not reports and not here:
+        click.echo("nothing waits for delivery")
+    tasks.show_progress()
+    away = False
+    with TemporaryDirectory() as scratch:
+        given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
+        for report in given or here:
+            run_id = tasks.sync(report, anywhere=anywhere)
+            click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
+            away = away or not run_id
+    if away:
+        sys.exit(1)
+
+
 @main.command(name="compile")
 @click.option(
     "--max-stages",
@@ -264,17 +304,27 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
 @click.option(
     "--comparison", type=click.Path(path_type=Path), default=Path("build/pipelines/comparison.yaml"), show_default=True
 )
-def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path) -> None:
-    """Write both pipelines as YAML for Kubeflow Pipelines."""
+@deployment_option
+def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path, deployment: Path | None) -> None:
+    """Write both pipelines as YAML for Kubeflow Pipelines.
+
+    Their image is RCO_IMAGE, else the one that make build-images built, by digest if it has been pushed.
+    """
+    from pipelines.deployment import read_deployment
+
+    site = read_deployment(deployment)  # before KFP is imported: bad input is refused at once
     from pipelines.comparison import DEFAULT_SLOTS
-    from pipelines.compile import compile_comparison, compile_rco
+    from pipelines.compile import compile_comparison, compile_rco, image_to_run
+    from pipelines.platform import Cluster
     from pipelines.rco import DEFAULT_STAGES
 
     sizes = _integers("slots", slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
     if min(sizes) < 1 or len(sizes) > MOST:
         raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
-    click.echo(compile_rco(output, max_stages or DEFAULT_STAGES))
-    click.echo(compile_comparison(comparison, sizes))
+    cluster = Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
+    click.echo(f"image: {cluster.image}")
+    click.echo(compile_rco(output, max_stages or DEFAULT_STAGES, cluster))
+    click.echo(compile_comparison(comparison, sizes, cluster))
 
 
 @main.command()

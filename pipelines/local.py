@@ -244,9 +244,9 @@ def _close_runs(environment: Mapping[str, str], status: str) -> None:
 
 
 def _publish(report: Path, last_run: Path) -> None:
-    """Replace last-run by this run's report."""
+    """Replace last-run by this run's report. What waits for delivery stays with the run."""
     fresh = last_run.with_name(f".{last_run.name}.{os.getpid()}")
-    shutil.copytree(report, fresh)
+    shutil.copytree(report, fresh, ignore=shutil.ignore_patterns("outbox"))
     shutil.rmtree(last_run, ignore_errors=True)
     fresh.rename(last_run)
 
@@ -333,7 +333,7 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.rco import make_pipeline
 
-        return make_pipeline(stages_needed(config), cluster=False)
+        return make_pipeline(stages_needed(config))
 
     return Plan(compute=compute, make=make, arguments=config.to_flat(), published={"summary": ".", "student": "student"})
 
@@ -348,7 +348,7 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.comparison import make_comparison
 
-        return make_comparison(list(steps_needed(comparison.branches).values()), cluster=False)
+        return make_comparison(list(steps_needed(comparison.branches).values()))
 
     return Plan(compute=compute, make=make, arguments=comparison.to_parameters(), published={"summary": "."})
 
