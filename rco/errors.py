@@ -25,7 +25,7 @@ class InputError(ValueError):
         return InputError(parameter, self.value, self.problem, self.remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return InputError, (self.parameter, self.value, self.problem, self.remedy)
+        return type(self), (self.parameter, self.value, self.problem, self.remedy)
 
 
 def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -118,7 +118,10 @@ class Points:
     def clear(self) -> None:
         """Remove everything: the training has ended, and what came out is safe."""
         if self.folder:
-            storage.remove(self.folder)
+            try:
+                storage.remove(self.folder)
+            except (InputError, OSError) as error:
+                log.warning("resume points were not removed (%s)", error)
 
     def diverged(self, error: DivergenceError, network: Mapping[str, Any], *, last_attempt: bool) -> str:
         """Note that the training cannot go on; returns where the weights lie as they last were good, or nothing.
@@ -170,6 +173,8 @@ class Points:
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 path = storage.fetch(_join(self.folder, name), Path(scratch))
+            except storage.DamagedError as error:
+                raise _DamagedError(str(error)) from None
             except InputError as error:
                 # What is there and cannot be had is not damaged: to start anew would throw it away.
                 if name in self._names():
@@ -415,7 +420,10 @@ def clear_run() -> None:
     """Remove the resume points of this pipeline run, which has ended well. Those that outlive a run stay."""
     root = os.environ.get(VARIABLE, "")
     if root and os.environ.get("RCO_PIPELINE_RUN") and not _shared():
-        storage.remove(_run_folder(root))
+        try:
+            storage.remove(_run_folder(root))
+        except (InputError, OSError) as error:
+            log.warning("the resume points of this run were not removed (%s)", error)
 
 
 def sweep(root: Path) -> int:

@@ -66,6 +66,10 @@ _PASSING = (*_DAMAGED, "RequestTimeout", "SlowDown", "Throttling", "TooManyReque
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
 
+class DamagedError(InputError):
+    """What lies at an address is not what was put there."""
+
+
 class _DamagedError(Exception):
     """What arrived is not what was sent."""
 
@@ -365,26 +369,6 @@ class _Watch:
         self._progress.add(bytes_transferred)
 
 
-def remove(uri: str) -> None:
-    """Remove the file, the folder or the objects at `uri`; nothing there is fine.
-
-    Raises:
-        InputError: the store cannot be used.
-    """
-    if not is_remote(uri):
-        path = local_path(uri)
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        return
-    bucket, _ = _split(uri)
-    with _explained(uri):
-        client = _client()
-        for entry in list(_entries(client, uri)):
-            client.delete_object(Bucket=bucket, Key=entry.key)
-
-
 def _existing(uri: str) -> Path:
     path = local_path(uri)
     if not path.exists():
@@ -610,7 +594,7 @@ def _store(uri: str) -> Iterator[Any]:
     except boto.ClientError as error:
         raise InputError("uri", uri, *_refusal(error)) from None
     except _DamagedError as error:
-        raise InputError(
+        raise DamagedError(
             "uri", uri, f"arrives damaged: {error}", "Upload it again; look at what lies between here and the store"
         ) from None
     except boto.SSLError:
