@@ -568,7 +568,7 @@ def _watch(service: Any, run_id: str, seconds: float | None) -> None:
     except KeyboardInterrupt:
         click.echo("\n".join(again(service, run_id)), err=True)
         sys.exit(130)
-    except (StillRunningError, ServiceError) as error:
+    except (StillRunningError, ServiceError, InputError) as error:
         click.echo(f"rco: {error}", err=True)
         click.echo("\n".join(again(service, run_id)), err=True)
         sys.exit(STILL_RUNNING if isinstance(error, StillRunningError) else NO_SERVICE)
