@@ -128,7 +128,7 @@ upload: $(VENV)/.run ## compile both pipelines and upload them to Kubeflow Pipel
 
 .PHONY: build-images
 build-images: ## build the images; EXTRA=DIR adds your package, TORCH_BACKEND=cpu, BASE_IMAGE=..., DOCKER=podman
-	@$(IMAGES) build --base-image '$(BASE_IMAGE)' --torch-backend '$(TORCH_BACKEND)' $(if $(EXTRA),--extra '$(EXTRA)') --more '$(ARGS)'
+	@$(IMAGES) build --base-image '$(BASE_IMAGE)' --torch-backend '$(TORCH_BACKEND)' $(if $(EXTRA),--extra '$(EXTRA)') --more='$(ARGS)'
 
 .PHONY: push-images
 push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and note the digests for `make compile`
@@ -136,12 +136,12 @@ push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and
 
 .PHONY: stack-up
 stack-up: ## start MLflow, PostgreSQL and an S3-compatible store (docker/compose.yaml; passwords: docker/.env)
-	@$(IMAGES) build --only mlflow --base-image '$(BASE_IMAGE)' --more '$(ARGS)'
+	@$(IMAGES) build --only mlflow --base-image '$(BASE_IMAGE)' --more='$(ARGS)'
 	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py up --compose '$(COMPOSE)'
 
 .PHONY: stack-down
 stack-down: ## stop them; their data stay, but with ARGS=--volumes
-	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py down --compose '$(COMPOSE)' --more '$(ARGS)'
+	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py down --compose '$(COMPOSE)' --more='$(ARGS)'
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
