@@ -68,10 +68,12 @@ def check_comparison(
     students = len(comparison.branches) * len(comparison.seeds)
     log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
     context = tracking.Context.from_environment()
-    if context.active:
+    if comparison.shared["check_services"]:
+        tasks.require_services(context, partial(tracking.open_parent, context, **_parent(settings.filing)))
+    elif context.active:
         with tracking.forgiving("The parent run"):
             tracking.open_parent(context, **_parent(settings.filing))
-    else:
+    if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     told = {
         "data": jsonable(settings.data),

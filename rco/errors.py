@@ -1,7 +1,9 @@
-"""The exceptions that are for people: bad input, and a training that came to nothing."""
+"""The exceptions that are for people (bad input, a training that came to nothing), and words for what the network does."""
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,13 +64,42 @@ class DivergenceError(RuntimeError):
         weights: Mapping[str, Any] | None = None,
         weights_of: str = "",
     ) -> None:
-        self.part, self.epoch, self.step, self.weights, self.weights_of, self.advice = (
-            part,
-            epoch,
-            step,
-            weights,
-            weights_of,
-            advice,
-        )
+        self.part, self.epoch, self.step = part, epoch, step
+        self.weights, self.weights_of, self.advice = weights, weights_of, advice
         self.where = f"{part} is not a finite number in epoch {epoch} at step {step} of {steps} (learning rate {lr:g})"
         super().__init__(f"{self.where}. {advice}")
+
+
+def why_unreachable(error: BaseException) -> str:
+    """What kept a request from being answered, in our words: the libraries' own may quote addresses with credentials.
+
+    Args:
+        error: of any HTTP library; the causes that it wraps are looked at too.
+    """
+    causes: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and cause not in causes:
+            causes.append(cause)
+            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    def named(part: str) -> bool:
+        return any(part in type(cause).__name__ for cause in causes)
+
+    if named("InvalidURL") or named("LocationParseError"):
+        return "it cannot be read as an address; in a password, write / as %2F and @ as %40"
+    if any_is(socket.gaierror):
+        return "there is no host of that name"
+    if any_is(ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
+    if any_is(ssl.SSLError):
+        return "no TLS is spoken there: http:// in place of https://?"
+    if any_is(ConnectionRefusedError):
+        return "nothing listens there"
+    if any_is(TimeoutError) or named("Timeout"):
+        return "it does not answer"
+    return "the connection failed"

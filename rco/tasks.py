@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
@@ -136,16 +136,33 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     compute = settings.stage.compute
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
     context = tracking.Context.from_environment()
-    if context.active:
+    if config.services.check_services:
+        require_services(context, functools.partial(tracking.open_parent, context, **_parent(settings.filing)))
+    elif context.active:
         with tracking.forgiving("The parent run"):
             tracking.open_parent(context, **_parent(settings.filing))
-    else:
+    if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
     return {
         task: {name: value for name, value in values.items() if value is not None}
         for task, values in jsonable(settings).items()
     }
+
+
+def require_services(context: tracking.Context, open_parent: Callable[[], str]) -> None:
+    """Use what the environment names, MLflow and S3, once: that a secret is wrong is known before a GPU is taken.
+
+    Raises:
+        InputError: with all that is wrong.
+    """
+    from rco import doctor
+
+    checks = doctor.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
+    for finding in doctor.require(checks):
+        log.info("%s: %s", finding.name, finding.found)
+        if finding.next_step:
+            log.warning("%s", finding.next_step)
 
 
 @task
