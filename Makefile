@@ -82,7 +82,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead pipeline students; do \
+	@status=0; for part in step growth overhead resume pipeline students; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -96,6 +96,10 @@ bench-growth: $(VENV)/.dev ## measure how cost grows with batch, data, classes, 
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.dev ## measure what keeping the route and tracking cost beside training
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+.PHONY: bench-resume
+bench-resume: $(VENV)/.dev ## measure what resume points cost
+	@$(BIN)/python benchmarks/resume.py $(ARGS)
 
 .PHONY: bench-pipeline
 bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everything else
@@ -128,7 +132,7 @@ upload: $(VENV)/.run ## compile both pipelines and upload them to Kubeflow Pipel
 
 .PHONY: build-images
 build-images: ## build the images; EXTRA=DIR adds your package, TORCH_BACKEND=cpu, BASE_IMAGE=..., DOCKER=podman
-	@$(IMAGES) build --base-image '$(BASE_IMAGE)' --torch-backend '$(TORCH_BACKEND)' $(if $(EXTRA),--extra '$(EXTRA)') --more '$(ARGS)'
+	@$(IMAGES) build --base-image '$(BASE_IMAGE)' --torch-backend '$(TORCH_BACKEND)' $(if $(EXTRA),--extra '$(EXTRA)') --more='$(ARGS)'
 
 .PHONY: push-images
 push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and note the digests for `make compile`
@@ -136,12 +140,12 @@ push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and
 
 .PHONY: stack-up
 stack-up: ## start MLflow, PostgreSQL and an S3-compatible store (docker/compose.yaml; passwords: docker/.env)
-	@$(IMAGES) build --only mlflow --base-image '$(BASE_IMAGE)' --more '$(ARGS)'
+	@$(IMAGES) build --only mlflow --base-image '$(BASE_IMAGE)' --more='$(ARGS)'
 	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py up --compose '$(COMPOSE)'
 
 .PHONY: stack-down
 stack-down: ## stop them; their data stay, but with ARGS=--volumes
-	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py down --compose '$(COMPOSE)' --more '$(ARGS)'
+	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py down --compose '$(COMPOSE)' --more='$(ARGS)'
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs

@@ -156,7 +156,7 @@ def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache:
         click.echo(f"rco: {error}", err=True)
         sys.exit(error.code)
     except InterruptedRunError as error:
-        click.echo(f"rco: stopped by {error}; what was finished is in the cache, run again to go on", err=True)
+        click.echo(f"rco: stopped by {error}; what was finished is kept, run again to go on", err=True)
         sys.exit(128 + error.number)
 
 
@@ -316,21 +316,27 @@ def compile_command(max_stages: int | None, slots: str, output: Path, comparison
 
     Their image is RCO_IMAGE, else the one that make build-images built, by digest if it has been pushed.
     """
-    from pipelines.deployment import read_deployment
-
-    site = read_deployment(deployment)  # before KFP is imported: bad input is refused at once
+    given = _sizes(slots)
+    cluster = _cluster(deployment)
     from pipelines.comparison import DEFAULT_SLOTS
-    from pipelines.compile import compile_comparison, compile_rco, image_to_run
-    from pipelines.platform import Cluster
+    from pipelines.compile import compile_comparison, compile_rco
     from pipelines.rco import DEFAULT_STAGES
 
-    sizes = _integers("slots", slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
-    if min(sizes) < 1 or len(sizes) > MOST:
-        raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
-    cluster = Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
+    sizes = given or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
     click.echo(f"image: {cluster.image}")
     click.echo(compile_rco(output, max_stages or DEFAULT_STAGES, cluster))
     click.echo(compile_comparison(comparison, sizes, cluster))
+
+
+def _cluster(deployment: Path | None) -> Any:
+    """The cluster that a pipeline is compiled for; bad input is refused before KFP is imported."""
+    from pipelines.deployment import read_deployment
+
+    site = read_deployment(deployment)
+    from pipelines.compile import image_to_run
+    from pipelines.platform import Cluster
+
+    return Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
 
 
 def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -349,9 +355,6 @@ def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-deployment_option = click.option(
-    "--deployment", type=click.Path(path_type=Path), help="your site's deployment file, as in `rco compile`"
-)
 max_stages_option = click.option(
     "--max-stages", type=click.IntRange(1), default=None, help="stages the pipeline has room for  [4, or what the run needs]"
 )
@@ -437,13 +440,12 @@ def submit(
             compiled = Package.read(package)
             compiled = uncached(compiled, Path(scratch)) if no_cache else compiled
         else:
-            compiled = compile_package(comparison, size, Path(scratch), deployment=deployment, cache=not no_cache)
+            cluster = _cluster(deployment)
+            compiled = compile_package(comparison, size, Path(scratch), cluster, cache=not no_cache)
         compiled.check(parameters)
         if dry_run:
             click.echo(shown(compiled, request, endpoint or "", namespace or ""))
             return
-        for warning in compiled.warnings():
-            click.echo(f"rco: {warning}", err=True)
         _submit(compiled, request, endpoint, namespace, waiting, seconds)
 
 
@@ -495,14 +497,12 @@ def upload(
         if packages:
             compiled = [Package.read(path) for path in packages]
         else:
-            stages = max_stages or DEFAULT_STAGES
+            cluster = _cluster(deployment)
             sizes = _sizes(slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
             compiled = [
-                compile_package(False, [stages], Path(scratch), deployment=deployment),
-                compile_package(True, sizes, Path(scratch), deployment=deployment),
+                compile_package(False, [max_stages or DEFAULT_STAGES], Path(scratch), cluster),
+                compile_package(True, sizes, Path(scratch), cluster),
             ]
-        for warning in dict.fromkeys(line for package in compiled for line in package.warnings()):
-            click.echo(f"rco: {warning}", err=True)
         service = _connect(endpoint, namespace)
         for package in compiled:
             _upload(service, package)
@@ -568,7 +568,7 @@ def _watch(service: Any, run_id: str, seconds: float | None) -> None:
     except KeyboardInterrupt:
         click.echo("\n".join(again(service, run_id)), err=True)
         sys.exit(130)
-    except (StillRunningError, ServiceError) as error:
+    except (StillRunningError, ServiceError, InputError) as error:
         click.echo(f"rco: {error}", err=True)
         click.echo("\n".join(again(service, run_id)), err=True)
         sys.exit(STILL_RUNNING if isinstance(error, StillRunningError) else NO_SERVICE)

@@ -25,6 +25,8 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from pipelines.compile import compile_comparison, compile_rco
+from pipelines.platform import Cluster
 from pipelines.rco import NAME
 from pipelines.service import Pace, Service, ServiceError
 from rco.errors import InputError
@@ -136,34 +138,22 @@ class Package:
             if wrong:
                 raise InputError(name, value, f"is not of the type that the package has ({kind})", "Compile the package anew")
 
-    def warnings(self) -> list[str]:
-        """What may keep its pods from starting."""
-        return [
-            f"the image {image} has a name of this machine only: unless the cluster's nodes have it, its pods will not start. "
-            "Push it (make push-images REGISTRY=...), then compile"
-            for image in self.images
-            if "/" not in image
-        ]
-
 
 def compile_package(
-    comparison: bool, size: Sequence[int], folder: Path, *, deployment: Path | None = None, cache: bool = True
+    comparison: bool, size: Sequence[int], folder: Path, cluster: Cluster | None = None, *, cache: bool = True
 ) -> Package:
     """Compile a pipeline.
 
     Args:
         size: of a run, the stages that it has room for; of a comparison, its slots.
-        deployment: the site's deployment file.
+        cluster: that it is for.
         cache: let tasks that have not changed be taken from KFP's cache.
     """
-    from pipelines.compile import compile_comparison, compile_rco
-
-    settings: dict[str, Any] = {"deployment": deployment} if deployment else {}
     if comparison:
-        path = compile_comparison(folder / "comparison.yaml", list(size), **settings)
+        package = Package.read(compile_comparison(folder / "comparison.yaml", size, cluster))
     else:
-        path = compile_rco(folder / "rco.yaml", size[0], **settings)
-    return Package.read(path) if cache else uncached(Package.read(path), folder)
+        package = Package.read(compile_rco(folder / "rco.yaml", size[0], cluster))
+    return package if cache else uncached(package, folder)
 
 
 def uncached(package: Package, folder: Path) -> Package:
@@ -394,7 +384,7 @@ def wait(
                 show(f"{error}; the run goes on, looking again")
         else:
             if away is not None:
-                show(f"{service.address} is back")
+                show(f"{service.address or 'KFP'} is back")
             away, missing, renewed = None, 0, False
             for line in progress(run, seen):
                 show(line)

@@ -1,9 +1,10 @@
-"""The one exception for bad input, and words for what the network does."""
+"""The exceptions that are for people (bad input, a training that came to nothing), and words for what the network does."""
 
 from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -26,7 +27,7 @@ class InputError(ValueError):
         return InputError(parameter, self.value, self.problem, self.remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return InputError, (self.parameter, self.value, self.problem, self.remedy)
+        return type(self), (self.parameter, self.value, self.problem, self.remedy)
 
 
 def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -38,6 +39,35 @@ def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
     near = get_close_matches(str(value), allowed, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise InputError(parameter, value, "is not known", f"{hint}Choose one of: {', '.join(allowed)}")
+
+
+class DivergenceError(RuntimeError):
+    """A training whose loss, or whose weights, stopped being finite numbers.
+
+    Attributes:
+        part: of the loss, or "a weight".
+        epoch, step: where; both count from 1, the step within its epoch.
+        weights: the model's state dict on the CPU as it last was good; None: it was good only before the training.
+        weights_of: when that was, in words.
+        advice: what to try, in the names of `rco.config.TrainConfig` and `ObjectiveConfig`.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        *,
+        epoch: int,
+        step: int,
+        steps: int,
+        lr: float,
+        advice: str,
+        weights: Mapping[str, Any] | None = None,
+        weights_of: str = "",
+    ) -> None:
+        self.part, self.epoch, self.step = part, epoch, step
+        self.weights, self.weights_of, self.advice = weights, weights_of, advice
+        self.where = f"{part} is not a finite number in epoch {epoch} at step {step} of {steps} (learning rate {lr:g})"
+        super().__init__(f"{self.where}. {advice}")
 
 
 def why_unreachable(error: BaseException) -> str:

@@ -67,6 +67,10 @@ _PASSING = (*_DAMAGED, "RequestTimeout", "SlowDown", "Throttling", "TooManyReque
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
 
+class DamagedError(InputError):
+    """What lies at an address is not what was put there."""
+
+
 class _DamagedError(Exception):
     """What arrived is not what was sent."""
 
@@ -591,7 +595,7 @@ def _store(uri: str) -> Iterator[Any]:
     except boto.ClientError as error:
         raise InputError("uri", uri, *_refusal(error)) from None
     except _DamagedError as error:
-        raise InputError(
+        raise DamagedError(
             "uri", uri, f"arrives damaged: {error}", "Upload it again; look at what lies between here and the store"
         ) from None
     except boto.SSLError:

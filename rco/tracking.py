@@ -399,11 +399,12 @@ class TaskRun:
     flushed: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, client: MlflowClient, run_id: str, record: Record, model_run: str | None) -> TaskRun:
-        """Resume the plugin's run: a retried task has the same one.
+    def open(cls, client: MlflowClient, run_id: str, record: Record, model_run: str | None, first_step: int) -> TaskRun:
+        """Resume the plugin's run: a retried task has the same one, and is told what its record has of this task already.
 
         Args:
             model_run: the run of the trained model, to link with.
+            first_step: of this task.
         """
         run = client.get_run(run_id)
         # A parameter that is logged again with another value is an error to MLflow: what is there stays.
@@ -413,9 +414,10 @@ class TaskRun:
         client.set_tag(run_id, "rco.key", record.key)
         if model_run is not None:
             client.set_tag(run_id, "rco.run", model_run)
-            step = record.rows[-1]["step"] + 1 if record.rows else 1
-            client.set_tag(model_run, f"kfp.run.{step}", run_id)
-        return cls(client, run_id, max((m.step for m in client.get_metric_history(run_id, _CURSOR)), default=0))
+            client.set_tag(model_run, f"kfp.run.{first_step}", run_id)
+        on_server = max((m.step for m in client.get_metric_history(run_id, _CURSOR)), default=0)
+        first_row = max(first_step, on_server + 1)
+        return cls(client, run_id, on_server, [(r["step"], r["metrics"]) for r in record.rows if r["step"] >= first_row])
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Add an epoch."""
@@ -441,8 +443,14 @@ class TaskRun:
 
 
 @contextlib.contextmanager
-def tracked(context: Context, record: Record) -> Iterator[Tracker]:
-    """Track the work of a `with` block: its run is closed as FINISHED, or FAILED if the block raises."""
+def tracked(context: Context, record: Record, first_step: int | None = None) -> Iterator[Tracker]:
+    """Track the work of a `with` block: its run is closed as FINISHED, or FAILED if the block raises.
+
+    Args:
+        first_step: of this block; what the record has before that is of other tasks. None: the step after all that it has.
+    """
+    if first_step is None:
+        first_step = record.rows[-1]["step"] + 1 if record.rows else 1
     tracker = Tracker(record)
     if context.active:
         with forgiving(f"The run of the {record.key}"):
@@ -450,7 +458,7 @@ def tracked(context: Context, record: Record) -> Iterator[Tracker]:
     if context.tracking_uri and context.task_run:
         with forgiving("The run of Kubeflow's MLflow plugin"):
             model_run = tracker.run.run_id if tracker.run is not None else None
-            tracker.task_run = TaskRun.open(context.client(), context.task_run, record, model_run)
+            tracker.task_run = TaskRun.open(context.client(), context.task_run, record, model_run, first_step)
     try:
         yield tracker
     except BaseException as error:

@@ -355,12 +355,25 @@ class Postgres:
     """A running PostgreSQL.
 
     Attributes:
-        uri: of its database, as SQLAlchemy writes it; holds the password.
+        uri: of its first database, as SQLAlchemy writes it; holds the password.
         server: its process: `server.stop()` and `server.start()` are a restart, `server.kill()` is a crash.
     """
 
     uri: str = field(repr=False)
     server: Server
+
+    def make_database(self, name: str) -> str:
+        """One more database; returns its URI."""
+        import psycopg2
+
+        connection = psycopg2.connect(self.uri.replace("+psycopg2", ""))
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(f'CREATE DATABASE "{name}"')
+        finally:
+            connection.close()
+        return self.uri.replace("/postgres?", f"/{name}?")
 
 
 @contextlib.contextmanager

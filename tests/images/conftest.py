@@ -92,6 +92,7 @@ def engine() -> Iterator[Engine]:
     finally:
         with step("end the engine and remove what it kept"):
             _end(process)
+            _unmount_below(home)
             if not kept:
                 shutil.rmtree(home)
 
@@ -112,6 +113,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
+
+
+def _unmount_below(home: Path) -> None:
+    """dockerd leaves the mount of its network namespace behind."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in reversed([place for place in places if Path(place).is_relative_to(home)]):
+        subprocess.run(["umount", place], check=True)
 
 
 # What python:3.11-slim gives: Debian with Python, its venv module, ca-certificates, and pip below /usr/local.

@@ -113,7 +113,7 @@ def stack(built: Built, checkout: Checkout, tmp_path_factory: pytest.TempPathFac
     ports = {name: servers.free_port() for name in ("mlflow", "s3", "database", "master", "volume", "filer")}
     root = tmp_path_factory.mktemp("stack") / "rco"
     shutil.copytree(checkout.root, root)
-    document = resolved({**PASSWORDS, "MLFLOW_IMAGE": "${MLFLOW_IMAGE}"})
+    document = resolved({**PASSWORDS, "MLFLOW_IMAGE": "mlflow"})
     (root / "docker" / "compose.yaml").write_text(yaml.safe_dump(on_the_host(document, ports)))
     settings = {**PASSWORDS, "MLFLOW_PORT": ports["mlflow"]}
     (root / "docker" / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
@@ -164,9 +164,9 @@ def on_the_host(document: dict[str, Any], ports: dict[str, int]) -> dict[str, An
         service["extra_hosts"] = ["storage:127.0.0.1", "database:127.0.0.1"]
         service["restart"] = "no"
     services["database"]["image"] = services["storage"]["image"] = "stack-standin:1"
+    services["bucket"]["image"] = services["mlflow"]["image"] = "${MLFLOW_IMAGE}"
     services["database"]["environment"]["PGPORT"] = str(ports["database"])
     services["storage"]["command"] += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
-    # compose writes a literal "$" as "$$" when it is asked for its configuration in a form to be read again; "#" and "%" stay.
     return document
 
 

@@ -117,6 +117,15 @@ def test_faults_that_pass_are_survived(
     assert unfinished(seaweed) == []
 
 
+def test_sha256_that_the_store_has_recorded_counts_as_well(
+    seaweed: servers.Seaweed, proxy: faults.Proxy, bucket: str, tmp_path: Path
+) -> None:
+    seaweed.client().put_object(Bucket=BUCKET, Key="by-others", Body=b"x" * 1000, ChecksumAlgorithm="SHA256")
+    proxy.inject(Fault(damage=True), method="GET", path="/by-others")
+    assert storage.fetch(f"{bucket}/by-others", tmp_path).read_bytes() == b"x" * 1000
+    assert proxy.injected == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

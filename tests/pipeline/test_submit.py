@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import datetime
+import ipaddress
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,9 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from kfp import Client
 
 from pipelines import service as service_module
@@ -260,21 +264,32 @@ def test_a_package_of_another_version_is_asked_for_what_it_has(
     assert rco("submit", "--package", str(old), "--no-wait").exit_code == 0
 
 
-def test_compiled_where_it_is_sent_with_room_for_the_run(stub: KfpStub, tmp_path: Path) -> None:
+def test_compiled_where_it_is_sent(stub: KfpStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sent(*words: str) -> str:
         stub.packages.clear()
         done = CliRunner().invoke(main, ["submit", "--endpoint", stub.address, "--no-wait", *words])
         assert done.exit_code == 0, done.output
-        assert "has a name of this machine only" in done.output
         return next(iter(stub.packages.values()), b"").decode()
 
     assert "stage-6" in sent("--n-anchors", "6", "--epochs", "60")
     usual = sent("--n-anchors", "2")
     assert "stage-4" in usual
     assert "stage-5" not in usual
-    done = CliRunner().invoke(main, ["submit", "--endpoint", stub.address, "--n-anchors", "6", "--max-stages", "5"])
-    assert done.exit_code == 2
-    assert "max_stages = 5: is not enough" in done.output
+    monkeypatch.setenv("RCO_IMAGE", "registry.example.com/rco@sha256:" + "0" * 64)
+    (tmp_path / "site.yaml").write_text("train: {gpus: 1}\n")
+    mine = sent("--deployment", str(tmp_path / "site.yaml"))
+    assert "nvidia.com/gpu" in mine
+    assert "nvidia.com/gpu" not in usual
+    assert "registry.example.com/rco@sha256:" in mine
+    (tmp_path / "site.yaml").write_text("train: {gpu: 1}\n")
+    for words, told in (
+        (["--n-anchors", "6", "--max-stages", "5"], "max_stages = 5: is not enough"),
+        (["--deployment", str(tmp_path / "site.yaml")], "gpu"),
+    ):
+        asked = len(stub.requests)
+        done = CliRunner().invoke(main, ["submit", "--endpoint", stub.address, *words])
+        assert (done.exit_code, told in done.output) == (2, True), done.output
+        assert len(stub.requests) == asked
 
 
 def test_dry_run_connects_to_nothing(stub: KfpStub, rco: Callable[..., Result], rco_yaml: Path) -> None:
@@ -708,26 +723,26 @@ def test_namespaces(rco_yaml: Path, tmp_path: Path) -> None:
         assert only(stub.experiments).namespace is None
 
 
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kfp.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    (folder / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(secret.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    return folder / "certificate.pem", folder / "key.pem"
+
+
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if shutil.which("openssl") is None:
-        pytest.fail("openssl is needed to make a certificate")
-    names = ["-subj", "/CN=kfp.test", "-addext", "subjectAltName=IP:127.0.0.1"]
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    subprocess.run([*make, *names], check=True, capture_output=True)
+    certificate, key = self_signed(tmp_path)
     with KfpStub(token="right").listening((str(certificate), str(key))) as stub:
         done = at(stub.address)
         assert done.exit_code == 3
