@@ -48,6 +48,10 @@ compare: $(VENV)/.run ## compare RCO with plain distillation over several seeds;
 sweep: $(VENV)/.run ## sweep settings against one teacher; ARGS="--tau 2,4,8 --strategy greedy,equal-interval"
 	@$(BIN)/rco sweep $(ARGS)
 
+.PHONY: doctor
+doctor: $(VENV)/.run ## check this machine and the services that it is told to use; ARGS="--s3 s3://BUCKET/PREFIX --endpoint URL"
+	@$(BIN)/rco doctor $(ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
@@ -78,7 +82,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead pipeline students; do \
+	@status=0; for part in step growth overhead resume pipeline students; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -92,6 +96,10 @@ bench-growth: $(VENV)/.dev ## measure how cost grows with batch, data, classes, 
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.dev ## measure what keeping the route and tracking cost beside training
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+.PHONY: bench-resume
+bench-resume: $(VENV)/.dev ## measure what resume points cost
+	@$(BIN)/python benchmarks/resume.py $(ARGS)
 
 .PHONY: bench-pipeline
 bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everything else
@@ -115,8 +123,12 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 
 .PHONY: compile
-compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines
+compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines; ARGS="--deployment site.yaml" names what your cluster gives
 	@$(BIN)/rco compile $(ARGS)
+
+.PHONY: upload
+upload: $(VENV)/.run ## compile both pipelines and upload them to Kubeflow Pipelines; ARGS="--endpoint http://... --namespace ..."
+	@$(BIN)/rco upload $(ARGS)
 
 .PHONY: build-images
 build-images: ## build the images; EXTRA=DIR adds your package, TORCH_BACKEND=cpu, BASE_IMAGE=..., DOCKER=podman
