@@ -99,6 +99,9 @@ class Context:
         # Two minutes of retries per request would stop the work that tracking promises not to stop.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # A server that keeps artifacts in S3 offers clients addresses there, which they may not reach: stay with the server.
+        os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+        os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
         import mlflow
 
         for name in ("mlflow", "alembic"):

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rco.tracking import Context
 from tests import servers
 from tests.images.conftest import ROOT, Built, Checkout, step
 
@@ -170,11 +171,9 @@ def on_the_host(document: dict[str, Any], ports: dict[str, int]) -> dict[str, An
     return document
 
 
-def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Any:
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow)
-    return mlflow.MlflowClient(stack.mlflow)
+def client(stack: Stack) -> Any:
+    """As the pipeline has it."""
+    return Context(tracking_uri=stack.mlflow, pipeline_run="").client()
 
 
 def objects(stack: Stack, secret: str) -> list[str]:
@@ -190,12 +189,12 @@ def objects(stack: Stack, secret: str) -> list[str]:
     return [each["Key"] for each in s3.list_objects_v2(Bucket="mlflow").get("Contents", ())]
 
 
-def test_runs_and_artifacts_survive_the_stack(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_and_artifacts_survive_the_stack(stack: Stack, tmp_path: Path) -> None:
     import botocore.exceptions
     import mlflow
     import psycopg2
 
-    c = client(stack, monkeypatch)
+    c = client(stack)
     name = f"stack-{uuid.uuid4().hex[:8]}"
     run = c.create_run(c.create_experiment(name))
     (tmp_path / "anchor.bin").write_bytes(bytes(range(256)) * 4096)
@@ -215,7 +214,7 @@ def test_runs_and_artifacts_survive_the_stack(stack: Stack, tmp_path: Path, monk
         assert cursor.fetchall() == [(0.5,)]
     stack.make("stack-down")
     stack.make("stack-up")
-    again = client(stack, monkeypatch)
+    again = client(stack)
     assert again.get_run(run.info.run_id).data.metrics == {"accuracy": 0.5}
     fetched = mlflow.artifacts.download_artifacts(
         run_id=run.info.run_id, artifact_path="anchor.bin", dst_path=str(tmp_path / "b")
