@@ -30,7 +30,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = servers.free_port()
     (folder / "config.yml").write_text(_CONFIG.format(folder=folder / "data", port=port))
     command = ["docker-registry", "serve", str(folder / "config.yml")]
-    with servers.running(command, f"http://127.0.0.1:{port}/v2/", folder / "log", {}):
+    with servers.Server(command, lambda: servers.answers(f"http://127.0.0.1:{port}/v2/"), folder / "log"):
         yield f"127.0.0.1:{port}"
 
 
