@@ -320,11 +320,16 @@ class Deployment:
     def parameters(self) -> dict[str, Any]:
         """Defaults of pipeline parameters that follow from what tasks get.
 
-        `auto` would be resolved by `check`, on a pod that has no GPU and other cores than those that compute.
+        `auto` would be resolved by `check`, on a pod that has no GPU and other cores than those that compute. A wrong secret
+        is found out late on a cluster, so that the first task asks for what the environment names.
         """
         train = self.train
         limit = train.cpu_limit or train.cpu_request
-        return {"device": "cuda" if train.gpus else "cpu", "threads": max(1, min(8, math.floor(cores("cpu", limit))))}
+        return {
+            "device": "cuda" if train.gpus else "cpu",
+            "threads": max(1, min(8, math.floor(cores("cpu", limit)))),
+            "check_services": True,
+        }
 
 
 def read_deployment(path: Path | None) -> Deployment:

@@ -100,13 +100,35 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:
     """Write a module's state dict (on CPU, contiguous); returns the file's sha256. Same weights, same hash."""
+    return save_state(path, model.state_dict(), metadata)
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+    """As `save_model`, of a state dict."""
+    atomically(path, lambda temporary: write_state(temporary, state, metadata, sort_keys=True))
+    return sha256(path)
+
+
+def write_state(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, sort_keys: bool = False
+) -> None:
+    """As `save_state`, but straight to `path`, for who sees to it that nobody reads half a file; metadata keep their order."""
     from safetensors.torch import save_file
 
     # clone: safetensors refuses tensors that share memory (tied weights), and they load back all the same.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True)}
-    atomically(path, lambda temporary: save_file(state, temporary, header))
-    return sha256(path)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=sort_keys)})
+
+
+def state_digest(model: nn.Module) -> str:
+    """Hex sha256 of a module's weights, whichever file they lie in."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_state(path: Path, expected_sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -120,6 +142,22 @@ def load_state(path: Path, expected_sha256: str | None = None) -> tuple[dict[str
     if expected_sha256 is not None:
         verify(path, expected_sha256)
     return _read(path, lambda: safe_open(path, framework="pt"))
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """The JSON document in a safetensors file's header; its tensors are not read.
+
+    Raises:
+        InputError: the file is missing or is not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            document: dict[str, Any] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            return document
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InputError("file", str(path), f"is not a readable safetensors file ({error})", "Copy it again") from None
 
 
 def _read(path: Path, open_: Callable[[], Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -35,7 +35,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -65,6 +66,10 @@ _PROGRESS_SECONDS = 10.0
 _DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch")
 _PASSING = (*_DAMAGED, "RequestTimeout", "SlowDown", "Throttling", "TooManyRequests")
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+
+
+class DamagedError(InputError):
+    """What lies at an address is not what was put there."""
 
 
 class _DamagedError(Exception):
@@ -592,7 +597,7 @@ def _store(uri: str) -> Iterator[Any]:
     except boto.ClientError as error:
         raise InputError("uri", uri, *_refusal(error)) from None
     except _DamagedError as error:
-        raise InputError(
+        raise DamagedError(
             "uri", uri, f"arrives damaged: {error}", "Upload it again; look at what lies between here and the store"
         ) from None
     except boto.SSLError:
@@ -652,6 +657,8 @@ def _refusal(error: Any) -> tuple[str, str]:
         return "names a bucket that does not exist", "Check the name, or create it"
     if code in ("NoSuchKey", "404"):
         return "does not exist in the store", "Check the key and its spelling"
+    if code in ("ExpiredToken", "ExpiredTokenException"):
+        return "is refused by the store: the session's credentials have expired", "Get new ones, and set AWS_SESSION_TOKEN too"
     if code == "RequestTimeTooSkewed":
         return "is refused by the store, whose clock shows another time", "Set this machine's clock"
     if status in (401, 403):
@@ -670,3 +677,70 @@ def _address(client: Any) -> str:
     """The store's address, without a password in it."""
     url = urlsplit(client.meta.endpoint_url if client is not None else "")
     return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"
+
+
+SKEW_REFUSED = 300.0  # seconds; AWS itself refuses signatures that are 15 minutes off, some stores are stricter
+
+
+class Probe(NamedTuple):
+    """What `probe` found.
+
+    Attributes:
+        endpoint: address of the store.
+        ahead: seconds by which this machine's clock is ahead of the store's; None if the store does not say its time.
+        left: key of what could not be removed; empty: nothing.
+        seconds: that it took.
+    """
+
+    endpoint: str
+    ahead: float | None
+    left: str
+    seconds: float
+
+
+def probe(uri: str) -> Probe:
+    """List at an S3 address, write a small object below it, read it back, compare it by sha256, and delete it.
+
+    Raises:
+        InputError: the store cannot be used, or did not give back what was written.
+    """
+    bucket, prefix = _split(uri)
+    key = f"{prefix.rstrip('/')}/rco-doctor-{secrets.token_hex(8)}".lstrip("/")
+    content, left = secrets.token_bytes(1024), ""
+    ahead: list[float] = []
+
+    def note_time(http_response: Any, **_: Any) -> None:
+        with suppress(KeyError, ValueError):
+            ahead.append(time.time() - parsedate_to_datetime(http_response.headers["Date"]).timestamp())
+
+    try:
+        with _store(uri) as client:
+            client.meta.events.register("after-call.s3", note_time)
+            began = time.monotonic()
+            client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)  # some stores make a bucket that is written to
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+            try:
+                back = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            finally:
+                try:
+                    client.delete_object(Bucket=bucket, Key=key)
+                except Exception:  # who may write need not have the right to delete
+                    left = key
+    except InputError as error:
+        if ahead and abs(ahead[0]) > SKEW_REFUSED:
+            raise InputError(
+                "uri",
+                uri,
+                f"{error.problem}: signatures are dated, and this machine's clock is {said_skew(ahead[0])} the store's",
+                "Set the clock (chrony, systemd-timesyncd)",
+            ) from None
+        raise
+    if hashlib.sha256(back).digest() != hashlib.sha256(content).digest():
+        raise InputError("uri", uri, "gives back other bytes than were written", "See the log of the store")
+    return Probe(_address(client), ahead[0] if ahead else None, left, time.monotonic() - began)
+
+
+def said_skew(ahead: float) -> str:
+    """Words for a clock that differs: "6 minutes ahead of"."""
+    size, unit = (abs(ahead) / 60, "minutes") if abs(ahead) >= 90 else (abs(ahead), "seconds")
+    return f"{size:.0f} {unit} {'ahead of' if ahead > 0 else 'behind'}"

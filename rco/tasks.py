@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
@@ -23,10 +23,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rco import anchors as choosing
-from rco import checkpoint, openset, outbox, tracking
+from rco import checkpoint, openset, outbox, resume, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.errors import InputError
+from rco.errors import DivergenceError, InputError
 from rco.hardness import relative, route_hardness
 from rco.preflight import (
     AnchorSettings,
@@ -49,6 +49,7 @@ TARGETS = "targets.safetensors"
 OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
 REFUSED = "refused: "  # marks, after the prefix, the one line that says which input a task could not work with
+DIVERGED = "diverged: "  # likewise, why a training came to nothing
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,6 +66,9 @@ def task(function: F) -> F:
             return function(*args, **kwargs)
         except InputError as error:
             log.error("%s%s", REFUSED, " ".join(str(error).split()))
+            raise
+        except DivergenceError as error:
+            log.error("%s%s", DIVERGED, " ".join(str(error).split()))
             raise
 
     TASKS[function.__name__] = wrapped
@@ -132,16 +136,33 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     compute = settings.stage.compute
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
     context = tracking.Context.from_environment()
-    if context.active:
+    if config.services.check_services:
+        require_services(context, functools.partial(tracking.open_parent, context, **_parent(settings.filing)))
+    elif context.active:
         with tracking.forgiving("The parent run"):
             tracking.open_parent(context, **_parent(settings.filing))
-    else:
+    if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
     return {
         task: {name: value for name, value in values.items() if value is not None}
         for task, values in jsonable(settings).items()
     }
+
+
+def require_services(context: tracking.Context, open_parent: Callable[[], str]) -> None:
+    """Use what the environment names, MLflow and S3, once: that a secret is wrong is known before a GPU is taken.
+
+    Raises:
+        InputError: with all that is wrong.
+    """
+    from rco import doctor
+
+    checks = doctor.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
+    for finding in doctor.require(checks):
+        log.info("%s: %s", finding.name, finding.found)
+        if finding.next_step:
+            log.warning("%s", finding.next_step)
 
 
 @task
@@ -175,8 +196,9 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     data = Dataset.open(dataset)
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=_params(s), data=_data_summary(data))
-    with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
-        if s.train is None or s.checkpoint_every is None:
+    context = tracking.Context.from_environment()
+    if s.train is None or s.checkpoint_every is None:
+        with tracking.tracked(context, record) as tracker:
             log.info("adopting the route at %s", s.route)
             with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
                 source = storage.fetch(s.route, Path(scratch))
@@ -192,16 +214,42 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
             ]
             for row in rows:
                 tracker.log(int(row["epoch"]), _logged(row))
-        else:
-            say = EpochLines(f"teacher {spec.model}", s.train.epochs)
-            for row in teacher.train_teacher(data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route):
-                tracker.log(row["epoch"], _logged(row))
-                say(row)
+        kept = _file_route(route, route_index, record)
+    else:
+        say = EpochLines(f"teacher {spec.model}", s.train.epochs)
+        with resume.resumable(
+            "train_teacher",
+            {"settings": s, "data": data.manifest.digest},
+            who=f"teacher {spec.model}",
+            network=spec.written,
+            prefix="teacher_",
+            files=route,
+        ) as points:
+            record = _taken_up(points, record)
+            with tracking.tracked(context, record) as tracker:
+                for row in teacher.train_teacher(
+                    data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route, keeper=points
+                ):
+                    tracker.log(row["epoch"], _logged(row))
+                    say(row)
+            kept = _file_route(route, route_index, record)
+    log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
+    return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
+
+
+def _file_route(route: Path, route_index: Path, record: Record) -> Route:
     kept = Route.open(route)
     kept.write_index(route_index)
     record.write(route_index)
-    log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
-    return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
+    return kept
+
+
+def _taken_up(points: resume.Points, record: Record) -> Record:
+    """The record as an interrupted training left it, if there is one to go on with; it is kept from now on."""
+    before = points.take("record")
+    current = record if before is None else Record(**before)
+    points.add("record", lambda: jsonable(current))
+    return current
 
 
 @task
@@ -318,6 +366,7 @@ def distill_stage(
     key: str = "student",
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    finished: list[resume.Points] | None = None,
 ) -> dict[str, Any]:
     """Train the student on one anchor; passes it through if the route has been walked.
 
@@ -327,6 +376,7 @@ def distill_stage(
         key: names the student among those of this pipeline run.
         params: what to record beside the settings.
         tags: of the student's run in MLflow.
+        finished: as for `rco.resume.resumable`.
 
     Returns:
         figures for the artifact's metadata.
@@ -369,31 +419,47 @@ def distill_stage(
         passes = len(train) * views
         megabytes = check_size(views, len(train), data.manifest.num_classes)
         log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
-    seconds = 0.0
-    row: dict[str, Any] = {}
-    with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
-        if loss.needs_anchor:
-            tracker.anchor(anchor)
-        for row in distill.distill_stage(
-            model,
-            teacher_model,
-            data,
-            s.objective,
-            s.train,
-            s.compute,
-            targets,
-            stage=stage,
-            epochs=epochs,
-            first_epoch=first,
-            loss=loss,
-            anchor_id=about["sha256"],
-        ):
-            tracker.log(row["epoch"], _logged(row))
-            seconds += images / row["images_per_second"]
-            say(row)
-    results = {name: row[name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
-    record.stages.append(
-        {
+    identity = {
+        "settings": s,
+        "selection": selection,
+        "data": data.manifest.digest,
+        "anchor": about["sha256"],
+        "targets": checkpoint.sha256(anchor / TARGETS),
+        "student": checkpoint.sha256(student / STUDENT),
+        "objective": checkpoint.sha256(student / OBJECTIVE) if learns and stage > 1 else "",
+        "record": {"key": key, "params": params or {}, "tags": tags or {}},
+    }
+    with resume.resumable(
+        f"distill_stage/{key}/stage-{stage}",
+        identity,
+        who=f"{key} {student_spec.model}, stage {stage}",
+        network=student_spec.written,
+        finished=finished,
+    ) as points:
+        record = _taken_up(points, record)
+        with tracking.tracked(tracking.Context.from_environment(), record, first_step=first) as tracker:
+            if loss.needs_anchor:
+                tracker.anchor(anchor)
+            for row in distill.distill_stage(
+                model,
+                teacher_model,
+                data,
+                s.objective,
+                s.train,
+                s.compute,
+                targets,
+                stage=stage,
+                epochs=epochs,
+                first_epoch=first,
+                loss=loss,
+                anchor_id=about["sha256"],
+                keeper=points,
+            ):
+                tracker.log(row["epoch"], _logged(row))
+                say(row)
+        rows = [row["metrics"] for row in record.rows if row["step"] >= first]
+        results = {name: rows[-1][name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
+        this = {
             "stage": stage,
             "anchor_epoch": about["epoch"],
             "anchor_index": about["index"],
@@ -403,15 +469,15 @@ def distill_stage(
             "first_epoch": first,
             "last_epoch": first + epochs - 1,
             "hardness_before": about["hardness_of_route"],
-            "train_seconds": seconds,
+            "train_seconds": sum(images / row["images_per_second"] for row in rows),
             "teacher_forward_passes": passes,
             **results,
         }
-    )
-    _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
-    if learns:
-        checkpoint.save_model(distilled / OBJECTIVE, loss)
-    record.write(distilled)
+        record.stages = [*(told for told in record.stages if told["stage"] != stage), this]
+        _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
+        if learns:
+            checkpoint.save_model(distilled / OBJECTIVE, loss)
+        record.write(distilled)
     return {"stage": stage, "anchor_epoch": about["epoch"], **results}
 
 
@@ -712,16 +778,19 @@ def report_files(folder: Path) -> list[Path]:
 
 @task
 def close_run(*, succeeded: bool) -> int:
-    """End every run of this pipeline run that is still open; returns how many there were.
+    """End every run of this pipeline run that is still open; returns how many there were. If the pipeline has succeeded, its
+    resume points go.
 
     Args:
-        succeeded: whether the pipeline did.
+        succeeded: whether it did.
     """
     context = tracking.Context.from_environment()
     closed = 0
     if context.active:
         with tracking.forgiving("The end of the pipeline run"):
             closed = tracking.close_all(context, "FINISHED" if succeeded else "FAILED")
+    if succeeded:
+        resume.clear_run()
     return closed
 
 
@@ -754,6 +823,9 @@ def main(arguments: list[str], module: str = "rco.tasks") -> int:
     except InputError as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 2
+    except DivergenceError as error:
+        print(f"{PREFIX}{error}", file=sys.stderr)
+        return 1
     print(json.dumps(jsonable(result)))
     return 0
 
