@@ -212,7 +212,7 @@ def test_runs_and_artifacts_survive_the_stack(stack: Stack, tmp_path: Path) -> N
     with psycopg2.connect(**login, password=PASSWORDS["POSTGRES_PASSWORD"]) as database, database.cursor() as cursor:
         cursor.execute("SELECT value FROM metrics WHERE run_uuid = %s", (run.info.run_id,))
         assert cursor.fetchall() == [(0.5,)]
-    stack.make("stack-down")
+    stack.make("stack-down", "ARGS=")
     stack.make("stack-up")
     again = client(stack)
     assert again.get_run(run.info.run_id).data.metrics == {"accuracy": 0.5}
