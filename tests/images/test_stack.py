@@ -25,6 +25,11 @@ from tests.images.conftest import ROOT, Built, Checkout, step
 
 PASSWORDS = {"POSTGRES_PASSWORD": "p@ss:w/rd%20#'x", "S3_ACCESS_KEY": "rco", "S3_SECRET_KEY": "secret/of+the=store"}
 COMPOSE = "docker-compose"
+# SeaweedFS's own; those for gRPC would else be 10,000 higher, and there may be no such port.
+_STORE_PORTS = (
+    *("master.port", "volume.port", "filer.port"),
+    *("master.port.grpc", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc"),
+)
 _STANDIN = """
 FROM {base}
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql wget
@@ -111,7 +116,7 @@ def stack(built: Built, checkout: Checkout, tmp_path_factory: pytest.TempPathFac
     (context / "postgres.sh").write_text(_POSTGRES)
     with step("stand-ins for PostgreSQL and SeaweedFS"):
         engine.docker("build", "--network", "host", "-t", "stack-standin:1", str(context))
-    ports = {name: servers.free_port() for name in ("mlflow", "s3", "database", "master", "volume", "filer")}
+    ports = {name: servers.free_port() for name in ("mlflow", "s3", "database", *_STORE_PORTS)}
     root = tmp_path_factory.mktemp("stack") / "rco"
     shutil.copytree(checkout.root, root)
     document = resolved({**PASSWORDS, "MLFLOW_IMAGE": "mlflow"})
@@ -167,7 +172,7 @@ def on_the_host(document: dict[str, Any], ports: dict[str, int]) -> dict[str, An
     services["database"]["image"] = services["storage"]["image"] = "stack-standin:1"
     services["bucket"]["image"] = services["mlflow"]["image"] = "${MLFLOW_IMAGE}"
     services["database"]["environment"]["PGPORT"] = str(ports["database"])
-    services["storage"]["command"] += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
+    services["storage"]["command"] += [f"-{name}={ports[name]}" for name in _STORE_PORTS]
     return document
 
 
