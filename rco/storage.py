@@ -28,6 +28,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import shutil
 import threading
@@ -304,8 +305,9 @@ def _download(client: Any, transfers: Any, bucket: str, entry: Entry, path: Path
 
 def _recorded_sha256(about: dict[str, Any]) -> str | None:
     """The sha256 of a whole object, in hex, if its uploader or the store has recorded one."""
-    if recorded := about.get("Metadata", {}).get(_SHA256):
-        return str(recorded).lower()
+    recorded = str(about.get("Metadata", {}).get(_SHA256, "")).lower()
+    if re.fullmatch("[0-9a-f]{64}", recorded):  # others may write something else under this name
+        return recorded
     checksum = about.get("ChecksumSHA256", "")  # of an upload in parts: that of the parts' checksums, and how many they are
     return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
 

@@ -38,7 +38,7 @@ from rco.record import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
     from torch import nn
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
+ANCHOR_SECONDS = 60.0  # for another process to upload the anchor that it has claimed
 CHAMPION = "champion"
 _ANCHOR_FILE = "anchor.safetensors"
 _ANCHOR_TAG = "rco.anchor."
@@ -145,7 +146,7 @@ def open_parent(
     client = context.client()
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        experiment_id = client.create_experiment(experiment, artifact_location=context.artifact_root or None)
+        experiment_id = _create_experiment(client, experiment, context.artifact_root or None)
     elif found.lifecycle_stage == "deleted":
         raise InputError("experiment", experiment, "is a deleted experiment in MLflow", "Restore it, or use another name")
     else:
@@ -157,6 +158,19 @@ def open_parent(
         _log_params(client, parent.info.run_id, params)
     run_id: str = parent.info.run_id
     return run_id
+
+
+def _create_experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment_id: str = client.create_experiment(name, artifact_location=artifact_root)
+    except MlflowException as error:
+        # Another pipeline, begun at the same time, may have been first.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or (found := client.get_experiment_by_name(name)) is None:
+            raise
+        experiment_id = found.experiment_id
+    return experiment_id
 
 
 def find_parent(context: Context, client: MlflowClient) -> Run | None:
@@ -294,7 +308,7 @@ class ModelRun:
     def anchor(self, folder: Path) -> None:
         """Make an anchor known as a LoggedModel, and this run as one that learnt from it.
 
-        A checkpoint is uploaded once per experiment; it is known by its sha256.
+        A checkpoint is uploaded once per experiment, also by pipelines at the same time; it is known by its sha256.
 
         Args:
             folder: with anchor.json and the checkpoint, as `rco.tasks.select_anchor` writes it.
@@ -305,34 +319,11 @@ class ModelRun:
         tag = f"{_ANCHOR_TAG}{about['epoch']}"
         if tag in self.client.get_run(self.run_id).data.tags:
             return
-        matching = f"tags.`rco.sha256` = '{about['sha256']}'"
-        known = [
-            m
-            for m in self.client.search_logged_models([self.experiment_id], matching, max_results=20)
-            if str(m.status).endswith("READY")
-        ]
-        if known:
-            model_id = known[0].model_id
-            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
-        else:
-            checkpoint.verify(folder / _ANCHOR_FILE, about["sha256"])
-            model = self.client.create_logged_model(
-                self.experiment_id,
-                name=f"anchor-epoch-{about['epoch']:04d}",
-                source_run_id=self.run_id,
-                model_type="anchor",
-                tags={"rco.sha256": about["sha256"], "rco.epoch": str(about["epoch"])},
-                params={"model": str(about["model"]), "epoch": str(about["epoch"]), "sha256": about["sha256"]},
-            )
-            model_id = model.model_id
-            try:
-                for file in (folder / _ANCHOR_FILE, folder / "anchor.json"):
-                    self.client.log_model_artifact(model_id, str(file))
-            except Exception:
-                self.client.finalize_logged_model(model_id, "FAILED")
-                raise
-            self.client.finalize_logged_model(model_id, "READY")
+        model_id, uploaded = self._anchor_model(folder, about)
+        if uploaded:
             self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about["epoch"])])
+        else:
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
         now = time.time_ns() // 1_000_000
         metrics = [
             Metric(f"anchor_{name}", about[name], now, about["epoch"], model_id=model_id)
@@ -340,6 +331,51 @@ class ModelRun:
             if about.get(name) is not None
         ]
         self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, model_id)])
+
+    def _anchor_model(self, folder: Path, about: Mapping[str, Any]) -> tuple[str, bool]:
+        """The LoggedModel of an anchor, and whether it is this process that has uploaded it."""
+        sha256 = about["sha256"]
+        if known := self._claims(sha256, "READY"):
+            return known[0].model_id, False
+        checkpoint.verify(folder / _ANCHOR_FILE, sha256)
+        # A claim first, the upload later: of several pipelines that need an anchor at the same time, the others wait.
+        claim = self.client.create_logged_model(
+            self.experiment_id,
+            name=f"anchor-epoch-{about['epoch']:04d}",
+            source_run_id=self.run_id,
+            model_type="anchor",
+            tags={"rco.sha256": sha256, "rco.epoch": str(about["epoch"])},
+            params={"model": str(about["model"]), "epoch": str(about["epoch"]), "sha256": sha256},
+        )
+        try:
+            if elder := self._elder(claim, sha256):
+                self.client.delete_logged_model(claim.model_id)
+                return elder, False
+            for file in (folder / _ANCHOR_FILE, folder / "anchor.json"):
+                self.client.log_model_artifact(claim.model_id, str(file))
+        except Exception:
+            self.client.finalize_logged_model(claim.model_id, "FAILED")
+            raise
+        self.client.finalize_logged_model(claim.model_id, "READY")
+        return claim.model_id, True
+
+    def _claims(self, sha256: str, *statuses: str) -> list[LoggedModel]:
+        """LoggedModels of a checkpoint that are in one of these states, the oldest first."""
+        found = self.client.search_logged_models([self.experiment_id], f"tags.`rco.sha256` = '{sha256}'", max_results=50)
+        wanted = [model for model in found if str(model.status).rpartition(".")[2] in statuses]
+        return sorted(wanted, key=lambda model: (model.creation_timestamp, model.model_id))
+
+    def _elder(self, claim: LoggedModel, sha256: str) -> str | None:
+        """The LoggedModel that another process has claimed before, once it is whole; whoever is too slow has died."""
+        deadline = time.monotonic() + ANCHOR_SECONDS
+        while time.monotonic() < deadline:
+            claims = self._claims(sha256, "READY", "PENDING")
+            if ready := [model for model in claims if str(model.status).endswith("READY")]:
+                return str(ready[0].model_id)
+            if claims and claims[0].model_id == claim.model_id:
+                return None
+            time.sleep(0.5)
+        return None
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Log final figures that have no step of their own."""

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 180.0  # seconds until a server must answer; it imports all of MLflow, perhaps on a busy machine
+PATIENCE = 300.0  # seconds until a server must answer; it imports all of MLflow, perhaps on a busy machine
 _TRIES = 5
 _TAKEN = ("address already in use", "port is already in use", "is not available on port")
 

@@ -265,7 +265,8 @@ def test_sha256_that_the_store_has_recorded() -> None:
     whole = base64.b64encode(digest.digest()).decode()
     assert storage._recorded_sha256({"ChecksumSHA256": whole}) == digest.hexdigest()
     assert storage._recorded_sha256({"ChecksumSHA256": f"{whole}-2", "Metadata": {}}) is None
-    assert storage._recorded_sha256({"ChecksumSHA256": whole, "Metadata": {"sha256": "AB"}}) == "ab"
+    assert storage._recorded_sha256({"ChecksumSHA256": whole, "Metadata": {"sha256": "AB" * 32}}) == "ab" * 32
+    assert storage._recorded_sha256({"Metadata": {"sha256": whole}}) is None, "another tool's way to write it"
 
 
 def test_objects_of_others_have_no_sha256(s3: Any, tmp_path: Path) -> None:

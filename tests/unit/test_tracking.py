@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,54 @@ def test_anchors_are_uploaded_once_and_linked_everywhere(server: Path, tmp_path:
     }
     loaded = tracking.load(f"models:/{model.model_id}", tracking_uri=where.tracking_uri)
     assert checkpoint.save_model(tmp_path / "x", loaded) == checkpoint.save_model(tmp_path / "y", SPEC.build(1).eval())
+
+
+def test_an_anchor_that_another_pipeline_is_uploading_is_waited_for(server: Path, tmp_path: Path) -> None:
+    folder = anchor(tmp_path, 14, seed=3)
+    sha256 = checkpoint.read_json(folder / "anchor.json")["sha256"]
+    where, client = opened(server, "claimed")
+    experiment = tracking.require_parent(where, client).info.experiment_id
+    claimed = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
+    theirs = threading.Timer(0.7, client.finalize_logged_model, (claimed.model_id, "READY"))
+    theirs.start()
+    with tracking.tracked(where, record()) as tracker:
+        tracker.anchor(folder)
+    theirs.join()
+    (child,) = children(client, "claimed")
+    assert child.data.tags["rco.anchor.14"] == claimed.model_id
+    (only,) = client.search_logged_models([experiment], f"tags.`rco.sha256` = '{sha256}'")
+    assert only.model_id == claimed.model_id
+
+
+def test_an_anchor_whose_uploader_has_died_is_uploaded_again(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "ANCHOR_SECONDS", 0.1)
+    folder = anchor(tmp_path, 15, seed=4)
+    sha256 = checkpoint.read_json(folder / "anchor.json")["sha256"]
+    where, client = opened(server, "abandoned")
+    experiment = tracking.require_parent(where, client).info.experiment_id
+    dead = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
+    with tracking.tracked(where, record()) as tracker:
+        tracker.anchor(folder)
+    (child,) = children(client, "abandoned")
+    model = client.get_logged_model(child.data.tags["rco.anchor.15"])
+    assert model.model_id != dead.model_id
+    assert str(model.status).endswith("READY")
+
+
+def test_two_pipelines_may_make_the_experiment_at_once(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = context(server, "at-once")
+    first = tracking.open_parent(where, "contested", "first", {})
+    look, seen = type(where.client()).get_experiment_by_name, list[str]()
+
+    def late(client: Any, name: str) -> Any:
+        seen.append(name)
+        return look(client, name) if len(seen) > 1 else None
+
+    monkeypatch.setattr(type(where.client()), "get_experiment_by_name", late)
+    assert tracking.open_parent(where, "contested", "second", {}) == first
+    assert seen == ["contested"] * 2
 
 
 def test_a_damaged_anchor_is_not_uploaded(server: Path, tmp_path: Path) -> None:
