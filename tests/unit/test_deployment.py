@@ -44,7 +44,7 @@ def test_no_file_and_an_empty_one_are_the_defaults(file: Path) -> None:
     file.write_text("# nothing yet\n")
     assert read_deployment(None) == read_deployment(file) == Deployment()
     assert not any(Deployment().of(name).gpus for name in CLASSES)  # a cluster without GPUs would wait forever
-    assert Deployment().parameters == {"device": "cpu", "threads": 2}
+    assert Deployment().parameters == {"device": "cpu", "threads": 2, "check_services": True}
 
 
 def test_one_setting_turns_to_gpus(file: Path) -> None:
@@ -230,7 +230,7 @@ def test_the_document_lists_every_key_with_its_default() -> None:
 def test_the_example_has_every_key() -> None:
     path = MANIFESTS / "deployment.yaml"
     site = read_deployment(path)
-    assert site.parameters == {"device": "cuda", "threads": 8}
+    assert site.parameters == {"device": "cuda", "threads": 8, "check_services": True}
     assert site != Deployment()
     document = yaml.safe_load(path.read_text())
     assert set(document) == {f.name for f in fields(Deployment)}
