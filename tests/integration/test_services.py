@@ -186,7 +186,12 @@ def stored_images(seaweed: servers.Seaweed, bucket: str, images: Path) -> str:
 
 @pytest.fixture
 def store(seaweed: servers.Seaweed, monkeypatch: pytest.MonkeyPatch) -> servers.Seaweed:
-    """The store, as this process's environment describes it."""
+    """The store, as this process's environment describes it. Clients of another store, of tests before, are forgotten."""
+    import boto3
+    from mlflow.store.artifact import s3_artifact_repo
+
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     for name, value in seaweed.environment().items():
         monkeypatch.setenv(name, value)
     return seaweed
