@@ -26,11 +26,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from rco import storage
+from rco import published, storage
 from rco.config import DataConfig
 from rco.data import PARTS
 from rco.errors import InputError
 from rco.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
+from rco.published import PUBLISHED
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 _DIGITS = tuple("0123456789")
@@ -175,38 +176,7 @@ class Source:
     images: Images
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A data set that torchvision knows: its reader, what reading will give, and the files that it reads."""
-
-    reader: str
-    num_classes: int
-    shape: Shape
-    counts: tuple[int, int]  # train, test
-    files: tuple[str, ...]
-
-
-def _idx(folder: str) -> tuple[str, ...]:
-    parts = ("t10k-images-idx3", "t10k-labels-idx1", "train-images-idx3", "train-labels-idx1")
-    return tuple(f"{folder}/raw/{part}-ubyte" for part in parts)
-
-
-_PUBLISHED = {
-    "mnist": _Published("MNIST", 10, (1, 28, 28), (60_000, 10_000), _idx("MNIST")),
-    "fashionmnist": _Published("FashionMNIST", 10, (1, 28, 28), (60_000, 10_000), _idx("FashionMNIST")),
-    "cifar10": _Published(
-        "CIFAR10",
-        10,
-        (3, 32, 32),
-        (50_000, 10_000),
-        tuple(f"cifar-10-batches-py/{n}" for n in ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
-    ),
-    "cifar100": _Published(
-        "CIFAR100", 100, (3, 32, 32), (50_000, 10_000), tuple(f"cifar-100-python/{n}" for n in ("meta", "test", "train"))
-    ),
-    "svhn": _Published("SVHN", 10, (3, 32, 32), (73_257, 26_032), ("test_32x32.mat", "train_32x32.mat")),
-}
-NAMES = ("digits", *_PUBLISHED)
+NAMES = ("digits", *PUBLISHED)
 
 
 def source_digest(config: DataConfig) -> str:
@@ -220,10 +190,10 @@ def source_digest(config: DataConfig) -> str:
     """
     if config.dataset == "digits":
         return f"scikit-learn {version('scikit-learn')}"
-    if config.dataset in _PUBLISHED:
+    if config.dataset in PUBLISHED:
         if _missing(config):
             _published(config)
-        return storage.content_digest(Path(config.data_root), _PUBLISHED[config.dataset].files)
+        return storage.content_digest(Path(config.data_root), sorted(PUBLISHED[config.dataset].files))
     address = _address(config)
     with _as_dataset():
         return storage.fingerprint(address)
@@ -241,7 +211,7 @@ def check_source(config: DataConfig) -> Info:
         held_out = open_labels("digits", _DIGITS, config.open_classes)
         names = tuple(name for label, name in enumerate(_DIGITS) if label not in held_out)
         return Info(len(names), names, _resized((1, 8, 8), config), {"train": 1797})
-    if known := _PUBLISHED.get(config.dataset):
+    if known := PUBLISHED.get(config.dataset):
         if not config.download and (missing := _missing(config)):
             raise _not_there(config, missing)
         classes = known.num_classes - len(config.open_classes)
@@ -279,7 +249,7 @@ def open_source(config: DataConfig, scratch: Path) -> Iterator[Source]:
     if config.dataset == "digits":
         yield _digits(config)
         return
-    if config.dataset in _PUBLISHED:
+    if config.dataset in PUBLISHED:
         yield _published(config)
         return
     address = _address(config)
@@ -402,54 +372,44 @@ def _digits(config: DataConfig) -> Source:
 
 def _missing(config: DataConfig) -> list[str]:
     root = Path(config.data_root)
-    return [name for name in _PUBLISHED[config.dataset].files if not (root / name).is_file()]
+    return [name for name in PUBLISHED[config.dataset].files if not (root / name).is_file()]
 
 
 def _not_there(config: DataConfig, missing: list[str]) -> InputError:
+    known = PUBLISHED[config.dataset]
+    come = f"unpack {known.archive} there" if known.archive else "put torchvision's files of this data set there"
+    pickled = " (the Python distribution is pickled, and not read)" if known.archive else ""
     return InputError(
         "data_root",
         config.data_root,
-        f"lacks files of {config.dataset} (such as {missing[0]}), and download is off",
-        "Set download = true, or put torchvision's files of this data set there",
+        f"lacks files of {config.dataset} (such as {missing[0]}){pickled}, and download is off",
+        f"Set download = true, or {come}",
     )
 
 
 def _published(config: DataConfig) -> Source:
-    known = _PUBLISHED[config.dataset]
+    known = PUBLISHED[config.dataset]
+    root = Path(config.data_root)
     missing = _missing(config)
     if missing and not config.download:
         raise _not_there(config, missing)
-    from torchvision import datasets
-
-    reader = getattr(datasets, known.reader)
     try:
-        # The CIFAR files are pickles. torchvision reads them only after their published MD5 has been found.
-        read = [
-            reader(
-                config.data_root, download=config.download, **({"split": part} if known.reader == "SVHN" else {"train": train})
-            )
-            for part, train in (("train", True), ("test", False))
-        ]
+        if missing:
+            published.download(known, root)
+        content = published.read(known, root)
     except Exception as error:  # as many kinds as there are ways in which a download or a file can be broken
         what = "could not be downloaded" if missing else "has files that cannot be read"
         raise InputError(
             "dataset",
             config.dataset,
             f"{what} ({' '.join(str(error).split())})",
-            f"Put torchvision's files of this data set into data_root ({config.data_root}), or remove damaged ones",
+            f"Put {known.archive or 'the files of this data set'} into data_root ({config.data_root}), "
+            + ("unpacked" if known.archive else "as torchvision does")
+            + ", or remove damaged ones",
         ) from error
-    pixels = np.concatenate([np.asarray(part.data) for part in read])
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.shape[-1] == known.shape[0]:
-        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    labels = np.concatenate([np.asarray(part.labels if known.reader == "SVHN" else part.targets) for part in read]).astype(
-        np.int64
-    )
-    train, test = np.split(np.arange(len(labels)), [len(read[0])])
-    names = tuple(getattr(read[0], "classes", _DIGITS))
-    layout = laid_out(config.dataset, names, labels, {"train": train, "test": test}, config.open_classes)
-    return Source(layout, ArrayImages(pixels, config.image_size))
+    train, test = np.split(np.arange(len(content.labels)), [content.train])
+    layout = laid_out(config.dataset, content.class_names, content.labels, {"train": train, "test": test}, config.open_classes)
+    return Source(layout, ArrayImages(content.pixels, config.image_size))
 
 
 @contextmanager
