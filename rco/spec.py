@@ -12,9 +12,11 @@ from rco.config import ModelConfig, from_dict
 from rco.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from rco.data import Manifest
+
+_MOST_CHANNELS, _SMALL_IMAGE, _LARGEST_IMAGE = 64, 64, 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +96,26 @@ def load_network(path: Path, *, expected_sha256: str | None = None, spec: Networ
                 f"is a factory of the user's code, named by {path.name}",
                 "Pass it as model= to say that it may run",
             )
+        _require_likeness(spec, state, path)
     model = spec.build()
     checkpoint.load_weights(model, state, path)
     return model.eval()
+
+
+def _require_likeness(spec: NetworkSpec, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a description that its weights cannot be of, before a network is built from it that fills the memory."""
+    sizes = {size for tensor in state.values() for size in tensor.shape}
+    for name in ("num_classes", "embedding_dim"):
+        if (value := getattr(spec, name)) and value not in sizes:
+            raise InputError(name, value, f"is no size of the weights in {path.name}", "Copy the file again")
+    for name, most in (("in_channels", _MOST_CHANNELS), ("image_size", _LARGEST_IMAGE)):
+        if (value := getattr(spec, name)) > most:
+            raise InputError(name, value, f"is more than {most}", "Pass the network as model=")
+    if spec.image_size > _SMALL_IMAGE:
+        from rco import models
+
+        words = {name: word for name, word in spec.written.items() if name != "model"}
+        checkpoint.require_fit(models.blank(spec.model, **words), state, path)
 
 
 def described(metadata: Mapping[str, Any], path: Path) -> NetworkSpec:

@@ -32,6 +32,7 @@ from urllib.parse import urlsplit, urlunsplit
 from rco import checkpoint
 from rco.errors import InputError
 from rco.record import Record
+from rco.route import ANCHOR, Anchor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -284,11 +285,11 @@ class ModelRun:
         """
         from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, RunTag
 
-        about = checkpoint.read_json(folder / "anchor.json")
-        tag = f"{_ANCHOR_TAG}{about['epoch']}"
+        about = Anchor.read(folder)
+        tag = f"{_ANCHOR_TAG}{about.epoch}"
         if tag in self.client.get_run(self.run_id).data.tags:
             return
-        matching = f"tags.`rco.sha256` = '{about['sha256']}'"
+        matching = f"tags.`rco.sha256` = '{about.sha256}'"
         known = [
             m
             for m in self.client.search_logged_models([self.experiment_id], matching, max_results=20)
@@ -298,29 +299,29 @@ class ModelRun:
             model_id = known[0].model_id
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
         else:
-            checkpoint.verify(folder / _ANCHOR_FILE, about["sha256"])
+            checkpoint.verify(folder / _ANCHOR_FILE, about.sha256)
             model = self.client.create_logged_model(
                 self.experiment_id,
-                name=f"anchor-epoch-{about['epoch']:04d}",
+                name=f"anchor-epoch-{about.epoch:04d}",
                 source_run_id=self.run_id,
                 model_type="anchor",
-                tags={"rco.sha256": about["sha256"], "rco.epoch": str(about["epoch"])},
-                params={"model": str(about["model"]), "epoch": str(about["epoch"]), "sha256": about["sha256"]},
+                tags={"rco.sha256": about.sha256, "rco.epoch": str(about.epoch)},
+                params={"model": str(about.model), "epoch": str(about.epoch), "sha256": about.sha256},
             )
             model_id = model.model_id
             try:
-                for file in (folder / _ANCHOR_FILE, folder / "anchor.json"):
+                for file in (folder / _ANCHOR_FILE, folder / ANCHOR):
                     self.client.log_model_artifact(model_id, str(file))
             except Exception:
                 self.client.finalize_logged_model(model_id, "FAILED")
                 raise
             self.client.finalize_logged_model(model_id, "READY")
-            self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about["epoch"])])
+            self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about.epoch)])
         now = time.time_ns() // 1_000_000
         metrics = [
-            Metric(f"anchor_{name}", about[name], now, about["epoch"], model_id=model_id)
+            Metric(f"anchor_{name}", getattr(about, name), now, about.epoch, model_id=model_id)
             for name in ("val_accuracy", "hardness", "relative_hardness", "lr", "train_loss")
-            if about.get(name) is not None
+            if getattr(about, name) is not None
         ]
         self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, model_id)])
 
@@ -515,7 +516,7 @@ def complete(
     Returns:
         the parent's run id.
     """
-    folders = {int(checkpoint.read_json(folder / "anchor.json")["epoch"]): folder for folder in anchors}
+    folders = {Anchor.read(folder).epoch: folder for folder in anchors}
     learnt: dict[int, Callable[[], contextlib.AbstractContextManager[Path]]] = {
         epoch: partial(_there, folder) for epoch, folder in folders.items()
     }
