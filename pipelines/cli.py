@@ -85,21 +85,13 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         InputError: no such recipe, not a mapping, or parameters that do not exist.
     """
-    import yaml
+    from pipelines.yamlfile import read_yaml
 
     known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     path = known.get(name, Path(name))
     if not path.is_file():
         raise InputError("recipe", name, "is neither a recipe nor a file", f"Recipes: {', '.join(known)}")
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            "recipe", str(path), f"is not YAML ({str(error).splitlines()[0]})", "Write one 'parameter: value' a line"
-        ) from None
-    if not isinstance(document, dict):
-        raise InputError("recipe", str(path), "is not a mapping of parameters", "Write one 'parameter: value' a line")
-    return document
+    return read_yaml(path, "recipe")
 
 
 def _parameters(recipe: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:

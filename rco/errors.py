@@ -14,10 +14,13 @@ class InputError(ValueError):
 
     def __init__(self, parameter: str, value: Any, problem: str, remedy: str) -> None:
         self.parameter, self.value, self.problem, self.remedy = parameter, value, problem, remedy
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except (ValueError, RecursionError):  # a number of thousands of digits, lists a thousand deep
+            shown = f"a {type(value).__name__}"
         if len(shown) > 200:
             shown = shown[:197] + "..."
-        super().__init__(f"{parameter} = {shown}: {problem}. {remedy}")
+        super().__init__(_printable(f"{parameter} = {shown}: {problem}. {remedy}"))
 
     def renamed(self, parameter: str) -> InputError:
         """The same complaint about the name under which the user knows the parameter."""
@@ -25,6 +28,11 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InputError, (self.parameter, self.value, self.problem, self.remedy)
+
+
+def _printable(text: str) -> str:
+    """Names come from files too: what would move a terminal's cursor, or could not be printed, is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
