@@ -1,7 +1,7 @@
 """Runs a reader on many inputs and judges each: a result or InputError, soon, in bounded memory, no side effects.
 
-A process for readers: its address space is limited, an audit hook sees what they open, and a folder of sentinels must stay as it
-is. To fuzz one more reader, add an entry to `tests.fuzz.readers.READERS`.
+A process for readers: its address space is limited, an audit hook sees what they open, and a folder of sentinels must stay as
+it is. To fuzz one more reader, add an entry to `tests.fuzz.readers.READERS`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from hypothesis import strategies as st
@@ -44,7 +46,11 @@ def warm_up() -> None:
 
     from rco import preflight, tasks  # noqa: F401
 
-    SPEC.build(0)
+    with TemporaryDirectory() as folder:
+        torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")
+        _read_state(Path(folder) / "a.pt")
+        with contextlib.suppress(InputError):
+            _file("b.pt", _read_state)(hostile_pickle(Path(folder) / "owned"), Path(folder))
     torch.zeros(2, device="meta")
 
 
@@ -429,7 +435,11 @@ def _tars(draw: st.DrawFn, outside: Path, pictures: list[bytes]) -> bytes:
             member.type = draw(st.sampled_from(_KINDS)) if i >= 8 and not honest else tarfile.REGTYPE
             links = ["cat/0.png", "/etc/passwd", "../../owned", str(outside / "untouched"), member.name, ".", "cat"]
             member.linkname = draw(st.sampled_from(links))
-            content = draw(st.sampled_from(pictures)) if honest or i < 8 else draw(st.sampled_from([*pictures, b"", b"x"]))
+            content = (
+                draw(st.sampled_from(pictures))
+                if honest or i < 8
+                else draw(st.sampled_from([*pictures, _png(4, 9), b"", b"x"]))
+            )
             if not honest and draw(st.booleans()):
                 member.pax_headers = {
                     draw(st.sampled_from(["size", "path", "GNU.sparse.major", "comment", "linkpath"])): "1" * 9
@@ -483,7 +493,7 @@ def _bombs() -> list[bytes]:
 
 
 def _tar_cases(seeds: Path) -> st.SearchStrategy[bytes]:
-    made, bombs = _tars(seeds.parent / "sentinels", [_png(0), _png(1), _png(2, 9)]), _bombs()
+    made, bombs = _tars(seeds.parent / "sentinels", [_png(0), _png(1), _png(2), _png(3)]), _bombs()
     # A bomb takes seconds: a few of them, among thousands.
     return st.integers(0, 400).flatmap(lambda n: st.sampled_from(bombs) if n == 400 else made)
 
