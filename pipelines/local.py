@@ -239,11 +239,13 @@ def _close_runs(environment: Mapping[str, str], status: str) -> None:
 
 
 def _publish(report: Path, last_run: Path) -> None:
-    """Replace last-run by this run's report."""
-    fresh = last_run.with_name(f".{last_run.name}.{os.getpid()}")
-    shutil.copytree(report, fresh)
-    shutil.rmtree(last_run, ignore_errors=True)
-    fresh.rename(last_run)
+    """Make last-run a link to this run's report. It changes in one step: runs that end at once do not meet half-way, and who
+    reads last-run sees one report or the other."""
+    fresh = last_run.with_name(f".{last_run.name}.{secrets.token_hex(4)}")
+    fresh.symlink_to(os.path.relpath(report, last_run.parent), target_is_directory=True)
+    if last_run.is_dir() and not last_run.is_symlink():  # a copy, as it once was
+        shutil.rmtree(last_run, ignore_errors=True)
+    fresh.replace(last_run)
 
 
 def _relative(path: Path) -> Path:

@@ -405,9 +405,14 @@ def _published(config: DataConfig) -> Source:
     missing = _missing(config)
     if missing and not config.download:
         raise _not_there(config, missing)
+    from filelock import FileLock
+
     try:
         if missing:
-            published.download(known, root)
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f".{config.dataset}.lock"):  # who comes second finds what the first has fetched
+                if _missing(config):
+                    published.download(known, root)
         content = published.read(known, root)
     except Exception as error:  # as many kinds as there are ways in which a download or a file can be broken
         what = "could not be downloaded" if missing else "has files that cannot be read"

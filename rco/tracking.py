@@ -19,6 +19,7 @@ Tracking never stops work. If the server cannot be reached, a warning is logged 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -49,6 +50,7 @@ CHAMPION = "champion"
 _ANCHOR_FILE = "anchor.safetensors"
 _ANCHOR_TAG = "rco.anchor."
 _LONGEST_TAG = 8000
+_SQLITE = "sqlite:///"
 _CURSOR = "epoch"  # logged with every row, whatever its metrics are: its last step says what the server has
 
 
@@ -102,7 +104,23 @@ class Context:
             logging.getLogger(name).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.tracking_uri)
+        if self.tracking_uri.startswith(_SQLITE):
+            _have_database(self.tracking_uri)
         return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
+
+
+@functools.cache
+def _have_database(uri: str) -> None:
+    """Have MLflow make its tables, if they are not there yet, while no other process does: it would break both."""
+    import mlflow
+    from filelock import FileLock
+
+    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    # What is wrong with a database is said by whoever uses it; where there can be no lock there are no tables to be made.
+    with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
 
 
 @contextlib.contextmanager
@@ -126,14 +144,21 @@ def open_parent(
     context: Context, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
 ) -> str:
     """The parent run of this pipeline run, made if it is not there yet. Returns its id."""
+    from mlflow.exceptions import MlflowException
+
     client = context.client()
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        experiment_id = client.create_experiment(experiment, artifact_location=context.artifact_root or None)
-    elif found.lifecycle_stage == "deleted":
+        try:
+            client.create_experiment(experiment, artifact_location=context.artifact_root or None)
+        except MlflowException:
+            # Another run may have made it in between.
+            if client.get_experiment_by_name(experiment) is None:
+                raise
+        found = client.get_experiment_by_name(experiment)
+    if found.lifecycle_stage == "deleted":
         raise InputError("experiment", experiment, "is a deleted experiment in MLflow", "Restore it, or use another name")
-    else:
-        experiment_id = found.experiment_id
+    experiment_id = found.experiment_id
     parent = _find(client, [experiment_id], context.pipeline_run, key=None)
     if parent is None:
         own = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
