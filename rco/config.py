@@ -49,6 +49,14 @@ def _fraction(name: str, value: float) -> None:
         raise InputError(name, value, "must lie strictly between 0 and 1", "Give a fraction such as 0.2")
 
 
+def _no_credentials(name: str, address: str) -> None:
+    scheme, separator, rest = address.partition("://")
+    if separator and "@" in rest.partition("/")[0]:  # it would be written into logs, files and MLflow
+        raise InputError(
+            name, f"{scheme}://...", "holds credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which data set, and how it is split. The validation part comes out of the training part; the test part stays whole."""
@@ -75,6 +83,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.dataset.strip():
             raise InputError("dataset", self.dataset, "is empty", "Name a data set, a folder or an s3:// address")
+        _no_credentials("dataset", self.dataset)
         _at_least("image_size", self.image_size, 0)
         _fraction("val_fraction", self.val_fraction)
         _fraction("test_fraction", self.test_fraction)
@@ -183,6 +192,7 @@ class RouteConfig:
     )
 
     def __post_init__(self) -> None:
+        _no_credentials("route", self.route)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
 
 

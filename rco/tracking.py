@@ -22,6 +22,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -137,7 +138,8 @@ def forgiving(what: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+    """What an error says first. MLflow quotes the whole address, and that may hold a password."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", (str(error).splitlines() or [""])[0])[:200]
 
 
 def open_parent(

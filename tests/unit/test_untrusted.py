@@ -159,11 +159,15 @@ class TestFactories:
         with pytest.raises(InputError):
             load_network(path)
 
-    def test_a_large_image_size_is_compared_before_anything_is_allocated(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "changed", [{"image_size": 16_000}, {"model": "torchvision/regnet_y_128gf"}, {"model": "wrn-1996-2000"}]
+    )
+    def test_a_network_larger_than_its_weights_is_not_built(self, tmp_path: Path, changed: dict[str, Any]) -> None:
         path = tmp_path / "a.safetensors"
-        save_network(path, SPEC.build(0), NetworkSpec(**{**SPEC.written, "image_size": 16_000}))
-        with pytest.raises(InputError, match="other shapes"):
+        save_network(path, SPEC.build(0), NetworkSpec(**{**SPEC.written, **changed}))
+        with pytest.raises(InputError, match="are fewer than the described network has"):
             load_network(path)
+        assert not nn.modules.module._global_parameter_registration_hooks, "later networks are built as ever"
 
 
 class TestTars:
