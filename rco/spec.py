@@ -135,6 +135,10 @@ def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
         yield
+    except (RuntimeError, MemoryError):  # one layer alone may be too large to be allocated
+        raise InputError(
+            "weights", str(path), "are described as a network that cannot be built", "Copy the file again"
+        ) from None
     finally:
         hook.remove()
 
