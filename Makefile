@@ -10,13 +10,30 @@ READERS  ?=
 # State of local runs that `make screenshots` looks at.
 STATE  ?= .rco
 
+# docker, podman, or the path of either. What a build is lent by these variables is not kept: SSL_CERT_FILE, PIP_CONFIG_FILE,
+# UV_CONFIG_FILE.
+DOCKER     ?= docker
+BASE_IMAGE ?=
+EXTRA      ?=
+REGISTRY   ?=
+COMPOSE    ?= $(DOCKER) compose
+# compose: runs are tracked by the services of `make stack-up`.
+STACK      ?=
+
 BIN := $(VENV)/bin
+IMAGES = $(PYTHON) docker/images.py --docker '$(DOCKER)'
 UV  := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # Byte code makes the imports of every task twice as fast.
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
+
+ifeq ($(STACK),compose)
+export MLFLOW_TRACKING_URI := $(shell $(PYTHON) docker/stack.py address)
+else ifneq ($(STACK),)
+$(error STACK=$(STACK) is not known; use STACK=compose, or set MLFLOW_TRACKING_URI)
+endif
 
 .PHONY: help
 help: ## list the targets
@@ -33,6 +50,10 @@ compare: $(VENV)/.run ## compare RCO with plain distillation over several seeds;
 .PHONY: sweep
 sweep: $(VENV)/.run ## sweep settings against one teacher; ARGS="--tau 2,4,8 --strategy greedy,equal-interval"
 	@$(BIN)/rco sweep $(ARGS)
+
+.PHONY: doctor
+doctor: $(VENV)/.run ## check this machine and the services that it is told to use; ARGS="--s3 s3://BUCKET/PREFIX --endpoint URL"
+	@$(BIN)/rco doctor $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
@@ -55,6 +76,10 @@ test-integration: $(VENV)/.dev ## run the tests against real servers, which they
 test-browser: $(VENV)/.dev ## look at MLflow in a real browser (needs Chromium); RCO_BROWSER_HOME=.rco looks at your own comparison
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser $(ARGS)
 
+.PHONY: test-images
+test-images: $(VENV)/.dev ## build the images with a container engine of their own and run the pipeline in them (root, Debian's docker.io)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -s --timeout 1800 tests/images $(ARGS)
+
 .PHONY: screenshots
 screenshots: $(VENV)/.dev ## take the pictures of MLflow in docs/images, of the comparison in STATE=.rco (needs Chromium)
 	@$(BIN)/python -m tests.browser.screenshots $(STATE) docs/images
@@ -69,7 +94,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead pipeline students; do \
+	@status=0; for part in step growth overhead resume pipeline students; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -84,6 +109,10 @@ bench-growth: $(VENV)/.dev ## measure how cost grows with batch, data, classes, 
 bench-overhead: $(VENV)/.dev ## measure what keeping the route and tracking cost beside training
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
 
+.PHONY: bench-resume
+bench-resume: $(VENV)/.dev ## measure what resume points cost
+	@$(BIN)/python benchmarks/resume.py $(ARGS)
+
 .PHONY: bench-pipeline
 bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everything else
 	@$(BIN)/python benchmarks/pipeline.py $(ARGS)
@@ -97,6 +126,7 @@ lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy docker/images.py docker/stack.py
 	$(BIN)/lint-imports
 
 .PHONY: format
@@ -105,8 +135,29 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 
 .PHONY: compile
-compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines
+compile: $(VENV)/.run ## write build/pipelines/*.yaml for Kubeflow Pipelines; ARGS="--deployment site.yaml" names what your cluster gives
 	@$(BIN)/rco compile $(ARGS)
+
+.PHONY: upload
+upload: $(VENV)/.run ## compile both pipelines and upload them to Kubeflow Pipelines; ARGS="--endpoint http://... --namespace ..."
+	@$(BIN)/rco upload $(ARGS)
+
+.PHONY: build-images
+build-images: ## build the images; EXTRA=DIR adds your package, TORCH_BACKEND=cpu, BASE_IMAGE=..., DOCKER=podman
+	@$(IMAGES) build --base-image '$(BASE_IMAGE)' --torch-backend '$(TORCH_BACKEND)' $(if $(EXTRA),--extra '$(EXTRA)') --more='$(ARGS)'
+
+.PHONY: push-images
+push-images: ## push what build-images built to REGISTRY=HOST[:PORT][/PATH], and note the digests for `make compile`
+	@$(IMAGES) push --registry '$(REGISTRY)'
+
+.PHONY: stack-up
+stack-up: ## start MLflow, PostgreSQL and an S3-compatible store (docker/compose.yaml; passwords: docker/.env)
+	@$(IMAGES) build --only mlflow --base-image '$(BASE_IMAGE)' --more='$(ARGS)'
+	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py up --compose '$(COMPOSE)'
+
+.PHONY: stack-down
+stack-down: ## stop them; their data stay, but with ARGS=--volumes
+	@MLFLOW_IMAGE=rco-mlflow:$$($(IMAGES) tag) $(PYTHON) docker/stack.py down --compose '$(COMPOSE)' --more='$(ARGS)'
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
@@ -121,6 +172,8 @@ lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		-c requirements.lock docker/mlflow-requirements.in -o docker/mlflow-requirements.lock
 
 .PHONY: clean
 clean: ## remove builds and caches; .venv and .rco stay

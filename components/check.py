@@ -75,6 +75,7 @@ def check(
     experiment: str,
     registered_model: str,
     champion_margin: float,
+    check_services: bool,
 ) -> NamedTuple(
     "Checked",
     [

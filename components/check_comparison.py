@@ -75,6 +75,7 @@ def check_comparison(
     threads: int,
     workers: int,
     experiment: str,
+    check_services: bool,
 ) -> NamedTuple(
     "Checked",
     [("data", dict), ("teacher", dict), ("filing", dict)]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
-from rco.config import PARAMETERS, Parameter
+from rco.config import DEVICES, PARAMETERS, Parameter
 from rco.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
+#: Exit statuses of commands that work with a cluster; bad input is 2.
+RUN_FAILED, NO_SERVICE, STILL_RUNNING = 1, 3, 4
 _TYPES: dict[type, Any] = {int: int, float: float, str: str, list: str}
 
 
@@ -106,6 +112,13 @@ recipe_option = click.option("--recipe", metavar="NAME|FILE", help="parameter fi
 home_option = click.option(
     "--home", type=click.Path(path_type=Path), default=Path(".rco"), show_default=True, help="directory of local state"
 )
+deployment_option = click.option(
+    "--deployment",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="what your cluster gives to tasks: GPU, memory, secrets (docs/deployment.md)  [runs anywhere, without a GPU]",
+)
 no_cache_option = click.option("--no-cache", is_flag=True, help="run every task, also what has not changed")
 
 
@@ -135,7 +148,7 @@ def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache:
         click.echo(f"rco: {error}", err=True)
         sys.exit(error.code)
     except InterruptedRunError as error:
-        click.echo(f"rco: stopped by {error}; what was finished is in the cache, run again to go on", err=True)
+        click.echo(f"rco: stopped by {error}; what was finished is kept, run again to go on", err=True)
         sys.exit(128 + error.number)
 
 
@@ -239,6 +252,39 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
     return grid, single
 
 
+@main.command()
+@click.argument("reports", nargs=-1)
+@home_option
+@click.option("--anywhere", is_flag=True, help="deliver to MLFLOW_TRACKING_URI, even if another server was meant")
+def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
+    """Deliver to MLflow what a server that was away has missed: epochs, anchors, figures, the registered student.
+
+    REPORTS are folders or s3:// addresses of reports (on a cluster: the artifact `summary` of the task report). Without
+    any: all runs of --home for which something waits. Nothing is delivered twice.
+    """
+    import os
+    from tempfile import TemporaryDirectory
+
+    from pipelines.local import Home
+    from rco import outbox, storage, tasks
+
+    place = Home(home.resolve())
+    os.environ.update(place.environment)
+    here = sorted(path for path in place.root.glob("runs/*/report") if outbox.waiting(path))
+    if not reports and not here:
+        click.echo("nothing waits for delivery")
+    tasks.show_progress()
+    away = False
+    with TemporaryDirectory() as scratch:
+        given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
+        for report in given or here:
+            run_id = tasks.sync(report, anywhere=anywhere)
+            click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
+            away = away or not run_id
+    if away:
+        sys.exit(1)
+
+
 @main.command(name="compile")
 @click.option(
     "--max-stages",
@@ -256,17 +302,415 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
 @click.option(
     "--comparison", type=click.Path(path_type=Path), default=Path("build/pipelines/comparison.yaml"), show_default=True
 )
-def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path) -> None:
-    """Write both pipelines as YAML for Kubeflow Pipelines."""
+@deployment_option
+def compile_command(max_stages: int | None, slots: str, output: Path, comparison: Path, deployment: Path | None) -> None:
+    """Write both pipelines as YAML for Kubeflow Pipelines.
+
+    Their image is RCO_IMAGE, else the one that make build-images built, by digest if it has been pushed.
+    """
+    given = _sizes(slots)
+    cluster = _cluster(deployment)
     from pipelines.comparison import DEFAULT_SLOTS
     from pipelines.compile import compile_comparison, compile_rco
     from pipelines.rco import DEFAULT_STAGES
 
-    sizes = _integers("slots", slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
-    if min(sizes) < 1 or len(sizes) > MOST:
+    sizes = given or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
+    click.echo(f"image: {cluster.image}")
+    click.echo(compile_rco(output, max_stages or DEFAULT_STAGES, cluster))
+    click.echo(compile_comparison(comparison, sizes, cluster))
+
+
+def _cluster(deployment: Path | None) -> Any:
+    """The cluster that a pipeline is compiled for; bad input is refused before KFP is imported."""
+    from pipelines.deployment import read_deployment
+
+    site = read_deployment(deployment)
+    from pipelines.compile import image_to_run
+    from pipelines.platform import Cluster
+
+    return Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
+
+
+def _cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--namespace", envvar="KFP_NAMESPACE", show_envvar=True, help="your profile's, where KFP serves several users"
+        ),
+        click.option(
+            "--endpoint",
+            envvar=["KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT"],
+            show_envvar=True,
+            help="address of KFP, such as http://localhost:8080; without one, the cluster of this pod or of kubectl",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+max_stages_option = click.option(
+    "--max-stages", type=click.IntRange(1), default=None, help="stages the pipeline has room for  [4, or what the run needs]"
+)
+slots_option = click.option("--slots", default="", metavar="A,B,...", help="of the comparison, as in `rco compile`")
+wait_timeout_option = click.option(
+    "--timeout", metavar="90m|12h|...", help="how long to wait at most; the run goes on  [as long as it takes]"
+)
+
+
+@main.command()
+@click.option("--pipeline", type=click.Choice(["rco", "comparison"]), default="rco", show_default=True)
+@click.option("--package", type=click.Path(path_type=Path), help="a compiled pipeline, in place of compiling one")
+@_cluster_options
+@click.option("--name", default="", help="of the run  [student, strategy and time]")
+@click.option("--service-account", default="", help="of Kubernetes, for the run's pods  [KFP's]")
+@click.option("--pipeline-root", default="", help="where KFP keeps the run's artifacts, such as s3://bucket/prefix  [KFP's]")
+@deployment_option
+@max_stages_option
+@slots_option
+@no_cache_option
+@click.option("--wait/--no-wait", "waiting", default=True, show_default=True, help="watch the run to its end")
+@wait_timeout_option
+@click.option("--dry-run", is_flag=True, help="show what would be sent, as JSON; nothing is connected to")
+@_option("branches")
+@_option("seeds")
+@_option("restart_like")
+@click.option("--grid", default=None, metavar="JSON", help='of a comparison: a sweep, as {"tau": [2, 4]}')
+@recipe_option
+@parameter_options(PARAMETERS)
+def submit(
+    flags: dict[str, Any],
+    pipeline: str,
+    package: Path | None,
+    endpoint: str | None,
+    namespace: str | None,
+    name: str,
+    service_account: str,
+    pipeline_root: str,
+    deployment: Path | None,
+    max_stages: int | None,
+    slots: str,
+    no_cache: bool,
+    waiting: bool,
+    timeout: str | None,
+    dry_run: bool,
+    branches: str | None,
+    seeds: str | None,
+    restart_like: str | None,
+    grid: str | None,
+    recipe: str | None,
+) -> None:
+    """Run a pipeline on a cluster, with Kubeflow Pipelines.
+
+    Compiles the pipeline, uploads it as a version of its own (called by its sha256; one that is there already is not sent
+    again), starts a run with these parameters, and watches it. Its KFP experiment is called as the MLflow one is.
+    Who you are is told by the variables KFP_EXISTING_TOKEN, KFP_COOKIES and others (docs/cluster.md), never by an option.
+
+    Exit status: 0 the run succeeded (--no-wait: was started), 1 it did not, 2 bad input, 3 KFP cannot be reached or does not
+    let you in, 4 --timeout is over and the run goes on, 130 Ctrl-C; the run goes on.
+    """
+    options = {"branches": branches, "seeds": seeds, "restart_like": restart_like, "grid": _mapping("grid", grid)}
+    options = {key: value for key, value in options.items() if value is not None}
+    seconds = _seconds(timeout)  # before anything is compiled
+    if package and (deployment or max_stages or slots):
+        given = "deployment" if deployment else "max_stages" if max_stages else "slots"
+        raise InputError(given, deployment or max_stages or slots, "changes nothing about a package", "Leave --package out")
+    comparison = pipeline == "comparison"
+    parameters, experiment, what, size = _submission(comparison, recipe, flags, options, max_stages, slots)
+
+    from tempfile import TemporaryDirectory
+
+    from pipelines.submit import Package, Request, compile_package, run_name, shown, uncached
+
+    request = Request(
+        name=name or run_name(what),
+        experiment=experiment,
+        parameters=parameters,
+        service_account=service_account,
+        pipeline_root=pipeline_root,
+    )
+    with TemporaryDirectory() as scratch:
+        if package:
+            compiled = Package.read(package)
+            compiled = uncached(compiled, Path(scratch)) if no_cache else compiled
+        else:
+            cluster = _cluster(deployment)
+            compiled = compile_package(comparison, size, Path(scratch), cluster, cache=not no_cache)
+        compiled.check(parameters)
+        if dry_run:
+            click.echo(shown(compiled, request, endpoint or "", namespace or ""))
+            return
+        _submit(compiled, request, endpoint, namespace, waiting, seconds)
+
+
+def _submit(
+    package: Any, request: Any, endpoint: str | None, namespace: str | None, waiting: bool, seconds: float | None
+) -> None:
+    from pipelines.submit import links, start
+
+    with _cluster_errors():
+        try:
+            service = _connect(endpoint, namespace)
+            run = start(service, package, _upload(service, package), request)
+        except KeyboardInterrupt:
+            click.echo(f"rco: stopped; if the run {request.name!r} is there, it goes on", err=True)
+            sys.exit(130)
+        click.echo(f"experiment {request.experiment}")
+        click.echo(f"name       {request.name}")
+        for line in links(service, run, request.experiment):
+            click.echo(line)
+        if waiting:
+            _watch(service, run.run_id, seconds)
+
+
+@main.command()
+@click.argument("packages", nargs=-1, type=click.Path(path_type=Path))
+@_cluster_options
+@deployment_option
+@max_stages_option
+@slots_option
+def upload(
+    packages: tuple[Path, ...],
+    endpoint: str | None,
+    namespace: str | None,
+    deployment: Path | None,
+    max_stages: int | None,
+    slots: str,
+) -> None:
+    """Upload pipelines to Kubeflow Pipelines without running them: PACKAGES, or both of ours, compiled now.
+
+    Each becomes a version of the pipeline of its name, called by its sha256; what is there already is not sent again.
+    """
+    from tempfile import TemporaryDirectory
+
+    from pipelines.comparison import DEFAULT_SLOTS
+    from pipelines.rco import DEFAULT_STAGES
+    from pipelines.submit import Package, compile_package
+
+    with TemporaryDirectory() as scratch, _cluster_errors():
+        if packages:
+            compiled = [Package.read(path) for path in packages]
+        else:
+            cluster = _cluster(deployment)
+            sizes = _sizes(slots) or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]]
+            compiled = [
+                compile_package(False, [max_stages or DEFAULT_STAGES], Path(scratch), cluster),
+                compile_package(True, sizes, Path(scratch), cluster),
+            ]
+        service = _connect(endpoint, namespace)
+        for package in compiled:
+            _upload(service, package)
+
+
+@main.command()
+@click.argument("run_id")
+@_cluster_options
+@wait_timeout_option
+def wait(run_id: str, endpoint: str | None, namespace: str | None, timeout: str | None) -> None:
+    """Watch a run on a cluster to its end; the exit status is that of `rco submit`."""
+    seconds = _seconds(timeout)
+    with _cluster_errors():
+        service = _connect(endpoint, namespace)
+        click.echo(f"run        {service.link(f'runs/details/{run_id}')}")
+        _watch(service, run_id, seconds)
+
+
+def _connect(endpoint: str | None, namespace: str | None) -> Any:
+    import kfp
+
+    from pipelines.service import Service
+
+    _quiet()
+    service = Service(endpoint, namespace)
+    major, minor = (int(number) for number in kfp.__version__.split(".")[:2])
+    if service.older_than((major, minor)):
+        told = (
+            f"KFP there is {service.version}, older than the {kfp.__version__} that compiles: it may refuse what is new to it"
+        )
+        click.echo(f"rco: {told}", err=True)
+    if namespace and not service.multi_user:
+        click.echo(f"rco: KFP there serves one user; the namespace {namespace} is not used", err=True)
+    return service
+
+
+def _quiet() -> None:
+    """Keep the libraries' own words off the screen: what goes wrong is told once, in ours."""
+    import logging
+
+    for name in ("urllib3", "google.auth"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _upload(service: Any, package: Any) -> Any:
+    from pipelines.submit import upload
+
+    uploaded = upload(service, package)
+    click.echo(f"pipeline   {package.name}   {service.link(f'pipelines/details/{uploaded.pipeline_id}')}")
+    click.echo(f"version    {package.version}   ({'uploaded' if uploaded.new else 'was there'})")
+    return uploaded
+
+
+def _watch(service: Any, run_id: str, seconds: float | None) -> None:
+    from pipelines.display import Watching
+    from pipelines.service import ServiceError
+    from pipelines.submit import SUCCEEDED, StillRunningError, again, failures, state_of
+    from pipelines.submit import wait as wait_for
+
+    try:
+        with Watching() as watching:
+            run = wait_for(service, run_id, watching.show, timeout=seconds)
+    except KeyboardInterrupt:
+        click.echo("\n".join(again(service, run_id)), err=True)
+        sys.exit(130)
+    except (StillRunningError, ServiceError, InputError) as error:
+        click.echo(f"rco: {error}", err=True)
+        click.echo("\n".join(again(service, run_id)), err=True)
+        sys.exit(STILL_RUNNING if isinstance(error, StillRunningError) else NO_SERVICE)
+    state = state_of(run)
+    if state == SUCCEEDED:
+        click.echo("the run succeeded")
+        return
+    click.echo(f"rco: the run ended as {state}", err=True)
+    for line in failures(run, service.namespace):
+        click.echo(f"  {service.clean(line)}", err=True)
+    sys.exit(RUN_FAILED)
+
+
+@contextlib.contextmanager
+def _cluster_errors() -> Iterator[None]:
+    """Trouble with a cluster is one paragraph and an exit status."""
+    from pipelines.service import ServiceError
+    from pipelines.submit import RunGoneError
+
+    try:
+        yield
+    except ServiceError as error:
+        click.echo(f"rco: {error}", err=True)
+        sys.exit(2 if error.status in (400, 409, 413, 422) else NO_SERVICE)
+    except RunGoneError as error:
+        click.echo(f"rco: {error}", err=True)
+        sys.exit(RUN_FAILED)
+
+
+def _submission(
+    comparison: bool,
+    recipe: str | None,
+    flags: Mapping[str, Any],
+    options: Mapping[str, Any],
+    max_stages: int | None,
+    slots: str,
+) -> tuple[dict[str, Any], str, str, list[int]]:
+    """A run's parameters, those that were given, typed; its experiment; what it is, for its name; the pipeline's size."""
+    from pipelines.sizes import slots_for, stages_for
+    from rco.config import RunConfig
+
+    if not comparison:
+        if options:
+            name, value = next(iter(options.items()))
+            raise InputError(name, value, "is of the comparison alone", "Add --pipeline comparison, or leave it out")
+        merged = _parameters(recipe, flags)
+        config = RunConfig.from_flat(merged)
+        flat = config.to_flat()
+        return (
+            {name: flat[name] for name in merged},
+            flat["experiment"],
+            f"{flat['student']} {flat['strategy']}",
+            [stages_for(config, max_stages)],
+        )
+    from rco.comparison import NOT_SHARED, Comparison
+
+    for name in NOT_SHARED:
+        if name in flags:
+            raise InputError(name, flags[name], "means nothing in a comparison", "Leave it out; its branches set it")
+    # A recipe may be of a single run: what means nothing here is left out.
+    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
+    given = {**read, **flags, **options}
+    wanted = Comparison.of(given)
+    full = wanted.to_parameters()
+    return (
+        {name: full[name] for name in given if name in full},
+        full.get("experiment", PARAMETERS["experiment"].default),
+        f"comparison {full.get('student', PARAMETERS['student'].default)}",
+        slots_for(wanted, _sizes(slots) or None, max_stages),
+    )
+
+
+def _sizes(slots: str) -> list[int]:
+    sizes = _integers("slots", slots)
+    if sizes and (min(sizes) < 1 or len(sizes) > MOST):
         raise InputError("slots", slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
-    click.echo(compile_rco(output, max_stages or DEFAULT_STAGES))
-    click.echo(compile_comparison(comparison, sizes))
+    return sizes
+
+
+def _mapping(name: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    import yaml
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        document = None
+    if not isinstance(document, dict):
+        raise InputError(name, text, "is not a mapping of parameters to lists", 'Give {"tau": [2, 4]}')
+    return document
+
+
+def _seconds(text: str | None) -> float | None:
+    """A length of time as people write it."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", text.strip())
+    if not match or float(match[1]) == 0:
+        raise InputError("timeout", text, "is not a length of time", "Write it as 90m, 12h or 2d; a number alone is seconds")
+    return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+@main.command()
+@home_option
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="cuda: a GPU must be there")
+@click.option(
+    "--s3", "addresses", multiple=True, metavar="URI", help="s3://BUCKET/PREFIX to write to and read from; repeatable"
+)
+@_cluster_options
+@click.option("--limit", type=click.FloatRange(1), default=120, show_default=True, help="seconds that a check may take")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def doctor(
+    home: Path,
+    device: str,
+    addresses: tuple[str, ...],
+    endpoint: str | None,
+    namespace: str | None,
+    limit: float,
+    as_json: bool,
+) -> None:
+    """Check this machine and the services that it is told to use; leaves nothing behind.
+
+    Python, libraries, PyTorch, GPU and driver, memory and disk; and as far as the environment or the options name them,
+    MLflow (a run and an artifact are written, read and deleted), S3 (an object likewise; clocks are compared), Kubeflow
+    Pipelines, and the image. Ends with status 1 if something is wrong; each line says what to do next.
+    """
+    import logging
+
+    for address in addresses:
+        if not address.startswith("s3://"):
+            raise InputError("s3", address, "is not an s3:// address", "Write s3://BUCKET/PREFIX")
+    logging.disable()  # the libraries' own words may hold secrets, and come between the lines
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # somebody waits, and can ask again
+    from dataclasses import asdict
+
+    from pipelines.doctor import checks
+    from rco.doctor import healthy
+    from rco.doctor import run as examine
+
+    findings = examine(checks(home, device, addresses, endpoint, namespace, limit), limit + 1)
+    right = healthy(findings)
+    if as_json:
+        click.echo(json.dumps({"ok": right, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        from pipelines.display import print_findings
+
+        print_findings(findings)
+    sys.stdout.flush()
+    sys.exit(0 if right else 1)
 
 
 @main.command()

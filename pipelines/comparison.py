@@ -27,7 +27,7 @@ from components.prepare_data import prepare_data
 from components.report_comparison import report_comparison
 from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
-from pipelines.platform import on_cluster
+from pipelines.platform import Cluster, here
 from pipelines.rco import Place
 from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED
 from rco.config import PARAMETERS
@@ -87,7 +87,7 @@ def make_branch(number: int, steps: int, *, place: Place) -> base_component.Base
     return dsl.pipeline(name=f"branch-{number}", description=f"Slot {number}: {described}")(branch)
 
 
-def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: bool = True) -> base_component.BaseComponent:
+def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: Cluster | None = None) -> base_component.BaseComponent:
     """The pipeline with room for so many branches.
 
     Args:
@@ -100,14 +100,14 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: bool = Tru
     if not 1 <= len(slots) <= MOST or min(slots) < 1:
         raise ValueError(f"slots = {list(slots)}: 1 to {MOST} slots of one step or more each are possible")
 
-    place: Place = on_cluster if cluster else lambda task: task
+    place: Place = cluster.place if cluster else here
     branches = [make_branch(number, steps, place=place) for number, steps in enumerate(slots, start=1)]
 
     def pipeline(*arguments: Any) -> Any:
         parameters = dict(zip([*OPTIONS, *SHARED], arguments, strict=True))
-        guard = dsl.ExitHandler(place(close_run().set_caching_options(False))) if cluster else contextlib.nullcontext()
+        guard = dsl.ExitHandler(place(close_run())) if cluster else contextlib.nullcontext()
         with guard:
-            checked = place(check_comparison(slots=list(slots), **parameters)).set_caching_options(False)
+            checked = place(check_comparison(slots=list(slots), **parameters))
             settings = checked.outputs
             dataset = place(prepare_data(settings=settings["data"])).outputs["dataset"]
             teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))
@@ -129,12 +129,15 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: bool = Tru
                 route_index=teacher.outputs["route_index"],
                 **evaluations,
             )
-            place(told).set_caching_options(False)  # it looks at what the tracking server holds now
+            place(told)
         return None if cluster else Outputs(summary=told.outputs["summary"])
 
-    # KFP reads a pipeline's parameters from its signature. The configuration is their one source.
+    # KFP reads a pipeline's parameters from its signature. The configuration is their one source, but for what follows from
+    # the site's nodes.
+    site = cluster.deployment.parameters if cluster else {}
     known = [(name, option.kind, option.default, option.help) for name, option in OPTIONS.items()]
-    known += [(n, PARAMETERS[n].kind, DEFAULTS.get(n, PARAMETERS[n].default), PARAMETERS[n].help) for n in SHARED]
+    defaults = {**{name: p.default for name, p in PARAMETERS.items()}, **DEFAULTS, **site}
+    known += [(name, PARAMETERS[name].kind, defaults[name], PARAMETERS[name].help) for name in SHARED]
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rco.doctor import Finding
 
 _EPOCH = re.compile(r"^\s*(?P<what>.+?): epoch (?P<done>\d+)/(?P<total>\d+), (?P<rest>.*)$")
 
@@ -58,6 +63,27 @@ class Display:
         self.console.print(line, markup=False)
 
 
+class Watching:
+    """Shows a run elsewhere: lines with the time of day; in a terminal, below them, how long it has been."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    def __enter__(self) -> Watching:
+        self.progress.start()
+        self.progress.add_task("waiting (Ctrl-C leaves the run running)", total=None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def show(self, line: str) -> None:
+        """Take one line of progress."""
+        self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False)
+
+
 def print_comparison(summary: dict[str, Any], home: Path) -> None:
     """A comparison as a table and a verdict, and where to look next."""
     from rco.comparison_report import headline, tables
@@ -78,6 +104,26 @@ def print_comparison(summary: dict[str, Any], home: Path) -> None:
     console.print(f"report     {last / 'report.html'}", markup=False)
     console.print(f"figures    {last / 'summary.json'}, {last / 'results.csv'}", markup=False)
     _print_tracking(console, summary)
+
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+
+
+def print_findings(findings: list[Finding], console: Console | None = None) -> None:
+    """What `rco doctor` found: a table in a terminal, lines elsewhere."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        for finding in findings:
+            console.print(f"{finding.status:<8} {finding.name:<10} {finding.found}", markup=False)
+            if finding.next_step:
+                console.print(f"{'':<19} -> {finding.next_step}", markup=False)
+        return
+    table = Table("", "what", "found", "next step")
+    for finding in findings:
+        colour = _COLOURS[finding.status]
+        cells = (finding.name, finding.found, finding.next_step)
+        table.add_row(f"[{colour}]{finding.status}[/]", *map(Text, cells))
+    console.print(table, soft_wrap=False)
 
 
 def _print_tracking(console: Console, summary: dict[str, Any]) -> None:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from rco.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
-_MARK = "rco | "  # rco.tasks.PREFIX and REFUSED, without importing them here: this process stays light
+_MARK = "rco | "  # rco.tasks.PREFIX, REFUSED and DIVERGED, without importing them here: this process stays light
 _REFUSED = _MARK + "refused: "
+_DIVERGED = _MARK + "diverged: "
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
 _HIT = re.compile(r"Task ([\w-]+) cache hit")
@@ -115,6 +116,8 @@ def run(
     )
     environment = {
         "RCO_LOGITS": str(place.root / "logits"),
+        "RCO_RESUME": str(place.root / "resume"),
+        "RCO_RESUME_RUN": "local",  # whoever runs the same again goes on, though it is another run
         **os.environ,
         **place.environment,
         "RCO_PIPELINE_RUN": run_id,
@@ -127,11 +130,11 @@ def run(
     outcome = "FAILED"
     with _interruptible() as deaf:
         try:
-            code, tail, refused = _supervise(request, environment, folder / "pipeline.log", show, deaf)
+            code, tail, reason = _supervise(request, environment, folder / "pipeline.log", show, deaf)
             if code == BAD_INPUT:
                 raise RunFailedError((folder / "error.txt").read_text().strip(), BAD_INPUT)
-            if code and refused:
-                raise RunFailedError(refused, BAD_INPUT)
+            if code and reason is not None:
+                raise reason
             if code:
                 raise RunFailedError("the pipeline failed; the end of its log:\n" + "\n".join(tail))
             outcome = "FINISHED"
@@ -174,10 +177,10 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 
 def _supervise(
     request: Path, environment: dict[str, str], log: Path, show: Callable[[str], None], deaf: Callable[[], None]
-) -> tuple[int, list[str], str]:
-    """Run the inner process to its end; returns exit status, the last lines it printed, and why a task refused its input."""
+) -> tuple[int, list[str], RunFailedError | None]:
+    """Run the inner process to its end; returns exit status, the last lines it printed, and the reason that a task gave."""
     tail: deque[str] = deque(maxlen=25)
-    refused = ""
+    reason = None
     # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.local", str(request)],
@@ -197,10 +200,12 @@ def _supervise(
                 if text := line.rstrip():
                     tail.append(text)
                 if _REFUSED in line:
-                    refused = line.split(_REFUSED, 1)[1].strip()
+                    reason = RunFailedError(line.split(_REFUSED, 1)[1].strip(), BAD_INPUT)
+                elif _DIVERGED in line:
+                    reason = RunFailedError(line.split(_DIVERGED, 1)[1].strip())
                 elif told := _for_people(line):
                     show(told)
-        return process.wait(), list(tail), refused
+        return process.wait(), list(tail), reason
     finally:
         deaf()
         _end_group(process)
@@ -218,8 +223,8 @@ def _for_people(line: str) -> str | None:
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
-    """End a process and all its descendants: politely, then not."""
-    for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+    """End a process and all its descendants: politely, so that a training can write a resume point, then not."""
+    for number, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 5)):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
@@ -261,7 +266,7 @@ def execute(request: Mapping[str, Any]) -> None:
     """
     import logging
 
-    from rco import engine, tasks
+    from rco import engine, resume, tasks
 
     # KFP announces cache hits on the root logger.
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
@@ -270,6 +275,8 @@ def execute(request: Mapping[str, Any]) -> None:
     plan = PLANS[request["pipeline"]](request["parameters"])
     engine.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
+    if gone := resume.sweep(home / "resume"):
+        tasks.log.info("%d interrupted trainings to which nobody came back were removed from %s", gone, home / "resume")
     (folder / "started").touch()
     from kfp import local
 
@@ -328,7 +335,7 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.rco import make_pipeline
 
-        return make_pipeline(stages_needed(config), cluster=False)
+        return make_pipeline(stages_needed(config))
 
     return Plan(compute=compute, make=make, arguments=config.to_flat(), published={"summary": ".", "student": "student"})
 
@@ -343,7 +350,7 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.comparison import make_comparison
 
-        return make_comparison(list(steps_needed(comparison.branches).values()), cluster=False)
+        return make_comparison(list(steps_needed(comparison.branches).values()))
 
     return Plan(compute=compute, make=make, arguments=comparison.to_parameters(), published={"summary": "."})
 
@@ -351,8 +358,17 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
 PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}
 
 
+def _wait_for_task(number: int, frame: FrameType | None) -> None:
+    """The signal has reached the task as well, if one is running: it ends by itself, and fails the pipeline."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there is none
+        sys.exit(128 + number)
+
+
 def main(path: Path) -> int:
     """Run a request; bad input goes to error.txt beside it."""
+    signal.signal(signal.SIGTERM, _wait_for_task)
     request = json.loads(path.read_text())
     try:
         execute(request)

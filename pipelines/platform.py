@@ -1,12 +1,137 @@
-"""What a task is given on Kubernetes, beyond its image."""
+"""What a task is given on Kubernetes, beyond its code: image, resources, secrets, retries, timeout, cache policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 from kfp import dsl, kubernetes
 
+from components.image import IMAGE
+from pipelines.deployment import Deployment, TaskClass, seconds
+
 #: KFP's own label on every pod of a run. The placeholder for the run's id would be an input, and every cache key would change.
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
+#: Task class of every component (see `pipelines.deployment`).
+CLASS_OF = {
+    "check": "check",
+    "check-comparison": "check",
+    "prepare-data": "data",
+    "train-teacher": "train",
+    "init-student": "train",
+    "init-students": "train",
+    "distill-stage": "train",
+    "distill-students": "train",
+    "evaluate": "train",
+    "evaluate-students": "train",
+    "select-anchor": "light",
+    "select-anchors": "light",
+    "register-student": "light",
+    "report": "light",
+    "report-comparison": "light",
+    "close-run": "light",
+}
+#: Tasks that run every time: they look at what the data's source or the tracking server holds now, so what they did before
+#: says nothing.
+UNCACHED = frozenset({"check", "check-comparison", "register-student", "report", "report-comparison", "close-run"})
+#: How long the workflow engine goes on retrying. It counts from the start of the first try, ends a retry that is running when
+#: it is over, and is one hour if nothing is said. `retries` and `timeout` are the limits here; this must not be.
+_RETRY_WINDOW = "365d"
+_CERTIFICATES = "/etc/rco/certificates"
 
 
-def on_cluster(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Tell a task which pipeline run it works for."""
-    kubernetes.use_field_path_as_env(task, env_name="RCO_PIPELINE_RUN", field_path=RUN_ID_FIELD)
-    return task
+def here(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a task on this machine: only its cache policy matters."""
+    return task.set_caching_options(task.component_spec.name not in UNCACHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where a compiled pipeline runs: what the site gives to tasks, and the image that they all are.
+
+    Attributes:
+        image: best by digest.
+    """
+
+    deployment: Deployment = field(default_factory=Deployment)
+    image: str = IMAGE
+
+    def place(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Give a task what its class gets, and tell it which pipeline run it works for."""
+        site, name = self.deployment, task.component_spec.name
+        kind = CLASS_OF[name]
+        here(task).set_container_image(self.image)
+        _resources(task, site.of(kind))
+        _nodes(task, site.of(kind))
+        _tries(task, site.of(kind))
+        kubernetes.use_field_path_as_env(task, env_name="RCO_PIPELINE_RUN", field_path=RUN_ID_FIELD)
+        kubernetes.set_image_pull_policy(task, site.image_pull_policy)
+        if site.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(task, list(site.image_pull_secrets))
+        for key, value in site.labels.items():
+            kubernetes.add_pod_label(task, key, value)
+        for key, value in site.annotations.items():
+            kubernetes.add_pod_annotation(task, key, value)
+        _services(task, site)
+        if kind != "light" or (site.resume and name == "close-run"):  # which removes the run's resume points
+            for volume in site.volumes:
+                kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.path, sub_path=volume.sub_path)
+            if site.resume:
+                task.set_env_variable("RCO_RESUME", site.resume)
+        return task
+
+
+def _resources(task: dsl.PipelineTask, given: TaskClass) -> None:
+    task.set_cpu_request(given.cpu_request).set_memory_request(given.memory_request)
+    if given.cpu_limit:
+        task.set_cpu_limit(given.cpu_limit)
+    if given.memory_limit:
+        task.set_memory_limit(given.memory_limit)
+    if given.gpus:
+        task.set_accelerator_type(given.gpu_type).set_accelerator_limit(given.gpus)
+    if given.shm:
+        kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=given.shm)
+
+
+def _nodes(task: dsl.PipelineTask, given: TaskClass) -> None:
+    for label, value in given.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    if given.gpus:
+        # Nodes with GPUs are commonly tainted with the resource's name, to keep other pods off.
+        kubernetes.add_toleration(task, key=given.gpu_type, operator="Exists", effect="NoSchedule")
+    for t in given.tolerations:
+        kubernetes.add_toleration(
+            task,
+            key=t.key or None,
+            operator=t.operator,
+            value=t.value or None,
+            effect=t.effect or None,
+            toleration_seconds=t.toleration_seconds,
+        )
+
+
+def _tries(task: dsl.PipelineTask, given: TaskClass) -> None:
+    if given.retries:
+        task.set_retry(
+            num_retries=given.retries,
+            backoff_duration=f"{seconds('backoff', given.backoff)}s",
+            backoff_factor=float(given.backoff_factor),
+            backoff_max_duration=_RETRY_WINDOW,
+        )
+    kubernetes.set_timeout(task, seconds("timeout", given.timeout))
+
+
+def _services(task: dsl.PipelineTask, site: Deployment) -> None:
+    """MLflow's and S3's settings, by reference: no value of them is in the compiled pipeline."""
+    for source in site.environment:
+        left = dict(source.variables)
+        while left:  # once, unless a key serves several variables
+            keys = {key: variable for variable, key in left.items()}
+            if source.secret:
+                kubernetes.use_secret_as_env(task, source.secret, keys, optional=source.optional)
+            else:
+                kubernetes.use_config_map_as_env(task, source.config_map, keys, optional=source.optional)
+            left = {variable: key for variable, key in left.items() if keys[key] != variable}
+    if site.certificates.config_map:
+        kubernetes.use_config_map_as_volume(task, site.certificates.config_map, mount_path=_CERTIFICATES)
+        for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):  # boto3's, and that of MLflow's client
+            task.set_env_variable(variable, f"{_CERTIFICATES}/{site.certificates.key}")

@@ -25,7 +25,7 @@ from components.register_student import register_student
 from components.report import report
 from components.select_anchor import select_anchor
 from components.train_teacher import train_teacher
-from pipelines.platform import on_cluster
+from pipelines.platform import Cluster, here
 from rco.config import PARAMETERS
 
 NAME = "route-constrained-optimization"
@@ -95,12 +95,13 @@ class Outputs(NamedTuple):
     student: dsl.Model
 
 
-def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> base_component.BaseComponent:
+def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: Cluster | None = None) -> base_component.BaseComponent:
     """The pipeline with room for `max_stages` stages.
 
     Args:
-        cluster: add the exit task that closes the MLflow runs however the pipeline ends. Locally the runner does
-            that, which also sees interruptions; and KFP returns no outputs from inside an exit handler.
+        cluster: what it is compiled for; None: this machine. On a cluster an exit task closes the MLflow runs however the
+            pipeline ends. Locally the runner does that, which also sees interruptions; and KFP returns no outputs from
+            inside an exit handler.
 
     Raises:
         ValueError: fewer than one stage.
@@ -108,14 +109,14 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
     if max_stages < 1:
         raise ValueError(f"max_stages = {max_stages}: a pipeline needs one stage or more")
 
-    place: Place = on_cluster if cluster else lambda task: task
+    place: Place = cluster.place if cluster else here
     stages = [make_stage(number, last=number == max_stages, place=place) for number in range(1, max_stages + 1)]
 
     def pipeline(*arguments: Any) -> Any:
         parameters = dict(zip(PARAMETERS, arguments, strict=True))
-        guard = dsl.ExitHandler(place(close_run().set_caching_options(False))) if cluster else contextlib.nullcontext()
+        guard = dsl.ExitHandler(place(close_run())) if cluster else contextlib.nullcontext()
         with guard:
-            checked = place(check(max_stages=max_stages, **parameters)).set_caching_options(False)
+            checked = place(check(max_stages=max_stages, **parameters))
             settings = checked.outputs
             data = place(prepare_data(settings=settings["data"]))
             dataset = data.outputs["dataset"]
@@ -137,9 +138,7 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
                 settings=settings["evaluate"], dataset=dataset, student=student, anchor=stage.outputs["anchor"]
             )
             evaluation = place(evaluated).outputs["evaluation"]
-            # These two look at what the tracking server holds now, so what they did before says nothing.
-            registered = register_student(settings=settings["filing"], student=student, evaluation=evaluation)
-            place(registered).set_caching_options(False)
+            registered = place(register_student(settings=settings["filing"], student=student, evaluation=evaluation))
             told = report(
                 settings=settings["filing"],
                 registered=registered.output,
@@ -148,13 +147,17 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: bool = True) -> 
                 anchors=stage.outputs["anchors"],
                 evaluation=evaluation,
             )
-            place(told).set_caching_options(False)
+            place(told)
         return None if cluster else Outputs(summary=told.outputs["summary"], student=student)
 
-    # KFP reads a pipeline's parameters from its signature. The configuration is their one source.
+    # KFP reads a pipeline's parameters from its signature. The configuration is their one source, but for what follows from
+    # the site's nodes.
+    site = cluster.deployment.parameters if cluster else {}
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.kind)
+            inspect.Parameter(
+                p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=site.get(p.name, p.default), annotation=p.kind
+            )
             for p in PARAMETERS.values()
         ],
         return_annotation=inspect.Signature.empty if cluster else Outputs,

@@ -14,8 +14,8 @@ _MOST_BYTES = 2**16
 _DEEPEST = 32
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses aliases, with which a page of text becomes gigabytes, depths that would take hours, and a name given twice."""
+class ShallowLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but for depths: a page of brackets would take it hours."""
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         self._require_shallow(self.flow_level)
@@ -28,6 +28,10 @@ class _Loader(yaml.SafeLoader):
     def _require_shallow(self, depth: int) -> None:
         if depth >= _DEEPEST:
             raise yaml.scanner.ScannerError(None, None, "it is nested too deeply", self.get_mark())  # type: ignore[no-untyped-call]
+
+
+class _Loader(ShallowLoader):
+    """Refuses also aliases, with which a page of text becomes gigabytes, and a name that is given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]

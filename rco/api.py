@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rco import engine
+from rco.checkpoint import state_digest
 from rco.config import (
     AnchorConfig,
     ComputeConfig,
@@ -20,6 +21,7 @@ from rco.config import (
 from rco.data import Dataset
 from rco.distill import distill_route
 from rco.prepare import prepare
+from rco.resume import Points
 from rco.route import Route
 from rco.sources import source_digest
 from rco.spec import NetworkSpec
@@ -48,14 +50,28 @@ def train_route(
     stem: str = "auto",
     embedding_dim: int = 0,
     compute: ComputeConfig | None = None,
+    resume: str | Path = "",
 ) -> Route:
-    """Train a teacher and keep its route in `folder`."""
+    """Train a teacher and keep its route in `folder`.
+
+    Args:
+        resume: folder or s3:// address for resume points, from which the same call goes on after an interruption; empty: none.
+    """
     resolved = engine.resolve(compute or ComputeConfig())
     engine.prepare_process(resolved)
     spec = NetworkSpec.of(ModelConfig(model=teacher, stem=stem, embedding_dim=embedding_dim), data.manifest)
     config = train or RunConfig().teacher_train
-    for _ in train_teacher(data, spec, config, resolved, checkpoint_every=checkpoint_every, folder=Path(folder)):
+    identity = {
+        "teacher": spec,
+        "train": config,
+        "checkpoint_every": checkpoint_every,
+        "compute": resolved,
+        "data": data.manifest.digest,
+    }
+    points = Points(str(resume), identity, files=Path(folder))
+    for _ in train_teacher(data, spec, config, resolved, checkpoint_every=checkpoint_every, folder=Path(folder), keeper=points):
         pass
+    points.clear()
     return Route.open(Path(folder))
 
 
@@ -70,11 +86,13 @@ def distill_student(
     stem: str = "auto",
     embedding_dim: int = 0,
     compute: ComputeConfig | None = None,
+    resume: str | Path = "",
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Distil a student along a route.
 
     Args:
         student: a model's name, or a module of your own (trained in place).
+        resume: as for `train_route`.
 
     Returns:
         the student in evaluation mode, and one row of metrics per epoch.
@@ -87,5 +105,19 @@ def distill_student(
         if isinstance(student, nn.Module)
         else NetworkSpec.of(ModelConfig(model=student, stem=stem, embedding_dim=embedding_dim), data.manifest).build(train.seed)
     )
-    rows = list(distill_route(module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved))
+    identity = {
+        "student": state_digest(module),
+        "route": [c.sha256 for c in route.checkpoints],
+        "data": data.manifest.digest,
+        **{"anchors": anchors, "objective": objective, "train": train, "compute": resolved},
+    }
+    points = Points(str(resume), identity)
+    rows = list(points.take("rows") or [])
+    points.add("rows", lambda: rows)
+    walk = distill_route(
+        module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved, keeper=points
+    )
+    for row in walk:
+        rows.append(row)  # noqa: PERF402 (a point may be written between two rows)
+    points.clear()
     return module.eval(), rows

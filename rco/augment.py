@@ -37,6 +37,11 @@ def augmented(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     return images if kind == "none" else transformed(images, kind, rng.random((len(images), _DRAWS[kind])))
 
 
+def passed_over(kind: str, count: int, rng: np.random.Generator) -> None:
+    """Leave `rng` as `augmented` would after `count` images."""
+    rng.random((count, _DRAWS[kind]))
+
+
 def view_draws(kind: str, count: int, view: int) -> NDArray[np.float64]:
     """The numbers (count, D) that make a view of `count` images: row i is a function of (kind, view, i) alone."""
     return np.random.default_rng((_VIEWS, view)).random((count, _DRAWS[kind]))

@@ -122,7 +122,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True)}
+    header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True, allow_nan=False)}
     atomically(path, lambda temporary: save_file(contiguous, temporary, header))
     return sha256(path)
 
@@ -138,13 +138,35 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:
     """Write a module's state dict (on CPU, contiguous); returns the file's sha256. Same weights, same hash."""
+    return save_state(path, model.state_dict(), metadata)
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+    """As `save_model`, of a state dict."""
+    atomically(path, lambda temporary: write_state(temporary, state, metadata, sort_keys=True))
+    return sha256(path)
+
+
+def write_state(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, sort_keys: bool = False
+) -> None:
+    """As `save_state`, but straight to `path`, for who sees to it that nobody reads half a file; metadata keep their order."""
     from safetensors.torch import save_file
 
     # clone: safetensors refuses tensors that share memory (tied weights), and they load back all the same.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True)}
-    atomically(path, lambda temporary: save_file(state, temporary, header))
-    return sha256(path)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=sort_keys, allow_nan=False)})
+
+
+def state_digest(model: nn.Module) -> str:
+    """Hex sha256 of a module's weights, whichever file they lie in."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_state(path: Path, expected_sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,10 +192,25 @@ def read_tensors(path: Path, names: Sequence[str], framework: str = "pt") -> lis
 
 def _read(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
     with _opened(path, framework) as file:
-        metadata = parse_json((file.metadata() or {}).get(_METADATA, "{}"), path)
-        if not isinstance(metadata, dict):
-            raise InputError("file", str(path), "describes itself with something else than an object", "Copy it again")
+        metadata = _described(file, path)
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def _described(file: Any, path: Path) -> dict[str, Any]:
+    metadata = parse_json((file.metadata() or {}).get(_METADATA, "{}"), path)
+    if not isinstance(metadata, dict):
+        raise InputError("file", str(path), "describes itself with something else than an object", "Copy it again")
+    return metadata
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """The JSON document in a safetensors file's header; its tensors are not read.
+
+    Raises:
+        InputError: the file is missing or is not a safetensors file.
+    """
+    with _opened(path, "numpy") as file:
+        return _described(file, path)
 
 
 @contextmanager

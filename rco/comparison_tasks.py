@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import checkpoint, openset, tasks, tracking
+from rco import checkpoint, openset, outbox, resume, tasks, tracking
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -40,6 +40,7 @@ from rco.spec import NetworkSpec, load_network
 
 if TYPE_CHECKING:
     from rco.comparison_report import Student
+    from rco.resume import Points
 
 log, task = tasks.log, tasks.task
 
@@ -67,10 +68,12 @@ def check_comparison(
     students = len(comparison.branches) * len(comparison.seeds)
     log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
     context = tracking.Context.from_environment()
-    if context.active:
+    if comparison.shared["check_services"]:
+        tasks.require_services(context, partial(tracking.open_parent, context, **_parent(settings.filing)))
+    elif context.active:
         with tracking.forgiving("The parent run"):
-            _open_parent(context, settings.filing)
-    else:
+            tracking.open_parent(context, **_parent(settings.filing))
+    if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     told = {
         "data": jsonable(settings.data),
@@ -82,11 +85,11 @@ def check_comparison(
     return {name: {key: value for key, value in values.items() if value is not None} for name, values in told.items()}
 
 
-def _open_parent(context: tracking.Context, s: ComparisonFiling) -> str:
+def _parent(s: ComparisonFiling) -> dict[str, Any]:
     data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
     name = f"{data} {s.parameters['teacher']} comparison"
     params = {**s.parameters, "branches": ", ".join(s.branches), "seeds": ",".join(map(str, s.seeds))}
-    return tracking.open_parent(context, s.experiment, name, params, tags={"rco.comparison": "true"})
+    return {"experiment": s.experiment, "name": name, "params": params, "tags": {"rco.comparison": "true"}}
 
 
 def _folder(root: Path, seed: int) -> Path:
@@ -190,17 +193,19 @@ def distill_students(
     # Kubeflow's MLflow plugin makes one run for this task. It is no student's: several would mix their epochs in it.
     os.environ.pop("MLFLOW_RUN_ID", None)
     trained = 0
+    finished: list[Points] = []
     for seed in s.seeds:
         todo = selection[str(seed)]["todo"]
         with TemporaryDirectory(dir=distilled.parent) as scratch:
             folder = _folder(students, seed)
             for i, stage in enumerate(todo):
                 out = _folder(distilled, seed) if i == len(todo) - 1 else Path(scratch) / f"stage-{stage['stage']}"
-                _stage(s, seed, stage, dataset, anchors, folder, out, Path(scratch) / "anchor")
+                _stage(s, seed, stage, dataset, anchors, folder, out, Path(scratch) / "anchor", finished)
                 folder = out
         if not todo:
             shutil.copytree(_folder(students, seed), _folder(distilled, seed))
         trained += bool(todo)
+    resume.clear_finished(finished)
     log.info("%s: %d students trained, %d passed on", s.branch, trained, len(s.seeds) - trained)
     return {"branch": s.branch, "trained": trained}
 
@@ -214,8 +219,10 @@ def _stage(
     student: Path,
     out: Path,
     anchor: Path,
+    finished: list[Points],
 ) -> None:
-    """One stage of one student, by the task of a single run."""
+    """One stage of one student, by the task of a single run. A retried task finds those that are finished among the resume
+    points."""
     arrays, _ = checkpoint.load_arrays(student / tasks.PROBE)
     _write_anchor(
         anchor, Route.open(anchors), int(stage["chosen"][-1]), _before(student), arrays["logits"], s.stage.objective.tau
@@ -231,6 +238,7 @@ def _stage(
         key=_key(s.branch, seed),
         params={**said(s.branch, s.kind, s.stage), "seed": seed},
         tags={"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind},
+        finished=finished,
     )
 
 
@@ -333,7 +341,7 @@ def report_comparison(
     parent = None
     if context.active:
         with tracking.forgiving("The parent run"):
-            parent = _open_parent(context, s)
+            parent = tracking.open_parent(context, **_parent(s))
     students = [
         telling.Student(record=Record.read(path), evaluation=checkpoint.read_json(path / "evaluation.json"))
         for evaluation in evaluations
@@ -341,20 +349,17 @@ def report_comparison(
     ]
     teacher = Record.read(route_index)
     summary = telling.write(folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent)
-    if parent is not None:
-        log.info("completing the runs in MLflow")
-        deliveries = [
-            tracking.Delivery(record=teacher),
-            *(_delivery(student, route, s.references[student.branch]) for student in students),
-        ]
-        with tracking.forgiving("The report"):
-            tracking.deliver(
-                context,
-                deliveries,
-                headline=telling.headline_metrics(summary),
-                note=telling.note(summary),
-                files=sorted(path for path in folder.iterdir() if path.is_file()),
-            )
+    if context.active:
+        letter = outbox.Letter(
+            parent=_parent(s),
+            deliveries=[
+                tracking.Delivery(record=teacher),
+                *(_delivery(student, route, s.references[student.branch]) for student in students),
+            ],
+            headline=telling.headline_metrics(summary),
+            note=telling.note(summary),
+        )
+        tasks.tell(context, letter, folder)
     return summary
 
 

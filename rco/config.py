@@ -381,6 +381,15 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServicesConfig:
+    """What is asked of the services before anything expensive. No task's settings: it decides nothing that is computed."""
+
+    check_services: bool = _setting(
+        False, "begin with writing and reading a run and an object in the MLflow and S3 that the environment names"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything one run of the pipeline is told."""
 
@@ -394,6 +403,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    services: ServicesConfig = field(default_factory=ServicesConfig)
 
     def __post_init__(self) -> None:
         if self.anchors.strategy == "lr-decay" and not self.route.route and self.teacher_train.schedule != "multistep":
@@ -470,6 +480,7 @@ _GROUPS = {
     "objective": "",
     "compute": "",
     "tracking": "",
+    "services": "",
 }
 
 

@@ -206,11 +206,13 @@ class Split(ABC):
         augment: str = "none",
         workers: int = 2,
         view: int | None = None,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         """As `batches`, and which images they are.
 
         Args:
             view: augmentation is then a function of (view, image), whatever seed and epoch; these still make the order.
+            skip: batches to leave out at the beginning, unread; those that follow are the same as ever.
 
         Yields:
             (x, y, rows): rows is (B,), the numbers of the images in this part.
@@ -219,7 +221,7 @@ class Split(ABC):
         if seed is None and view is None and augment != "none":
             raise InputError("augment", augment, "is random, but there is no seed", "Give a seed, or augment = none")
         return self._batches(
-            batch_size, device, None if seed is None else np.random.default_rng((seed, epoch)), augment, workers, view
+            batch_size, device, None if seed is None else np.random.default_rng((seed, epoch)), augment, workers, view, skip
         )
 
     def _batches(
@@ -230,10 +232,11 @@ class Split(ABC):
         augment: str,
         workers: int,
         view: int | None,
+        skip: int,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         import torch
 
-        from rco.augment import augmented, transformed, view_draws
+        from rco.augment import augmented, passed_over, transformed, view_draws
 
         device = torch.device(device)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
@@ -242,6 +245,10 @@ class Split(ABC):
         count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
         chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
         draws = None if view is None else view_draws(augment, len(self), view)
+        if rng and draws is None:
+            for rows in chunks[:skip]:
+                passed_over(augment, len(rows), rng)
+        chunks = chunks[skip:]
         for rows, (images, labels) in zip(chunks, self._raw(chunks, device, workers), strict=True):
             if draws is not None:
                 images = transformed(images, augment, draws[rows])
@@ -344,11 +351,20 @@ class _FileSplit(Split):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # the global one must not move with the number of passes
+            worker_init_fn=_outlive_signals,
         )
         for chunk, images in zip(chunks, decoded, strict=True):
             if isinstance(images, InputError):
                 raise images
             yield images.to(device, non_blocking=True), self.labels[torch.from_numpy(chunk)].to(device, non_blocking=True)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Of a worker process: whoever ends a whole process group leaves it to the process that trains to finish its step; a worker
+    ends when that one does."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rco import anchors as choosing
-from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig
+from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.engine import fit
+from rco.engine import Keeper, fit
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
 from rco.kept import KeptLogits, check_size, folder_from_environment
@@ -71,6 +71,7 @@ def distill_stage(
     first_epoch: int,
     loss: Objective | None = None,
     anchor_id: str = "",
+    keeper: Keeper | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `student` in place on one anchor.
 
@@ -83,6 +84,7 @@ def distill_stage(
             new one.
         anchor_id: sha256 of the anchor's weights; with it, kept logits are shared through the folder that the environment
             names, if it names one (`rco.kept`).
+        keeper: as for `rco.engine.fit`.
 
     Yields:
         one row an epoch: what `rco.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
@@ -114,6 +116,7 @@ def distill_stage(
         epochs=epochs,
         first_epoch=first_epoch,
         anchor=teacher,
+        keeper=keeper,
     ):
         logits, labels = predict(
             student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
@@ -137,8 +140,12 @@ def distill_route(
     objective: ObjectiveConfig | None = None,
     train: TrainConfig | None = None,
     compute: ComputeConfig,
+    keeper: Keeper | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Distil `student` in place along a route: the whole method in one process, for notebooks.
+
+    Args:
+        keeper: as for `rco.engine.fit`; with the training goes how far the walk was.
 
     Yields:
         the rows of every stage, with anchor_epoch and reason added.
@@ -152,10 +159,16 @@ def distill_route(
     chosen: list[int] = []
     done = 0
     loss = None
+    choice: choosing.Choice | None = None
     student.to(compute.device)
+    if keeper is not None:
+        if (before := keeper.take("walk")) is not None:
+            chosen, done, choice = list(before["chosen"]), int(before["done"]), from_dict(choosing.Choice, before["choice"])
+        keeper.add("walk", lambda: {"chosen": chosen, "done": done, "choice": jsonable(choice)})
     while True:
-        hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
-        choice = choosing.next_anchor(anchors, route.epochs, route.decay_epochs, chosen=chosen, hardness=hardness)
+        if choice is None:
+            hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
+            choice = choosing.next_anchor(anchors, route.epochs, route.decay_epochs, chosen=chosen, hardness=hardness)
         if choice is None:
             return
         point = route.checkpoints[choice.index]
@@ -177,7 +190,9 @@ def distill_route(
             first_epoch=done + 1,
             loss=loss,
             anchor_id=point.sha256,
+            keeper=keeper,
         ):
             yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
         chosen.append(choice.index)
         done += epochs
+        choice = None

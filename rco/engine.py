@@ -5,25 +5,42 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from joblib import cpu_count
 from torch import Tensor, nn
 
+from rco import checkpoint
 from rco.config import ComputeConfig, TrainConfig
 from rco.data import Split
-from rco.errors import InputError
+from rco.errors import DivergenceError, InputError
 from rco.frozen import lean
 from rco.kept import KeptLogits
 from rco.objectives import Objective
 from rco.schedule import learning_rate
 from rco.taps import Output, observe
 
+_LOOK = 100  # steps between looks at the loss: each makes the program wait for the GPU once
 
-class DivergenceError(RuntimeError):
-    """A loss stopped being a finite number."""
+
+class Keeper(Protocol):
+    """Who keeps the state of a training for when it is interrupted; see `rco.resume`. A state has parts, one of each who knows
+    what it means."""
+
+    def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
+        """From now on keep what `make` makes (tensors, arrays, JSON), and the files that `files` names, with their sha256."""
+
+    def take(self, part: str) -> Any:
+        """What was kept of a part, once; None: nothing was."""
+
+    def due(self) -> bool:
+        """Whether it is time to keep the state. Asked after every step."""
+
+    def keep(self) -> None:
+        """Keep all parts as they are now; may end the process after that, if it has been asked to."""
 
 
 def resolve(compute: ComputeConfig) -> ComputeConfig:
@@ -100,6 +117,82 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     )
 
 
+@dataclass
+class _Progress:
+    """Where a training is: in `epoch`, after `batches` of it, which showed it `images` in `seconds`.
+
+    The parts of the loss are summed on the device: reading one there would make every step wait for the GPU. A sum that is
+    once not finite stays so, so the steps after which it was finite say which step was the first bad one.
+    """
+
+    epoch: int
+    batches: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    names: Sequence[str] = ()
+    sums: Tensor | None = None  # (P,)
+    finite: Tensor | None = None  # (P,) int64
+
+    def add(self, parts: Mapping[str, Tensor], values: Tensor, images: int) -> None:
+        """Count a step.
+
+        Args:
+            values: (P,) of `parts`, means over `images` images.
+        """
+        if self.sums is None or self.finite is None:
+            self.names = tuple(parts)
+            self.sums, self.finite = torch.zeros_like(values), torch.zeros_like(values, dtype=torch.int64)
+        self.sums += values * images
+        self.finite += torch.isfinite(self.sums)
+        self.batches += 1
+        self.images += images
+
+    def first_bad(self) -> tuple[str, int] | None:
+        """The part of the loss that was the first not to be finite, and the step, counted from 1. Waits for the device."""
+        steps = [] if self.finite is None else self.finite.tolist()
+        if min(steps, default=self.batches) == self.batches:
+            return None
+        return self.names[steps.index(min(steps))], min(steps) + 1
+
+    def means(self) -> dict[str, float]:
+        """Of the parts, over the images of the epoch."""
+        return {} if self.sums is None else {n: s / self.images for n, s in zip(self.names, self.sums.tolist(), strict=True)}
+
+
+def _all_finite(module: nn.Module) -> bool:
+    floats = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in floats]).all())
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Give an optimiser the state of another one like it; keys are numbers in words."""
+    optimizer.load_state_dict(
+        {"state": {int(i): dict(own) for i, own in state.items()}, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter, own in optimizer.state.items():
+        if parameter not in known:
+            raise ValueError("it has more parameters")
+        for name, value in own.items():
+            if torch.is_tensor(value) and value.dim():
+                if value.shape != parameter.shape:
+                    raise ValueError(f"{name} of {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+                # Fused steps walk through memory: the layout must be the parameter's.
+                own[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """Of the generators that dropout and the like draw from."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def fit(
     model: nn.Module,
     train: Split,
@@ -110,6 +203,7 @@ def fit(
     epochs: int,
     first_epoch: int = 1,
     anchor: nn.Module | KeptLogits | None = None,
+    keeper: Keeper | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
@@ -121,13 +215,16 @@ def fit(
             so stages that count on do not see the same order again.
         anchor: frozen by this function; it sees the batches that the student sees. Or its logits, computed once and kept: then
             the student sees the views that they are of.
+        keeper: keeps the part "training". If it has one, this training goes on from there, and only epochs that end after that
+            are yielded. On a CPU the weights come out the same to the last bit. What the caller keeps of an epoch must be
+            kept by the time it asks for the next.
 
     Yields:
         epoch, lr (of the epoch's last step), loss, the objective's parts, images_per_second.
 
     Raises:
-        DivergenceError: a loss is not finite at the end of an epoch.
-        InputError: there is no whole batch to train on.
+        DivergenceError: a loss, or a weight, is not a finite number.
+        InputError: there is no whole batch to train on, or what was kept is of another training.
     """
     device = torch.device(compute.device)
     model.to(device).to(memory_format=torch.channels_last)
@@ -136,55 +233,126 @@ def fit(
         _Teacher(anchor, objective.taps.anchor, train.manifest.image_shape, device) if isinstance(anchor, nn.Module) else None
     )
     objective.to(device)
-    optimizer = make_optimizer(nn.ModuleList([model, objective]), config)
+    learner = nn.ModuleDict({"model": model, "objective": objective})
+    optimizer = make_optimizer(learner, config)
     steps_per_epoch = train.num_batches(config.batch_size)
-    step = 0
-    for epoch in range(first_epoch, first_epoch + epochs):
-        started, images = time.perf_counter(), 0
-        view = kept.view_of(epoch) if kept else None
+    now = _Progress(first_epoch)
+    good: tuple[str, dict[str, Tensor]] | None = None  # in the computer's memory: the device's is scarce
+
+    def state() -> dict[str, Any]:
+        return {
+            "learner": learner.state_dict(),
+            "optimizer": optimizer.state_dict()["state"],
+            "random": _random_state(device),
+            "progress": vars(now),
+        }
+
+    def rate(batches: int) -> float:
+        step = (now.epoch - first_epoch) * steps_per_epoch + batches
+        return learning_rate(config, step, steps_per_epoch=steps_per_epoch, epochs=epochs)
+
+    def look(closely: bool) -> None:
+        bad = now.first_bad()
+        if bad is None and closely and not _all_finite(learner):
+            bad = "a weight", now.batches
+        if bad is None:
+            return
+        part, step = bad
+        raise DivergenceError(
+            part,
+            epoch=now.epoch,
+            step=step,
+            steps=steps_per_epoch,
+            lr=rate(step - 1),
+            advice="Lower lr or lengthen warmup_epochs"
+            + (f", or give {part} less weight (such as lam, or tau)" if len(now.names) > 1 and part != "label_loss" else "")
+            + (", or use precision = fp32" if compute.precision != "fp32" else ""),
+            weights=good[1] if good else None,
+            weights_of=good[0] if good else "",
+        )
+
+    def is_good(when: str) -> None:
+        nonlocal good
+        good = when, {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+    random = None
+    if keeper is not None:
+        keeper.add("training", state)
+        if (saved := keeper.take("training")) is not None:
+            random = _take_up(saved, learner, optimizer, now, device)
+            is_good(f"at step {now.batches} of epoch {now.epoch}" if now.batches else f"after epoch {now.epoch - 1}")
+    while now.epoch < first_epoch + epochs:
+        started = time.perf_counter() - now.seconds
+        view = kept.view_of(now.epoch) if kept else None
         if kept and view is not None:
             kept.prepare(view)
         model.train()
         # Dropout and the like draw from the global generator: make that a function of (seed, epoch) as well.
-        torch.manual_seed(config.seed * 1_000_003 + epoch)
-        totals: dict[str, torch.Tensor] = {}
+        torch.manual_seed(config.seed * 1_000_003 + now.epoch)
+        if random is not None and now.batches:
+            _set_random_state(random, device)
         for x, y, rows in train.indexed_batches(
             config.batch_size,
             device=compute.device,
             seed=config.seed,
-            epoch=epoch,
+            epoch=now.epoch,
             augment=config.augment,
             workers=compute.workers,
             view=view,
+            skip=now.batches,
         ):
             x = x.contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, steps_per_epoch=steps_per_epoch, epochs=epochs)
+                group["lr"] = rate(now.batches)
             with autocast(compute):
                 anchor_out = teach(x) if teach else None
                 if kept and view is not None:
                     anchor_out = Output(kept.logits(view, rows))
                 parts = objective(observe(model, x, objective.taps.student), anchor_out, y)
-            loss = torch.stack(list(parts.values())).sum()
+            values = torch.stack(list(parts.values()))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            values.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            # Sums stay on the device: reading one would make every step wait for the GPU.
-            for name, part in parts.items():
-                totals[name] = totals.get(name, 0) + part.detach() * len(y)
-            images += len(y)
-            step += 1
-        if not images:
+            now.add(parts, values.detach(), len(y))
+            if now.batches < steps_per_epoch:  # the end of the epoch looks for itself
+                if keeper is not None and keeper.due():
+                    now.seconds = time.perf_counter() - started
+                    look(closely=True)
+                    keeper.keep()
+                elif now.batches % _LOOK == 0:
+                    look(closely=False)
+        if not now.images:
             raise InputError(
                 "batch_size", config.batch_size, "leaves no batch to train on", f"There are {len(train)} training images"
             )
-        means = {name: float(total) / images for name, total in totals.items()}
-        row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "loss": sum(means.values()), **means}
-        bad = [name for name in means if not torch.isfinite(torch.tensor(means[name]))]
-        if bad:
-            raise DivergenceError(
-                f"{bad[0]} is {means[bad[0]]} in epoch {epoch} (learning rate {row['lr']:g}). "
-                "Lower lr, lengthen warmup_epochs, or lower lam or tau"
-            )
-        row["images_per_second"] = images / (time.perf_counter() - started)
+        look(closely=True)
+        means = now.means()
+        row = {"epoch": now.epoch, "lr": rate(steps_per_epoch - 1), "loss": sum(means.values()), **means}
+        row["images_per_second"] = now.images / (time.perf_counter() - started)
+        is_good(f"after epoch {now.epoch}")
+        now = _Progress(now.epoch + 1)
         yield row
+        if keeper is not None and keeper.due():
+            keeper.keep()
+
+
+def _take_up(
+    saved: Mapping[str, Any], learner: nn.Module, optimizer: torch.optim.Optimizer, now: _Progress, device: torch.device
+) -> Mapping[str, Tensor]:
+    """Put everything where it was; returns the state of the random numbers.
+
+    Raises:
+        InputError: what was saved is of another training.
+    """
+    try:
+        checkpoint.load_weights(learner, saved["learner"], "a resume point")
+        _load_optimizer(optimizer, saved["optimizer"])
+        progress = _Progress(**saved["progress"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            "resume point", type(error).__name__, f"is of another training ({error})", "Delete it, or name another place"
+        ) from None
+    for name, value in vars(progress).items():
+        setattr(now, name, value.to(device) if torch.is_tensor(value) else value)
+    random: Mapping[str, Tensor] = saved["random"]
+    return random

@@ -1,7 +1,10 @@
-"""The one exception for bad input."""
+"""The exceptions that are for people (bad input, a training that came to nothing), and words for what the network does."""
 
 from __future__ import annotations
 
+import socket
+import ssl
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -27,7 +30,7 @@ class InputError(ValueError):
         return InputError(parameter, self.value, self.problem, self.remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return InputError, (self.parameter, self.value, self.problem, self.remedy)
+        return type(self), (self.parameter, self.value, self.problem, self.remedy)
 
 
 def _printable(text: str) -> str:
@@ -44,3 +47,67 @@ def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
     near = get_close_matches(str(value), allowed, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise InputError(parameter, value, "is not known", f"{hint}Choose one of: {', '.join(allowed)}")
+
+
+class DivergenceError(RuntimeError):
+    """A training whose loss, or whose weights, stopped being finite numbers.
+
+    Attributes:
+        part: of the loss, or "a weight".
+        epoch, step: where; both count from 1, the step within its epoch.
+        weights: the model's state dict on the CPU as it last was good; None: it was good only before the training.
+        weights_of: when that was, in words.
+        advice: what to try, in the names of `rco.config.TrainConfig` and `ObjectiveConfig`.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        *,
+        epoch: int,
+        step: int,
+        steps: int,
+        lr: float,
+        advice: str,
+        weights: Mapping[str, Any] | None = None,
+        weights_of: str = "",
+    ) -> None:
+        self.part, self.epoch, self.step = part, epoch, step
+        self.weights, self.weights_of, self.advice = weights, weights_of, advice
+        self.where = f"{part} is not a finite number in epoch {epoch} at step {step} of {steps} (learning rate {lr:g})"
+        super().__init__(f"{self.where}. {advice}")
+
+
+def why_unreachable(error: BaseException) -> str:
+    """What kept a request from being answered, in our words: the libraries' own may quote addresses with credentials.
+
+    Args:
+        error: of any HTTP library; the causes that it wraps are looked at too.
+    """
+    causes: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and cause not in causes:
+            causes.append(cause)
+            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    def named(part: str) -> bool:
+        return any(part in type(cause).__name__ for cause in causes)
+
+    if named("InvalidURL") or named("LocationParseError"):
+        return "it cannot be read as an address; in a password, write / as %2F and @ as %40"
+    if any_is(socket.gaierror):
+        return "there is no host of that name"
+    if any_is(ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
+    if any_is(ssl.SSLError):
+        return "no TLS is spoken there: http:// in place of https://?"
+    if any_is(ConnectionRefusedError):
+        return "nothing listens there"
+    if any_is(TimeoutError) or named("Timeout"):
+        return "it does not answer"
+    return "the connection failed"

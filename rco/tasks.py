@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
@@ -22,10 +23,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rco import anchors as choosing
-from rco import checkpoint, openset, tracking
+from rco import checkpoint, openset, outbox, resume, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.errors import InputError
+from rco.errors import DivergenceError, InputError
 from rco.hardness import relative, route_hardness
 from rco.preflight import (
     AnchorSettings,
@@ -48,6 +49,7 @@ TARGETS = "targets.safetensors"
 OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
 REFUSED = "refused: "  # marks, after the prefix, the one line that says which input a task could not work with
+DIVERGED = "diverged: "  # likewise, why a training came to nothing
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,6 +66,9 @@ def task(function: F) -> F:
             return function(*args, **kwargs)
         except InputError as error:
             log.error("%s%s", REFUSED, " ".join(str(error).split()))
+            raise
+        except DivergenceError as error:
+            log.error("%s%s", DIVERGED, " ".join(str(error).split()))
             raise
 
     TASKS[function.__name__] = wrapped
@@ -131,16 +136,33 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     compute = settings.stage.compute
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
     context = tracking.Context.from_environment()
-    if context.active:
+    if config.services.check_services:
+        require_services(context, functools.partial(tracking.open_parent, context, **_parent(settings.filing)))
+    elif context.active:
         with tracking.forgiving("The parent run"):
-            _open_parent(context, settings.filing)
-    else:
+            tracking.open_parent(context, **_parent(settings.filing))
+    if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
     return {
         task: {name: value for name, value in values.items() if value is not None}
         for task, values in jsonable(settings).items()
     }
+
+
+def require_services(context: tracking.Context, open_parent: Callable[[], str]) -> None:
+    """Use what the environment names, MLflow and S3, once: that a secret is wrong is known before a GPU is taken.
+
+    Raises:
+        InputError: with all that is wrong.
+    """
+    from rco import doctor
+
+    checks = doctor.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
+    for finding in doctor.require(checks):
+        log.info("%s: %s", finding.name, finding.found)
+        if finding.next_step:
+            log.warning("%s", finding.next_step)
 
 
 @task
@@ -174,8 +196,9 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     data = Dataset.open(dataset)
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=_params(s), data=_data_summary(data))
-    with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
-        if s.train is None or s.checkpoint_every is None:
+    context = tracking.Context.from_environment()
+    if s.train is None or s.checkpoint_every is None:
+        with tracking.tracked(context, record) as tracker:
             log.info("adopting the route at %s", s.route)
             with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
                 source = storage.fetch(s.route, Path(scratch))
@@ -191,16 +214,42 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
             ]
             for row in rows:
                 tracker.log(int(row["epoch"]), _logged(row))
-        else:
-            say = EpochLines(f"teacher {spec.model}", s.train.epochs)
-            for row in teacher.train_teacher(data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route):
-                tracker.log(row["epoch"], _logged(row))
-                say(row)
+        kept = _file_route(route, route_index, record)
+    else:
+        say = EpochLines(f"teacher {spec.model}", s.train.epochs)
+        with resume.resumable(
+            "train_teacher",
+            {"settings": s, "data": data.manifest.digest},
+            who=f"teacher {spec.model}",
+            network=spec.written,
+            prefix="teacher_",
+            files=route,
+        ) as points:
+            record = _taken_up(points, record)
+            with tracking.tracked(context, record) as tracker:
+                for row in teacher.train_teacher(
+                    data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route, keeper=points
+                ):
+                    tracker.log(row["epoch"], _logged(row))
+                    say(row)
+            kept = _file_route(route, route_index, record)
+    log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
+    return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
+
+
+def _file_route(route: Path, route_index: Path, record: Record) -> Route:
     kept = Route.open(route)
     kept.write_index(route_index)
     record.write(route_index)
-    log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
-    return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
+    return kept
+
+
+def _taken_up(points: resume.Points, record: Record) -> Record:
+    """The record as an interrupted training left it, if there is one to go on with; it is kept from now on."""
+    before = points.take("record")
+    current = record if before is None else Record(**before)
+    points.add("record", lambda: jsonable(current))
+    return current
 
 
 @task
@@ -319,6 +368,7 @@ def distill_stage(
     key: str = "student",
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    finished: list[resume.Points] | None = None,
 ) -> dict[str, Any]:
     """Train the student on one anchor; passes it through if the route has been walked.
 
@@ -328,6 +378,7 @@ def distill_stage(
         key: names the student among those of this pipeline run.
         params: what to record beside the settings.
         tags: of the student's run in MLflow.
+        finished: as for `rco.resume.resumable`.
 
     Returns:
         figures for the artifact's metadata.
@@ -370,31 +421,47 @@ def distill_stage(
         passes = len(train) * views
         megabytes = check_size(views, len(train), data.manifest.num_classes)
         log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
-    seconds = 0.0
-    row: dict[str, Any] = {}
-    with tracking.tracked(tracking.Context.from_environment(), record) as tracker:
-        if loss.needs_anchor:
-            tracker.anchor(anchor)
-        for row in distill.distill_stage(
-            model,
-            teacher_model,
-            data,
-            s.objective,
-            s.train,
-            s.compute,
-            targets,
-            stage=stage,
-            epochs=epochs,
-            first_epoch=first,
-            loss=loss,
-            anchor_id=about.sha256,
-        ):
-            tracker.log(row["epoch"], _logged(row))
-            seconds += images / row["images_per_second"]
-            say(row)
-    results = {name: row[name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
-    record.stages.append(
-        {
+    identity = {
+        "settings": s,
+        "selection": selection,
+        "data": data.manifest.digest,
+        "anchor": about.sha256,
+        "targets": checkpoint.sha256(anchor / TARGETS),
+        "student": checkpoint.sha256(student / STUDENT),
+        "objective": checkpoint.sha256(student / OBJECTIVE) if learns and stage > 1 else "",
+        "record": {"key": key, "params": params or {}, "tags": tags or {}},
+    }
+    with resume.resumable(
+        f"distill_stage/{key}/stage-{stage}",
+        identity,
+        who=f"{key} {student_spec.model}, stage {stage}",
+        network=student_spec.written,
+        finished=finished,
+    ) as points:
+        record = _taken_up(points, record)
+        with tracking.tracked(tracking.Context.from_environment(), record, first_step=first) as tracker:
+            if loss.needs_anchor:
+                tracker.anchor(anchor)
+            for row in distill.distill_stage(
+                model,
+                teacher_model,
+                data,
+                s.objective,
+                s.train,
+                s.compute,
+                targets,
+                stage=stage,
+                epochs=epochs,
+                first_epoch=first,
+                loss=loss,
+                anchor_id=about.sha256,
+                keeper=points,
+            ):
+                tracker.log(row["epoch"], _logged(row))
+                say(row)
+        rows = [row["metrics"] for row in record.rows if row["step"] >= first]
+        results = {name: rows[-1][name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
+        this = {
             "stage": stage,
             "anchor_epoch": about.epoch,
             "anchor_index": about.index,
@@ -404,15 +471,15 @@ def distill_stage(
             "first_epoch": first,
             "last_epoch": first + epochs - 1,
             "hardness_before": list(about.hardness_of_route),
-            "train_seconds": seconds,
+            "train_seconds": sum(images / row["images_per_second"] for row in rows),
             "teacher_forward_passes": passes,
             **results,
         }
-    )
-    _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
-    if learns:
-        checkpoint.save_model(distilled / OBJECTIVE, loss)
-    record.write(distilled)
+        record.stages = [*(told for told in record.stages if told["stage"] != stage), this]
+        _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
+        if learns:
+            checkpoint.save_model(distilled / OBJECTIVE, loss)
+        record.write(distilled)
     return {"stage": stage, "anchor_epoch": about.epoch, **results}
 
 
@@ -596,7 +663,7 @@ def report(
     parent = None
     if context.active:
         with tracking.forgiving("The parent run"):
-            parent = _open_parent(context, s)
+            parent = tracking.open_parent(context, **_parent(s))
     learner = Record.read(student)
     summary = telling.write(
         folder,
@@ -609,8 +676,7 @@ def report(
         context=context,
         parent_run_id=parent,
     )
-    if parent is not None:
-        log.info("completing the runs in MLflow")
+    if context.active:
         student_figures = {
             f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")
         }
@@ -624,37 +690,109 @@ def report(
         }
         if "open_set" in summary:
             student_figures |= openset.figures(summary["open_set"]["student"])
-        with tracking.forgiving("The report"):
-            tracking.complete(
-                context,
+        letter = outbox.Letter(
+            parent=_parent(s),
+            deliveries=tracking.of_run(
                 [Record.read(route_index), learner],
                 sorted(path for path in anchors.iterdir() if path.is_dir()),
-                headline=headline,
-                student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
-                files=sorted(path for path in folder.iterdir() if path.is_file()),
-                note=(folder / "report.md").read_text(),
-            )
+                {**student_figures, "test_congruence_kl": summary["congruence_kl"]},
+            ),
+            headline=headline,
+            note=(folder / "report.md").read_text(),
+        )
+        lacking = s.registered_model and not registered
+
+        def registration(place: Path) -> None:
+            shutil.copytree(student, place / "student")
+            shutil.copytree(evaluation, place / "evaluation")
+            checkpoint.write_json(place / "settings.json", settings)
+
+        tell(context, letter, folder, registration if lacking else None)
     return summary
 
 
-def _open_parent(context: tracking.Context, s: FilingSettings) -> str:
+def _parent(s: FilingSettings) -> dict[str, Any]:
     data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
     name = f"{data} {s.parameters['teacher']} to {s.parameters['student']} {s.parameters['strategy']}"
-    return tracking.open_parent(context, s.experiment, name, s.parameters)
+    return {"experiment": s.experiment, "name": name, "params": s.parameters}
+
+
+def tell(
+    context: tracking.Context,
+    letter: outbox.Letter,
+    folder: Path,
+    registration: Callable[[Path], object] | None = None,
+) -> None:
+    """Deliver what a report has to say; keep it in the report's folder if the server cannot be told now.
+
+    Args:
+        registration: as for `rco.outbox.keep`, if the registry lacks the model.
+    """
+    log.info("completing the runs in MLflow")
+    with tracking.forgiving("The report") as attempt:
+        letter.send(context, report_files(folder))
+    if attempt.failed or registration is not None:
+        outbox.keep(folder, letter, context, registration)
+        log.warning("what MLflow lacks is kept beside the report; when the server is back, deliver it with: rco sync")
+
+
+def sync(report: Path, *, anywhere: bool = False) -> str:
+    """Deliver what waits in a report's outbox to the server that MLFLOW_TRACKING_URI names, then clear the outbox. Safe to
+    repeat: what the server has is not sent again.
+
+    Args:
+        anywhere: also to another server than the one that was away.
+
+    Returns:
+        the parent's run id; empty if the server is still away, and all is kept.
+
+    Raises:
+        InputError: no or a damaged outbox, or a server that it was not meant for.
+    """
+    letter, pipeline_run, meant_for = outbox.take(report)
+    os.environ["RCO_PIPELINE_RUN"] = pipeline_run
+    context = tracking.Context.from_environment()
+    here = tracking.without_credentials(context.tracking_uri)
+    if not here or (here != meant_for and not anywhere):
+        raise InputError(
+            "MLFLOW_TRACKING_URI",
+            here,
+            f"is not where run {pipeline_run} was tracked",
+            f"Set it to {meant_for}, or give --anywhere with a server",
+        )
+    run_id = ""
+    with tracking.forgiving(f"Run {pipeline_run}"):
+        run_id = letter.send(context, report_files(report))
+    registration = report / outbox.FOLDER / outbox.REGISTRATION
+    if run_id and registration.is_dir():
+        settings = checkpoint.read_json(registration / "settings.json")
+        if not register_student(settings, student=registration / "student", evaluation=registration / "evaluation"):
+            return ""
+    if run_id:
+        outbox.clear(report)
+    return run_id
+
+
+def report_files(folder: Path) -> list[Path]:
+    """Pictures, page and tables of a report."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 @task
 def close_run(*, succeeded: bool) -> int:
-    """End every run of this pipeline run that is still open; returns how many there were.
+    """End every run of this pipeline run that is still open; returns how many there were. If the pipeline has succeeded, its
+    resume points go.
 
     Args:
-        succeeded: whether the pipeline did.
+        succeeded: whether it did.
     """
     context = tracking.Context.from_environment()
     closed = 0
     if context.active:
         with tracking.forgiving("The end of the pipeline run"):
             closed = tracking.close_all(context, "FINISHED" if succeeded else "FAILED")
+    if succeeded:
+        resume.clear_run()
     return closed
 
 
@@ -699,6 +837,9 @@ def main(arguments: list[str], module: str = "rco.tasks") -> int:
     except InputError as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 2
+    except DivergenceError as error:
+        print(f"{PREFIX}{error}", file=sys.stderr)
+        return 1
     print(json.dumps(jsonable(result)))
     return 0
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rco import checkpoint
-from rco.config import ComputeConfig, TrainConfig
+from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.engine import fit
+from rco.engine import Keeper, fit
 from rco.errors import InputError
 from rco.evaluate import accuracy, predict
 from rco.objectives import Labels
@@ -22,11 +22,21 @@ from rco.spec import NetworkSpec, load_network, save_network
 
 
 def train_teacher(
-    data: Dataset, spec: NetworkSpec, config: TrainConfig, compute: ComputeConfig, *, checkpoint_every: int, folder: Path
+    data: Dataset,
+    spec: NetworkSpec,
+    config: TrainConfig,
+    compute: ComputeConfig,
+    *,
+    checkpoint_every: int,
+    folder: Path,
+    keeper: Keeper | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train a teacher on the labels; keep checkpoints and their logits on the probe samples.
 
     The route stands in `folder` once the iteration has ended.
+
+    Args:
+        keeper: as for `rco.engine.fit`; the route so far goes with the training, and its files lie in `folder` again.
 
     Yields:
         one row an epoch: what `rco.engine.fit` yields, and val_accuracy.
@@ -40,7 +50,22 @@ def train_teacher(
     probe = np.asarray(data.manifest.probe)
     labels = np.empty(0, dtype=np.int64)
     folder.mkdir(parents=True, exist_ok=True)
-    for fitted in fit(model, data.split("train"), Labels(), config, compute, epochs=config.epochs):
+    if keeper is not None:
+        if (before := keeper.take("route")) is not None:
+            checkpoints = [from_dict(Checkpoint, c) for c in before["checkpoints"]]
+            probe_logits = [np.asarray(logits) for logits in before["probe_logits"]]
+            history, labels = list(before["history"]), np.asarray(before["labels"])
+        keeper.add(
+            "route",
+            lambda: {
+                "checkpoints": jsonable(checkpoints),
+                "probe_logits": probe_logits,
+                "history": history,
+                "labels": labels,
+            },
+            files=lambda: {c.file: c.sha256 for c in checkpoints},
+        )
+    for fitted in fit(model, data.split("train"), Labels(), config, compute, epochs=config.epochs, keeper=keeper):
         logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
         row: dict[str, Any] = {**fitted, "epoch": int(fitted["epoch"]), "val_accuracy": accuracy(logits, labels)}
         history.append({name: row[name] for name in ("epoch", "lr", "loss", "val_accuracy")})

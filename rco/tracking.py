@@ -23,22 +23,24 @@ import functools
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from rco import checkpoint
-from rco.errors import InputError
+from rco.errors import InputError, why_unreachable
 from rco.record import Record
 from rco.route import ANCHOR, Anchor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
     from torch import nn
 
@@ -47,11 +49,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
+ANCHOR_SECONDS = 60.0  # for another process to upload the anchor that it has claimed
 CHAMPION = "champion"
 _ANCHOR_FILE = "anchor.safetensors"
 _ANCHOR_TAG = "rco.anchor."
 _LONGEST_TAG = 8000
 _SQLITE = "sqlite:///"
+_PROBED = "rco.probe"
 _CURSOR = "epoch"  # logged with every row, whatever its metrics are: its last step says what the server has
 
 
@@ -99,6 +103,9 @@ class Context:
         # Two minutes of retries per request would stop the work that tracking promises not to stop.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # A server that keeps artifacts in S3 offers clients addresses there, which they may not reach: stay with the server.
+        os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+        os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
         import mlflow
 
         for name in ("mlflow", "alembic"):
@@ -124,41 +131,43 @@ def _have_database(uri: str) -> None:
             mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
 
 
+@dataclass
+class Attempt:
+    """Whether a `forgiving` block came to its end."""
+
+    failed: bool = False
+
+
 @contextlib.contextmanager
-def forgiving(what: str) -> Iterator[None]:
+def forgiving(what: str) -> Iterator[Attempt]:
     """Turn a failure of the tracking server into a warning. What was not delivered stays in the records."""
     from mlflow.exceptions import MlflowException
 
+    attempt = Attempt()
     try:
-        yield
+        yield attempt
     except (MlflowException, NotTrackedError, OSError) as error:  # what requests raises is an OSError
+        attempt.failed = True
         log.warning(
             "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error)
         )
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says first. MLflow quotes the whole address, and that may hold a password."""
-    return re.sub(r"(?<=://)[^/\s]*@", "", (str(error).splitlines() or [""])[0])[:200]
+    text = (str(error).splitlines() or [""])[0]
+    return re.sub(r"(\w+://)\S*@", r"\1", text)[:200]  # the client quotes addresses as they were given, with passwords
 
 
 def open_parent(
     context: Context, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
 ) -> str:
     """The parent run of this pipeline run, made if it is not there yet. Returns its id."""
-    from mlflow.exceptions import MlflowException
 
     client = context.client()
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        try:
-            client.create_experiment(experiment, artifact_location=context.artifact_root or None)
-        except MlflowException:
-            # Another run may have made it in between.
-            if client.get_experiment_by_name(experiment) is None:
-                raise
-        found = client.get_experiment_by_name(experiment)
-    if found.lifecycle_stage == "deleted":
+        experiment_id = _create_experiment(client, experiment, context.artifact_root or None)
+    elif found.lifecycle_stage == "deleted":
         raise InputError("experiment", experiment, "is a deleted experiment in MLflow", "Restore it, or use another name")
     experiment_id = found.experiment_id
     parent = _find(client, [experiment_id], context.pipeline_run, key=None)
@@ -168,6 +177,19 @@ def open_parent(
         _log_params(client, parent.info.run_id, params)
     run_id: str = parent.info.run_id
     return run_id
+
+
+def _create_experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment_id: str = client.create_experiment(name, artifact_location=artifact_root)
+    except MlflowException as error:
+        # Another pipeline, begun at the same time, may have been first.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or (found := client.get_experiment_by_name(name)) is None:
+            raise
+        experiment_id = found.experiment_id
+    return experiment_id
 
 
 def find_parent(context: Context, client: MlflowClient) -> Run | None:
@@ -305,7 +327,7 @@ class ModelRun:
     def anchor(self, folder: Path) -> None:
         """Make an anchor known as a LoggedModel, and this run as one that learnt from it.
 
-        A checkpoint is uploaded once per experiment; it is known by its sha256.
+        A checkpoint is uploaded once per experiment, also by pipelines at the same time; it is known by its sha256.
 
         Args:
             folder: with anchor.json and the checkpoint, as `rco.tasks.select_anchor` writes it.
@@ -316,34 +338,11 @@ class ModelRun:
         tag = f"{_ANCHOR_TAG}{about.epoch}"
         if tag in self.client.get_run(self.run_id).data.tags:
             return
-        matching = f"tags.`rco.sha256` = '{about.sha256}'"
-        known = [
-            m
-            for m in self.client.search_logged_models([self.experiment_id], matching, max_results=20)
-            if str(m.status).endswith("READY")
-        ]
-        if known:
-            model_id = known[0].model_id
-            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
-        else:
-            checkpoint.verify(folder / _ANCHOR_FILE, about.sha256)
-            model = self.client.create_logged_model(
-                self.experiment_id,
-                name=f"anchor-epoch-{about.epoch:04d}",
-                source_run_id=self.run_id,
-                model_type="anchor",
-                tags={"rco.sha256": about.sha256, "rco.epoch": str(about.epoch)},
-                params={"model": str(about.model), "epoch": str(about.epoch), "sha256": about.sha256},
-            )
-            model_id = model.model_id
-            try:
-                for file in (folder / _ANCHOR_FILE, folder / ANCHOR):
-                    self.client.log_model_artifact(model_id, str(file))
-            except Exception:
-                self.client.finalize_logged_model(model_id, "FAILED")
-                raise
-            self.client.finalize_logged_model(model_id, "READY")
+        model_id, uploaded = self._anchor_model(folder, about)
+        if uploaded:
             self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about.epoch)])
+        else:
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
         now = time.time_ns() // 1_000_000
         metrics = [
             Metric(f"anchor_{name}", getattr(about, name), now, about.epoch, model_id=model_id)
@@ -351,6 +350,51 @@ class ModelRun:
             if getattr(about, name) is not None
         ]
         self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, model_id)])
+
+    def _anchor_model(self, folder: Path, about: Anchor) -> tuple[str, bool]:
+        """The LoggedModel of an anchor, and whether it is this process that has uploaded it."""
+        sha256 = about.sha256
+        if known := self._claims(sha256, "READY"):
+            return known[0].model_id, False
+        checkpoint.verify(folder / _ANCHOR_FILE, sha256)
+        # A claim first, the upload later: of several pipelines that need an anchor at the same time, the others wait.
+        claim = self.client.create_logged_model(
+            self.experiment_id,
+            name=f"anchor-epoch-{about.epoch:04d}",
+            source_run_id=self.run_id,
+            model_type="anchor",
+            tags={"rco.sha256": sha256, "rco.epoch": str(about.epoch)},
+            params={"model": str(about.model), "epoch": str(about.epoch), "sha256": sha256},
+        )
+        try:
+            if elder := self._elder(claim, sha256):
+                self.client.delete_logged_model(claim.model_id)
+                return elder, False
+            for file in (folder / _ANCHOR_FILE, folder / ANCHOR):
+                self.client.log_model_artifact(claim.model_id, str(file))
+        except Exception:
+            self.client.finalize_logged_model(claim.model_id, "FAILED")
+            raise
+        self.client.finalize_logged_model(claim.model_id, "READY")
+        return claim.model_id, True
+
+    def _claims(self, sha256: str, *statuses: str) -> list[LoggedModel]:
+        """LoggedModels of a checkpoint that are in one of these states, the oldest first."""
+        found = self.client.search_logged_models([self.experiment_id], f"tags.`rco.sha256` = '{sha256}'", max_results=50)
+        wanted = [model for model in found if str(model.status).rpartition(".")[2] in statuses]
+        return sorted(wanted, key=lambda model: (model.creation_timestamp, model.model_id))
+
+    def _elder(self, claim: LoggedModel, sha256: str) -> str | None:
+        """The LoggedModel that another process has claimed before, once it is whole; whoever is too slow has died."""
+        deadline = time.monotonic() + ANCHOR_SECONDS
+        while time.monotonic() < deadline:
+            claims = self._claims(sha256, "READY", "PENDING")
+            if ready := [model for model in claims if str(model.status).endswith("READY")]:
+                return str(ready[0].model_id)
+            if claims and claims[0].model_id == claim.model_id:
+                return None
+            time.sleep(0.5)
+        return None
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Log final figures that have no step of their own."""
@@ -389,9 +433,13 @@ def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
 
 
 def without_credentials(uri: str) -> str:
-    """An address that may be shown: user and password are left out."""
+    """An address that may be shown: user, password and query are left out."""
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    if parts.netloc and "@" not in parts.netloc and "@" in uri:
+        return f"{parts.scheme}://..."  # a password with a slash in it looks like this
+    if "@" not in parts.netloc and not parts.query and not parts.fragment:
+        return uri  # joined again, sqlite:///file would be another
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def _count_attempt(client: MlflowClient, run: Run) -> None:
@@ -409,11 +457,12 @@ class TaskRun:
     flushed: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, client: MlflowClient, run_id: str, record: Record, model_run: str | None) -> TaskRun:
-        """Resume the plugin's run: a retried task has the same one.
+    def open(cls, client: MlflowClient, run_id: str, record: Record, model_run: str | None, first_step: int) -> TaskRun:
+        """Resume the plugin's run: a retried task has the same one, and is told what its record has of this task already.
 
         Args:
             model_run: the run of the trained model, to link with.
+            first_step: of this task.
         """
         run = client.get_run(run_id)
         # A parameter that is logged again with another value is an error to MLflow: what is there stays.
@@ -423,9 +472,10 @@ class TaskRun:
         client.set_tag(run_id, "rco.key", record.key)
         if model_run is not None:
             client.set_tag(run_id, "rco.run", model_run)
-            step = record.rows[-1]["step"] + 1 if record.rows else 1
-            client.set_tag(model_run, f"kfp.run.{step}", run_id)
-        return cls(client, run_id, max((m.step for m in client.get_metric_history(run_id, _CURSOR)), default=0))
+            client.set_tag(model_run, f"kfp.run.{first_step}", run_id)
+        on_server = max((m.step for m in client.get_metric_history(run_id, _CURSOR)), default=0)
+        first_row = max(first_step, on_server + 1)
+        return cls(client, run_id, on_server, [(r["step"], r["metrics"]) for r in record.rows if r["step"] >= first_row])
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Add an epoch."""
@@ -451,8 +501,14 @@ class TaskRun:
 
 
 @contextlib.contextmanager
-def tracked(context: Context, record: Record) -> Iterator[Tracker]:
-    """Track the work of a `with` block: its run is closed as FINISHED, or FAILED if the block raises."""
+def tracked(context: Context, record: Record, first_step: int | None = None) -> Iterator[Tracker]:
+    """Track the work of a `with` block: its run is closed as FINISHED, or FAILED if the block raises.
+
+    Args:
+        first_step: of this block; what the record has before that is of other tasks. None: the step after all that it has.
+    """
+    if first_step is None:
+        first_step = record.rows[-1]["step"] + 1 if record.rows else 1
     tracker = Tracker(record)
     if context.active:
         with forgiving(f"The run of the {record.key}"):
@@ -460,7 +516,7 @@ def tracked(context: Context, record: Record) -> Iterator[Tracker]:
     if context.tracking_uri and context.task_run:
         with forgiving("The run of Kubeflow's MLflow plugin"):
             model_run = tracker.run.run_id if tracker.run is not None else None
-            tracker.task_run = TaskRun.open(context.client(), context.task_run, record, model_run)
+            tracker.task_run = TaskRun.open(context.client(), context.task_run, record, model_run, first_step)
     try:
         yield tracker
     except BaseException as error:
@@ -522,36 +578,20 @@ def close_all(context: Context, status: str) -> int:
     return len(open_runs)
 
 
-def complete(
-    context: Context,
-    records: list[Record],
-    anchors: list[Path],
-    *,
-    headline: Mapping[str, float],
-    student_metrics: Mapping[str, float],
-    files: list[Path],
-    note: str = "",
-) -> str:
-    """Bring the server up to date with the records, and finish the parent. Safe to repeat; no run stays open if it fails.
+def of_run(records: Iterable[Record], anchors: Iterable[Path], student_metrics: Mapping[str, float]) -> list[Delivery]:
+    """What is to be delivered of a run with one student.
 
     Args:
         anchors: folders of the anchors that the student learnt from.
-        headline: figures for the parent.
         student_metrics: final figures of the student's run.
-        files, note: as for `deliver`.
-
-    Returns:
-        the parent's run id.
     """
-    folders = {Anchor.read(folder).epoch: folder for folder in anchors}
     learnt: dict[int, Callable[[], contextlib.AbstractContextManager[Path]]] = {
-        epoch: partial(_there, folder) for epoch, folder in folders.items()
+        Anchor.read(folder).epoch: partial(_there, folder) for folder in anchors
     }
-    deliveries = [
+    return [
         Delivery(record=record, anchors=learnt, metrics=student_metrics) if record.key == "student" else Delivery(record=record)
         for record in records
     ]
-    return deliver(context, deliveries, headline=headline, files=files, note=note)
 
 
 def _there(folder: Path) -> contextlib.AbstractContextManager[Path]:
@@ -579,7 +619,7 @@ def deliver(
     deliveries: Iterable[Delivery],
     *,
     headline: Mapping[str, float],
-    files: list[Path],
+    files: Iterable[Path],
     note: str = "",
 ) -> str:
     """Bring the server up to date with any number of models, and finish the parent. Safe to repeat; no run stays open if it
@@ -784,3 +824,185 @@ def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None
             "uri", uri, f"holds {len(files)} safetensors files", "Name an anchor, or a student that this project registered"
         )
     return load_network(files[0], spec=model)
+
+
+class Probe(NamedTuple):
+    """What `probe` found.
+
+    Attributes:
+        server: version of the server; empty: a database without one.
+        client: version of MLflow here.
+        artifacts: where the run's artifacts lie, as the server says.
+        left: what could not be removed; empty: nothing.
+        seconds: that it took.
+    """
+
+    server: str
+    client: str
+    artifacts: str
+    left: str
+    seconds: float
+
+
+def probe(context: Context, open_run: Callable[[], str] | None = None) -> Probe:
+    """Write to a run, with an artifact, read that back and delete it.
+
+    MLflow deletes softly: without `open_run`, an experiment with a run stays in its database, marked as deleted, until
+    `mlflow gc`.
+
+    Args:
+        open_run: opens the run to use, and gives its id; that run stays. Default: a new one in an experiment of its own.
+
+    Raises:
+        InputError: the server cannot be used. Its text is ours, and holds no secret.
+    """
+    uri = without_credentials(context.tracking_uri)
+    with _explained(uri, "cannot be used"):
+        client = context.client()
+        import mlflow
+
+        began = time.monotonic()
+        server = _server_version(context.tracking_uri)
+    with _explained(uri, "cannot keep runs"):
+        artifacts, left = _scratch(context, client) if open_run is None else _round_trip(client, uri, open_run())
+    return Probe(server, mlflow.__version__, artifacts, left, time.monotonic() - began)
+
+
+def _scratch(context: Context, client: MlflowClient) -> tuple[str, str]:
+    """As `_round_trip`, in an experiment that is then deleted."""
+    name = f"rco-doctor-{secrets.token_hex(4)}"
+    root = f"{context.artifact_root.rstrip('/')}/{name}" if context.artifact_root else None
+    experiment_id = client.create_experiment(name, artifact_location=root)
+    try:
+        run_id = client.create_run(experiment_id, run_name=name).info.run_id
+        found = _round_trip(client, without_credentials(context.tracking_uri), run_id)
+        place = client.get_experiment(experiment_id).artifact_location.rstrip("/")
+        if place.endswith((f"/{name}", f"/{experiment_id}")):  # nobody else's; folders may be there that are empty now
+            with contextlib.suppress(Exception):
+                _artifacts(place).delete_artifacts()
+        client.delete_run(run_id)
+        return found
+    finally:
+        client.delete_experiment(experiment_id)
+
+
+def _artifacts(root: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(root)
+
+
+def _server_version(uri: str) -> str:
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=10, raise_on_status=False)
+    answer.raise_for_status()
+    version: str = answer.text.strip()
+    if not version[:1].isdigit() or len(version) > 40:
+        raise InputError(
+            "MLFLOW_TRACKING_URI",
+            without_credentials(uri),
+            "answers, but not as MLflow does",
+            "Check the address; a page for signing in may stand before the server",
+        )
+    return version
+
+
+def _round_trip(client: MlflowClient, uri: str, run_id: str) -> tuple[str, str]:
+    """Returns where the run's artifacts lie, and what could not be removed."""
+    mark = secrets.token_hex(16)
+    client.set_tag(run_id, _PROBED, mark)
+    run = client.get_run(run_id)
+    if run.data.tags.get(_PROBED) != mark:
+        raise InputError("MLFLOW_TRACKING_URI", uri, "does not give back what was written", "See the log of the server")
+    client.delete_tag(run_id, _PROBED)
+    root = without_credentials(run.info.artifact_uri)
+    name = f"{_PROBED}-{mark}.txt"
+    with (
+        _explained(uri, f"has the run, but its artifacts, at {root}, cannot be written and read"),
+        TemporaryDirectory() as scratch,
+    ):
+        (Path(scratch) / name).write_text(mark)
+        client.log_artifact(run_id, str(Path(scratch) / name))
+        back = Path(client.download_artifacts(run_id, name, str(_made(Path(scratch) / "back"))))
+        if back.read_text() != mark:
+            raise InputError(
+                "MLFLOW_TRACKING_URI", uri, f"gives back other artifacts than were written to {root}", "See its log"
+            )
+    try:
+        _artifacts(run.info.artifact_uri).delete_artifacts(name)
+    except Exception:  # who may write need not have the right to delete
+        return root, f"{root}/{name}"
+    return root, ""
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def _explained(uri: str, problem: str) -> Iterator[None]:
+    """Turn whatever goes wrong into InputError, in our own words: the originals may quote secrets, hence `from None`.
+
+    Args:
+        problem: what cannot be done, for those who are not kept from it by their address or login.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError("MLFLOW_TRACKING_URI", uri, *_words(error, problem)) from None
+
+
+def _words(error: Exception, problem: str) -> tuple[str, str]:
+    """What is wrong, and what to do about it."""
+    status = _status(error)
+    if status == 401:
+        given = any(os.environ.get(name) for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"))
+        return (
+            "refuses the login" if given else "asks for a login",
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        )
+    if status == 403 and "Host header" in str(error):
+        return "does not serve under this name (403)", "Start the server with --allowed-hosts and the name and port used here"
+    if status == 403:
+        return f"{problem}: this login may not (403)", "Ask its administrator for the right to make experiments and runs"
+    if status == 400:
+        return f"{problem} (400)", "Give the address of an MLflow server: http:// or https://"
+    if status == 404:
+        return "is no address of an MLflow server (404)", "Check the path; it must be the one under which the UI opens"
+    if status is not None:
+        return (
+            f"{problem}: the server answers {status}",
+            "See its log: most often its database, or the bucket and secret of the store behind it",
+        )
+    if any(kind.__module__.startswith("requests") for cause in (error, error.__context__) for kind in type(cause).__mro__):
+        return f"cannot be reached ({why_unreachable(error)})", "Check MLFLOW_TRACKING_URI, and that the server runs"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{problem}: the module {error.name} is missing", "Install it, or use the address of an MLflow server"
+    if isinstance(error, OSError):
+        return (
+            f"{problem} ({error.strerror or type(error).__name__})",
+            "Start the server with --serve-artifacts, or with a root for artifacts that this machine can write",
+        )
+    code = getattr(error, "response", {}).get("Error", {}).get("Code") or type(error).__name__
+    return f"{problem} ({code})", "Check the login of the database, or of the store (AWS_ACCESS_KEY_ID and its like)"
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error of MLflow's client stands for, if it does for one."""
+    from mlflow.exceptions import MlflowException
+
+    answer = getattr(error, "response", None)
+    if isinstance(status := getattr(answer, "status_code", None), int):
+        return status
+    if said := re.search(r"(?:too many |error code |HTTP )(\d{3})", str(error)):
+        return int(said[1])
+    if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
+        return int(error.get_http_status_code())
+    return None

@@ -20,7 +20,7 @@ CPU = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
 
 def _clean_environment() -> None:
     for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "RCO_", "AWS_", "KFP_")):
+        if name.startswith(("MLFLOW_", "RCO_", "AWS_", "KFP_", "KF_PIPELINES_")):
             del os.environ[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -19,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -42,9 +44,9 @@ def warm_up() -> None:
     """Import and run once what readers import when they are first used: it must not count as theirs."""
     import torch
     import torchvision  # noqa: F401
-    import yaml  # noqa: F401
 
-    from rco import preflight, tasks  # noqa: F401
+    from pipelines import deployment  # noqa: F401
+    from rco import outbox, preflight, resume, tasks  # noqa: F401
 
     with TemporaryDirectory() as folder:
         torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")
@@ -278,7 +280,88 @@ def _read_dataset(case: tuple[Path, str, bytes], folder: Path) -> None:
         assert int(y.max()) < data.manifest.num_classes
 
 
+# --- what is kept for later ---
+
+
+def _outbox_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, bytes, bytes, bytes]]:
+    index = {
+        **{"pipeline_run": "p", "tracking_uri": "http://localhost", "headline": {"accuracy": 0.5}, "note": "n"},
+        **{"parent": {"experiment": "rco", "name": "n", "params": {"tau": 4}}},
+        "models": [{"metrics": {"a": 1.0}, "tags": {"b": "c"}, "anchors": [2]}],
+    }
+    digest = save_network(seeds / "weights", SPEC.build(0), SPEC)
+    documents = (index, _RECORD, {**_ANCHOR, "sha256": digest})
+    kinds = [st.just(json.dumps(document).encode()) for document in documents]
+    changed_one = [
+        st.tuples(st.just(seeds), *(json_texts(documents[i]) if i == k else kinds[i] for i in range(3))) for k in range(3)
+    ]
+    return st.one_of(*changed_one)
+
+
+def _read_outbox(case: tuple[Path, bytes, bytes, bytes], folder: Path) -> None:
+    from rco import outbox
+
+    seeds, index, record, anchor = case
+    box = folder / "outbox"
+    (box / "models" / "0" / "epoch-0002").mkdir(parents=True)
+    (box / "weights").mkdir()
+    os.link(seeds / "weights", box / "weights" / checkpoint.sha256(seeds / "weights"))
+    (box / "outbox.json").write_bytes(index)
+    (box / "models" / "0" / "record.json").write_bytes(record)
+    (box / "models" / "0" / "epoch-0002" / "anchor.json").write_bytes(anchor)
+    letter, _, _ = outbox.take(folder)
+    for delivery in letter.deliveries:
+        for make in delivery.anchors.values():
+            with make() as made:
+                Anchor.read(made)
+
+
+_IDENTITY = {"settings": {"epochs": 3}, "data": "0" * 64}
+
+
+def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    import torch
+
+    from rco.resume import Points
+
+    points = Points(str(seeds), _IDENTITY)
+    state = {"progress": {"epoch": 1, "batches": 2}, "model": {"w": torch.ones(2, 3)}, "rng": torch.zeros(8, dtype=torch.uint8)}
+    points.add("training", lambda: state)
+    points.add("record", lambda: _RECORD)
+    points.keep()
+    (file,) = seeds.glob("point-*.safetensors")
+    return _safetensors(file.read_bytes())
+
+
+def _read_point(content: bytes, folder: Path) -> None:
+    """A point whose name says the sha256 of what somebody has put into it."""
+    from rco.resume import Points
+
+    name = f"point-00001-000002-{hashlib.sha256(content).hexdigest()}.safetensors"
+    (folder / name).write_bytes(content)
+    points = Points(str(folder), _IDENTITY)
+    if (training := points.take("training")) is None:  # it was set aside with a warning, as a damaged point is
+        raise InputError("resume point", name, "is damaged", "Start anew")
+    assert training is not None
+
+
 # --- settings ---
+
+
+def _deployment_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "kubernetes" / "deployment.yaml").read_text()
+    pieces = st.sampled_from([*(t.encode("utf-8", "surrogatepass") for t in _YAML), text.encode()])
+    values = changed(yaml.safe_load(text)).map(lambda d: json.dumps(d).encode())
+    return st.one_of(
+        values, values, damaged(text.encode()), pieces.flatmap(damaged), st.lists(pieces, max_size=3).map(b"".join)
+    )
+
+
+def _read_deployment(path: Path) -> None:
+    from pipelines.deployment import read_deployment
+
+    read_deployment(path)
+
 
 _YAML = [
     *("a: &a [x]\nb: [*a, *a]\n", "!!python/object/apply:os.system ['true']\n", "x: !!python/name:os.system\n", "<<: {a: 1}\n"),
@@ -690,5 +773,8 @@ READERS = {
     "image": Reader(_image_cases, _read_image),
     "folder": Reader(_folder_cases, _read_folder),
     "uri": Reader(_uri_cases, _read_uri),
+    "deployment": Reader(_deployment_cases, _file("site.yaml", _read_deployment)),
+    "outbox": Reader(_outbox_cases, _read_outbox),
+    "resume-point": Reader(_point_cases, _read_point),
     "published": Reader(_published_cases, _read_published),
 }

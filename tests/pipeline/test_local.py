@@ -20,6 +20,7 @@ import pytest
 from pipelines.local import RunFailedError, _interruptible, run
 from rco import checkpoint
 from rco.config import RunConfig
+from rco.record import Record
 from tests.hostile import hostile_pickle, with_record
 
 pytestmark = pytest.mark.xdist_group("local")  # they share a home, and its cache
@@ -303,7 +304,6 @@ def test_bad_input_that_only_a_task_can_find_is_one_paragraph_too(home: Path, fi
 
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
     from rco import report, tracking
-    from rco.record import Record
     from rco.route import Route
 
     root = first.home / "pipeline"
@@ -379,8 +379,118 @@ def test_interruption_ends_every_process_and_every_run(first: Ran) -> None:
     runs = c.search_runs([e.experiment_id for e in c.search_experiments()], f"tags.`rco.pipeline_run` = '{run_id}'")
     assert runs
     assert {r.info.status for r in runs} <= {"KILLED", "FAILED"}
-    mine = [p for p in Path("/proc").iterdir() if p.name.isdigit() and run_id.encode() in _environ(p)]
-    assert mine == [], "no task outlives the run"
+    assert _processes_of(run_id) == [], "no task outlives the run"
+    (point,) = (first.home / "resume").rglob("point-*")
+    assert point.parts[-3] == "train_teacher", "it has finished its step, and goes on from there next time"
+
+
+def test_a_divergence_is_one_paragraph(first: Ran) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(first.home), "--lr", "1e9"]
+    for name, value in TINY.items():
+        command += [f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    for words in ("Lower lr or lengthen warmup_epochs", "An earlier attempt ended so"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "is not a finite number in epoch 1 at step " in done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    assert "RUNNING" not in statuses(first.home)
+
+
+SLOW = """
+import os, time
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Dropout(0.1),
+            torch.nn.Linear(32, num_classes),
+        )
+    def forward(self, x):
+        if self.training and x.device.type == "cpu":
+            time.sleep(float(os.environ.get("SLOW", "0")))
+        return self.layers(x)
+"""
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL to every process, in the teacher's training and in a stage: the weights come out as if nothing had happened."""
+    (tmp_path / "slownets.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    parameters = {"teacher": "slownets:Net", "student": "slownets:Net", "strategy": "explicit", "anchor_epochs": [6]}
+    parameters["registered_model"] = ""
+    home, whole = tmp_path / "home", tmp_path / "whole"
+    records = _uninterrupted(whole, parameters)
+    monkeypatch.setenv("RCO_RESUME_EVERY", "0.001")
+    for task, point in (("train_teacher", "point-00003-*"), ("distill_stage", "point-00004-*")):
+        monkeypatch.setenv("SLOW", "0.1")
+        _kill_at(home, parameters, task, point)
+        monkeypatch.setenv("SLOW", "0")
+    last = Ran(home, **parameters)
+    said = [log.read_text() for log in sorted((home / "runs").rglob("pipeline.log"), key=lambda path: path.stat().st_mtime)]
+    assert "going on" not in said[0]
+    assert "going on from epoch 3, step " in said[1]
+    assert "going on from epoch 4, step " in said[2]
+    assert {"prepare-data", "train-teacher", "init-student"} <= last.cached
+    assert last.summary["stages"][0]["anchor_sha256"] == checkpoint.sha256(whole / "route" / "epoch-0006.safetensors")
+    student = "student/student.safetensors"
+    assert checkpoint.sha256(home / "last-run" / student) == checkpoint.sha256(whole / student)
+    _, children = runs_of(home, last.summary)
+    for key, record in records.items():
+        for metric in ("loss", "val_accuracy", "lr"):
+            history = client(home).get_metric_history(children[key].info.run_id, metric)
+            expected = [(row["step"], row["metrics"][metric]) for row in record.rows]
+            assert [(m.step, m.value) for m in history] == expected, f"{metric} of the {key}: no gap, nothing twice"
+    assert not [path for path in (home / "resume").rglob("*") if path.is_file()]
+
+
+def _uninterrupted(folder: Path, parameters: dict[str, Any]) -> dict[str, Record]:
+    """The same tasks, by hand, in this process; returns the records."""
+    from rco import tasks
+
+    settings = tasks.check({**TINY, **parameters}, max_stages=1)
+    data, index = folder / "data", folder / "index"
+    tasks.prepare_data(settings["data"], dataset=data)
+    tasks.train_teacher(settings["teacher"], dataset=data, route=folder / "route", route_index=index)
+    tasks.init_student(settings["student"], dataset=data, student=folder / "initial")
+    choice = {"route": folder / "route", "route_index": index, "student": folder / "initial"}
+    anchor = {"anchor": folder / "anchor", "anchors": folder / "anchors"}
+    selection = tasks.select_anchor(settings["anchors"], previous={}, **choice, **anchor)
+    tasks.distill_stage(
+        settings["stage"],
+        selection=selection,
+        dataset=data,
+        anchor=folder / "anchor",
+        student=folder / "initial",
+        distilled=folder / "student",
+    )
+    return {"teacher": Record.read(index), "student": Record.read(folder / "student")}
+
+
+def _kill_at(home: Path, parameters: dict[str, Any], task: str, point: str) -> None:
+    """Run the pipeline, and kill all its processes at once when there is such a resume point."""
+    request = (
+        f"from pipelines.local import run; from pathlib import Path; run({ {**TINY, **parameters}!r}, Path({str(home)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", request], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    run_id = process.stdout.readline().split()[1].rstrip(";")
+    give_up = time.monotonic() + 300
+    while not list((home / "resume").glob(f"*/{task}/**/{point}")):
+        assert time.monotonic() < give_up
+        assert process.poll() is None
+        time.sleep(0.02)
+    for victim in [process.pid, *_processes_of(run_id)]:
+        os.kill(victim, signal.SIGKILL)
+    process.communicate()
+
+
+def _processes_of(run_id: str) -> list[int]:
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and run_id.encode() in _environ(p)]
 
 
 def _environ(process: Path) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from moto.core import set_initial_no_auth_action_count
 from rco import storage
 from rco.errors import InputError
 
-ENVIRONMENT = ("AWS_PROFILE", "AWS_REGION", "RCO_S3_ADDRESSING_STYLE", *storage._ENDPOINTS)
+ENVIRONMENT = ("AWS_PROFILE", "AWS_REGION", "MLFLOW_S3_IGNORE_TLS", *storage._STYLES, *storage._ENDPOINTS)
 SECRET = "hunter2-hunter2"
 
 
@@ -30,6 +33,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
 
 
 @pytest.fixture
@@ -238,6 +242,141 @@ def test_local_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     storage.upload(folder, str(tmp_path / "copy"))
     storage.upload(folder / "one", f"{tmp_path}/copy/sub/")
     assert contents(tmp_path / "copy") == {"one": b"1", "sub/one": b"1"}
+
+
+def test_sha256_goes_with_the_object(s3: Any, tmp_path: Path) -> None:
+    storage.upload(write(tmp_path, one=b"content") / "one", "s3://bucket/one")
+    recorded = s3.head_object(Bucket="bucket", Key="one")["Metadata"]
+    assert recorded == {"sha256": hashlib.sha256(b"content").hexdigest()}
+
+
+def test_other_content_than_was_recorded(s3: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    right = hashlib.sha256(b"right").hexdigest()
+    s3.put_object(Bucket="bucket", Key="f/one", Body=b"wrong", Metadata={"SHA256": right})
+    with pytest.raises(InputError, match=r"s3://bucket/f.*arrives damaged: its sha256 is .*, recorded was"):
+        storage.fetch("s3://bucket/f", tmp_path / "copy")
+    assert contents(tmp_path / "copy") == {}
+    retries = [message for message in caplog.messages if "trying again" in message]
+    assert [message.rpartition("(")[2] for message in retries] == ["1 of 3)", "2 of 3)", "3 of 3)"]
+
+
+def test_sha256_that_the_store_has_recorded() -> None:
+    digest = hashlib.sha256(b"content")
+    whole = base64.b64encode(digest.digest()).decode()
+    assert storage._recorded_sha256({"ChecksumSHA256": whole}) == digest.hexdigest()
+    assert storage._recorded_sha256({"ChecksumSHA256": f"{whole}-2", "Metadata": {}}) is None
+    assert storage._recorded_sha256({"ChecksumSHA256": whole, "Metadata": {"sha256": "AB" * 32}}) == "ab" * 32
+    assert storage._recorded_sha256({"Metadata": {"sha256": whole}}) is None, "another tool's way to write it"
+
+
+def test_objects_of_others_have_no_sha256(s3: Any, tmp_path: Path) -> None:
+    s3.put_object(Bucket="bucket", Key="f/one", Body=b"1")
+    assert contents(storage.fetch("s3://bucket/f", tmp_path)) == {"one": b"1"}
+
+
+def test_listing_of_local_files(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", b=b"22", a__one=b"1")
+    assert [(entry.name, entry.size, entry.key) for entry in storage.listing(str(folder))] == [
+        ("a/one", 1, str(folder / "a" / "one")),
+        ("b", 2, str(folder / "b")),
+    ]
+    assert [entry.name for entry in storage.listing((folder / "b").as_uri())] == ["b"]
+    with pytest.raises(InputError, match="does not exist"):
+        storage.listing(str(tmp_path / "no"))
+
+
+def test_remove(s3: Any, tmp_path: Path) -> None:
+    for key in ("f/one", "f/two", "f2", "g"):
+        s3.put_object(Bucket="bucket", Key=key, Body=b"")
+    for uri in ("s3://bucket/f", "s3://bucket/g", "s3://bucket/nothing"):
+        storage.remove(uri)
+    assert [entry.name for entry in storage.listing("s3://bucket")] == ["f2"]
+    for uri in ("s3://bucket", "s3://bucket/"):
+        with pytest.raises(InputError, match="whole bucket"):
+            storage.remove(uri)
+    folder = write(tmp_path / "f", one=b"1", sub__two=b"2")
+    (tmp_path / "link").symlink_to(folder)
+    for path in (tmp_path / "link", folder / "one", tmp_path / "nothing"):
+        storage.remove(str(path))
+    assert contents(tmp_path) == {"f/sub/two": b"2"}
+    storage.remove(folder.as_uri())
+    assert not folder.exists()
+
+
+def test_long_transfers_tell_how_far_they_are(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="rco")
+    source = write(tmp_path / "source", one=b"1" * 10**6, two=b"2" * 10**6)
+    storage.upload(source, "s3://bucket/f")
+    assert not caplog.messages, "a short one says nothing"
+    monkeypatch.setattr(storage, "_PROGRESS_SECONDS", 0.0)
+    storage.upload(source, "s3://bucket/f")
+    storage.fetch("s3://bucket/f", tmp_path / "copy")
+    assert "uploading to s3://bucket/f: 100 % of 0.00 GB" in caplog.text
+    assert "fetching s3://bucket/f: 100 % of 0.00 GB" in caplog.text
+    assert {record.name for record in caplog.records} == {"rco.storage"}
+
+
+def test_waits_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 1.0)
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+
+    def damaged() -> None:
+        raise storage._DamagedError("as always")
+
+    with pytest.raises(storage._DamagedError):
+        storage._patiently("it", damaged)
+    assert len(waits) == 3
+    assert all(wait / most <= 1 and wait / most >= 0.5 for wait, most in zip(waits, (1, 2, 4), strict=True))
+
+
+def test_arguments_of_uploads_are_those_of_mlflow(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, one=b"1") / "one"
+    monkeypatch.setenv("MLFLOW_S3_UPLOAD_EXTRA_ARGS", '{"ServerSideEncryption": "AES256", "Metadata": {"team": "vision"}}')
+    storage.upload(path, "s3://bucket/one")
+    about = s3.head_object(Bucket="bucket", Key="one")
+    assert about["ServerSideEncryption"] == "AES256"
+    assert set(about["Metadata"]) == {"team", "sha256"}
+    monkeypatch.setenv("MLFLOW_S3_UPLOAD_EXTRA_ARGS", "AES256")
+    with pytest.raises(InputError, match="MLFLOW_S3_UPLOAD_EXTRA_ARGS = 'AES256': is not a JSON object"):
+        storage.upload(path, "s3://bucket/one")
+
+
+def test_owner_of_the_bucket_is_named_in_every_request(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_S3_EXPECTED_BUCKET_OWNER", "111122223333")
+    seen: list[dict[str, Any]] = []
+    client = storage._client()
+    client.meta.events.register("before-call.s3", lambda params, **about: seen.append(params["headers"]))
+    client.list_objects_v2(Bucket="bucket")
+    assert seen[0]["x-amz-expected-bucket-owner"] == "111122223333"
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"])
+def test_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "minio:9000")
+    with pytest.raises(InputError, match=f"{name} = 'minio:9000': is not an address.*http://HOST:PORT"):
+        storage.exists("s3://bucket/f")
+
+
+def test_profiles_and_the_wishes_in_them_are_heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(
+        "[default]\nendpoint_url = http://any.example\nregion = eu-west-1\nrequest_checksum_calculation = when_supported\n"
+        "[profile plain]\nregion = eu-west-2\ns3 =\n  addressing_style = virtual\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    meta = storage._client().meta
+    assert (meta.endpoint_url, meta.region_name) == ("http://any.example", "eu-west-1")
+    assert meta.config.request_checksum_calculation == "when_supported"
+    assert meta.config.response_checksum_validation == "when_required"
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://mlflow.example")
+    assert storage._client().meta.endpoint_url == "http://mlflow.example", "the environment wins over files"
+    monkeypatch.setenv("AWS_PROFILE", "plain")
+    assert storage._client().meta.config.s3 == {"addressing_style": "virtual"}
+    monkeypatch.setenv("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "path")
+    assert storage._client().meta.config.s3 == {"addressing_style": "path"}
 
 
 def test_store_is_described_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

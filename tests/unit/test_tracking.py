@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,12 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
     with tracking.tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     later, _ = opened(server, "later")
-    parent = tracking.complete(later, [travelling], [], headline={"x": 1.0}, student_metrics={"y": 2.0}, files=[])
+    parent = tracking.deliver(later, tracking.of_run([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
     (original,), (copy,) = children(client, "origin"), children(client, "later")
     assert copy.data.tags["reused_from"] == original.info.run_id
     assert client.get_run(parent).data.tags["reused_from"] == original.info.run_id
     assert steps(client, copy.info.run_id) == [1]
-    again = tracking.complete(later, [travelling], [], headline={"x": 1.0}, student_metrics={"y": 2.0}, files=[])
+    again = tracking.deliver(later, tracking.of_run([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
     assert again == parent
     assert len(children(client, "later")) == 1
     assert steps(client, copy.info.run_id) == [1]
@@ -128,7 +129,7 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
 def test_a_report_that_cannot_be_delivered_leaves_nothing_running(server: Path, tmp_path: Path) -> None:
     where, client = opened(server, "undelivered")
     with pytest.raises(OSError, match="nowhere"):
-        tracking.complete(where, [record(rows=1)], [], headline={}, student_metrics={}, files=[tmp_path / "nowhere.png"])
+        tracking.deliver(where, tracking.of_run([record(rows=1)], [], {}), headline={}, files=[tmp_path / "nowhere.png"])
     parent = tracking.require_parent(where, client)
     assert {run.info.status for run in (parent, *children(client, "undelivered"))} == {"FINISHED"}
 
@@ -158,7 +159,7 @@ def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
     with tracking.tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     client.delete_run(children(client, "deleted")[0].info.run_id)
-    tracking.complete(where, [travelling], [], headline={}, student_metrics={}, files=[])
+    tracking.deliver(where, tracking.of_run([travelling], [], {}), headline={}, files=[])
     (child,) = children(client, "deleted")
     assert steps(client, child.info.run_id) == [1]
 
@@ -181,6 +182,54 @@ def test_anchors_are_uploaded_once_and_linked_everywhere(server: Path, tmp_path:
     }
     loaded = tracking.load(f"models:/{model.model_id}", tracking_uri=where.tracking_uri)
     assert checkpoint.save_model(tmp_path / "x", loaded) == checkpoint.save_model(tmp_path / "y", SPEC.build(1).eval())
+
+
+def test_an_anchor_that_another_pipeline_is_uploading_is_waited_for(server: Path, tmp_path: Path) -> None:
+    folder = anchor(tmp_path, 14, seed=3)
+    sha256 = checkpoint.read_json(folder / "anchor.json")["sha256"]
+    where, client = opened(server, "claimed")
+    experiment = tracking.require_parent(where, client).info.experiment_id
+    claimed = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
+    theirs = threading.Timer(0.7, client.finalize_logged_model, (claimed.model_id, "READY"))
+    theirs.start()
+    with tracking.tracked(where, record()) as tracker:
+        tracker.anchor(folder)
+    theirs.join()
+    (child,) = children(client, "claimed")
+    assert child.data.tags["rco.anchor.14"] == claimed.model_id
+    (only,) = client.search_logged_models([experiment], f"tags.`rco.sha256` = '{sha256}'")
+    assert only.model_id == claimed.model_id
+
+
+def test_an_anchor_whose_uploader_has_died_is_uploaded_again(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "ANCHOR_SECONDS", 0.1)
+    folder = anchor(tmp_path, 15, seed=4)
+    sha256 = checkpoint.read_json(folder / "anchor.json")["sha256"]
+    where, client = opened(server, "abandoned")
+    experiment = tracking.require_parent(where, client).info.experiment_id
+    dead = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
+    with tracking.tracked(where, record()) as tracker:
+        tracker.anchor(folder)
+    (child,) = children(client, "abandoned")
+    model = client.get_logged_model(child.data.tags["rco.anchor.15"])
+    assert model.model_id != dead.model_id
+    assert str(model.status).endswith("READY")
+
+
+def test_two_pipelines_may_make_the_experiment_at_once(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = context(server, "at-once")
+    first = tracking.open_parent(where, "contested", "first", {})
+    look, seen = type(where.client()).get_experiment_by_name, list[str]()
+
+    def late(client: Any, name: str) -> Any:
+        seen.append(name)
+        return look(client, name) if len(seen) > 1 else None
+
+    monkeypatch.setattr(type(where.client()), "get_experiment_by_name", late)
+    assert tracking.open_parent(where, "contested", "second", {}) == first
+    assert seen == ["contested"] * 2
 
 
 def test_a_damaged_anchor_is_not_uploaded(server: Path, tmp_path: Path) -> None:
@@ -220,7 +269,7 @@ def test_a_server_that_was_away_at_the_start_gets_everything_from_the_report(
     assert "no parent run" in caplog.text
     assert travelling.origin is None
     _, client = opened(server, "late")
-    tracking.complete(where, [travelling], [], headline={}, student_metrics={}, files=[])
+    tracking.deliver(where, tracking.of_run([travelling], [], {}), headline={}, files=[])
     (child,) = children(client, "late")
     assert steps(client, child.info.run_id) == [1]
     assert "reused_from" not in child.data.tags

@@ -1,0 +1,166 @@
+"""The outbox: what a report could not deliver to the tracking server, as files, so that it can be delivered later.
+
+    outbox.json             which pipeline run, its parent's name and parameters, headline figures, and the models below
+    models/0/record.json    the tracking record of a model, and of the anchors that it learnt from:
+    models/0/epoch-0004/    anchor.json
+    weights/SHA256          the anchors' checkpoints, each once
+    registration/           what the model registry still lacks, if it lacks anything
+
+It lies in the report's folder and holds all that delivery needs: the artifact of one task is enough, wherever it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rco import checkpoint
+from rco.config import from_dict
+from rco.errors import InputError
+from rco.record import Record
+from rco.route import Anchor
+from rco.tracking import Context, Delivery, deliver, open_parent, without_credentials
+
+FOLDER = "outbox"
+REGISTRATION = "registration"
+_INDEX, _ANCHOR = "outbox.json", "anchor.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letter:
+    """What the tracking server is to be told of a pipeline run that has ended.
+
+    Attributes:
+        parent: keyword arguments of `rco.tracking.open_parent`.
+        headline, note: as for `rco.tracking.deliver`.
+    """
+
+    parent: Mapping[str, Any]
+    deliveries: list[Delivery]
+    headline: Mapping[str, float]
+    note: str = ""
+
+    def send(self, context: Context, files: Iterable[Path]) -> str:
+        """Deliver it; returns the parent's run id. Safe to repeat: what the server has is not sent again.
+
+        Args:
+            files: pictures and tables for the parent's artifacts.
+        """
+        open_parent(context, **self.parent)
+        return deliver(context, self.deliveries, headline=self.headline, files=files, note=self.note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    anchors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What outbox.json holds."""
+
+    pipeline_run: str
+    tracking_uri: str
+    parent: dict[str, Any]
+    headline: dict[str, float]
+    note: str
+    models: tuple[_Model, ...]
+
+
+def keep(report: Path, letter: Letter, context: Context, registration: Callable[[Path], object] | None = None) -> Path:
+    """Put a letter into the outbox of a report's folder; returns the outbox. A letter that is there is replaced.
+
+    Args:
+        registration: writes into the folder that it is given whatever the registration of the model needs.
+    """
+    outbox = report / FOLDER
+    shutil.rmtree(outbox, ignore_errors=True)
+    models = []
+    for number, delivery in enumerate(letter.deliveries):
+        folder = outbox / "models" / str(number)
+        delivery.record.write(folder)
+        for epoch, anchor in delivery.anchors.items():
+            with anchor() as source:
+                about = Anchor.read(source)
+                weights = outbox / "weights" / about.sha256
+                if not weights.exists():
+                    checkpoint.atomically(weights, partial(shutil.copyfile, source / _ANCHOR))
+            about.write(folder / f"epoch-{epoch:04d}")
+        models.append({"metrics": delivery.metrics, "tags": delivery.tags, "anchors": list(delivery.anchors)})
+    if registration is not None:
+        (outbox / REGISTRATION).mkdir()
+        registration(outbox / REGISTRATION)
+    # Last: an outbox without its index is one whose writing was cut short, and nobody takes it for a letter.
+    checkpoint.write_json(
+        outbox / _INDEX,
+        {
+            "pipeline_run": context.pipeline_run,
+            "tracking_uri": without_credentials(context.tracking_uri),
+            "parent": letter.parent,
+            "headline": letter.headline,
+            "note": letter.note,
+            "models": models,
+        },
+    )
+    return outbox
+
+
+def waiting(report: Path) -> bool:
+    """Whether a report's folder holds a letter."""
+    return (report / FOLDER / _INDEX).is_file()
+
+
+def take(report: Path) -> tuple[Letter, str, str]:
+    """The letter in a report's folder, the pipeline run that it is about, and the server that it was meant for.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    outbox = report / FOLDER
+    try:
+        told = from_dict(_Index, checkpoint.read_json(outbox / _INDEX))
+        deliveries = [
+            Delivery(
+                record=Record.read(outbox / "models" / str(number)),
+                anchors={epoch: partial(_anchor, outbox, number, epoch) for epoch in model.anchors},
+                metrics=model.metrics,
+                tags=model.tags,
+            )
+            for number, model in enumerate(told.models)
+        ]
+    except InputError as error:
+        problem = f"is damaged ({error.parameter} {error.problem})"
+        raise InputError("outbox", str(outbox), problem, "Copy the report's folder again, whole") from None
+    return (
+        Letter(parent=told.parent, deliveries=deliveries, headline=told.headline, note=told.note),
+        told.pipeline_run,
+        told.tracking_uri,
+    )
+
+
+def clear(report: Path) -> None:
+    """Forget the letter: it has been delivered."""
+    outbox = report / FOLDER
+    (outbox / _INDEX).unlink(missing_ok=True)
+    shutil.rmtree(outbox, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _anchor(outbox: Path, number: int, epoch: int) -> Iterator[Path]:
+    """An anchor as a folder again."""
+    about = Anchor.read(outbox / "models" / str(number) / f"epoch-{epoch:04d}")
+    with TemporaryDirectory() as scratch:
+        about.write(Path(scratch))
+        weights = (outbox / "weights" / about.sha256).resolve()
+        checkpoint.verify(weights, about.sha256)
+        os.symlink(weights, Path(scratch, _ANCHOR))
+        yield Path(scratch)

@@ -1,0 +1,549 @@
+"""Resume points: what a training that was cut short goes on from, in this process or in any other.
+
+    RCO_RESUME         a folder or an s3:// address; unset: nothing is kept
+    RCO_RESUME_RUN     who shares resume points; unset: the tasks of one pipeline run (RCO_PIPELINE_RUN)
+    RCO_RESUME_EVERY   minutes between two points (5); 0: a point after every step
+
+Below RCO_RESUME/RUN/TASK/HASH, where HASH is that of the identity: all that the training depends on (settings, digests of its
+inputs, this package's code). So a point that is found is a point of this very computation, whoever wrote it.
+
+    point-00017-000340-SHA256.safetensors   tensors, and the rest as JSON in the header; named by epoch, batches of it, own hash
+    file-SHA256                             files that points speak of: the checkpoints that a teacher has kept so far
+    diverged.json, last-good.safetensors    why the training cannot go on, and the network's weights before that
+
+A point appears under its name whole or not at all; the two that are farthest are kept. Two processes that work on one training
+do not disturb each other: names differ where contents do, and every point is one of the same training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rco import checkpoint, storage
+from rco.config import from_dict, jsonable
+from rco.errors import DivergenceError, InputError
+
+log = logging.getLogger("rco")
+
+VARIABLE, RUN, EVERY = "RCO_RESUME", "RCO_RESUME_RUN", "RCO_RESUME_EVERY"
+MINUTES = 5.0
+STALE_DAYS, MOST_BYTES = 14, 20 * 2**30
+_FORMAT = 1
+_KEPT = 2
+_POINT = re.compile(r"point-(\d{5,})-(\d{6,})-([0-9a-f]{64})\.safetensors")
+_DIVERGED, _LAST_GOOD = "diverged.json", "last-good.safetensors"
+_HALF = ".point-"
+_HOUR, _DAY = 3600, 86400
+_YEAR_3000 = 32_503_680_000
+
+
+class _DamagedError(Exception):
+    """What was kept is not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What a point's document holds."""
+
+    identity: dict[str, Any]
+    pipeline_run: str
+    time: float
+    parts: dict[str, Any]
+    files: dict[str, str]
+
+
+class Points:
+    """The resume points of one training (a `rco.engine.Keeper`).
+
+    Args:
+        folder: path or s3:// address; empty: nothing is kept, nothing is found.
+        identity: all that the training depends on; JSON.
+        every: seconds between two points; 0: a point after every step.
+        files: the folder in which files that belong to the points lie.
+
+    Raises:
+        InputError: `folder` has points of another training, or cannot be used.
+    """
+
+    def __init__(
+        self, folder: str, identity: Mapping[str, Any], *, every: float = 60 * MINUTES, files: Path | None = None
+    ) -> None:
+        self.folder, self.every, self.files = folder, every, files
+        self.identity = _complete(identity)
+        self.stopping: int | None = None  # the signal that asks for the end
+        self._makers: dict[str, Callable[[], Any]] = {}
+        self._named: list[Callable[[], Mapping[str, str]]] = []
+        self._found: dict[str, Any] = {}
+        self._damaged: set[str] = set()
+        self._last = time.monotonic()
+        if folder:
+            self._open()
+
+    def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
+        """As `rco.engine.Keeper.add`. A part that is added again is replaced."""
+        self._makers[part] = make
+        if files is not None:
+            self._named.append(files)
+
+    def take(self, part: str) -> Any:
+        """As `rco.engine.Keeper.take`. Tuples have become lists, keys text, arrays tensors."""
+        return self._found.pop(part, None)
+
+    def due(self) -> bool:
+        """Whether a point should be written now."""
+        return bool(self.folder) and (self.stopping is not None or time.monotonic() - self._last >= self.every)
+
+    def keep(self) -> None:
+        """Write a point. That it cannot be written is a warning: the training is worth more than its insurance.
+
+        Raises:
+            SystemExit: a signal has asked for the end.
+        """
+        written = True
+        if self.folder:
+            try:
+                self._write()
+            except Exception as error:
+                written = False
+                log.warning("the resume point was not written (%s: %s); the training goes on", type(error).__name__, error)
+        self._last = time.monotonic()
+        if self.stopping is not None:
+            kept = "a resume point is kept" if written else "the resume point before this one has to do"
+            log.info("stopping because of %s; %s", signal.Signals(self.stopping).name, kept)
+            raise SystemExit(128 + self.stopping)
+
+    def clear(self) -> None:
+        """Remove everything: the training has ended, and what came out is safe."""
+        if self.folder:
+            try:
+                storage.remove(self.folder)
+            except (InputError, OSError) as error:
+                log.warning("resume points were not removed (%s)", error)
+
+    def diverged(self, error: DivergenceError, network: Mapping[str, Any], *, last_attempt: bool) -> str:
+        """Note that the training cannot go on; returns where the weights lie as they last were good, or nothing.
+
+        Args:
+            network: what the weights are, as `rco.spec.NetworkSpec.written` has it.
+            last_attempt: it will not end otherwise if it is tried again.
+        """
+        if not self.folder:
+            return ""
+        with tempfile.TemporaryDirectory() as scratch:
+            if error.weights is not None:
+                checkpoint.save_state(Path(scratch) / _LAST_GOOD, error.weights, {"network": network, "of": error.weights_of})
+            checkpoint.write_json(Path(scratch) / _DIVERGED, {"where": error.where, "last_attempt": last_attempt})
+            try:
+                storage.upload(Path(scratch), self.folder)
+            except Exception as failure:  # it must not hide the divergence
+                log.warning("the last good weights were not written (%s: %s)", type(failure).__name__, failure)
+                return ""
+        return _join(self.folder, _LAST_GOOD) if error.weights is not None else ""
+
+    @property
+    def gave_up(self) -> str | None:
+        """Where this training diverged before, if it would again."""
+        if not self.folder or _DIVERGED not in self._names():
+            return None
+        with self._local(_DIVERGED) as path:
+            known = checkpoint.read_json(path)
+        return str(known["where"]) if known["last_attempt"] else None
+
+    @property
+    def computes_on(self) -> str:
+        """The device that the settings name, or nothing."""
+        return str(self.identity.get("settings", {}).get("compute", {}).get("device", ""))
+
+    @property
+    def diverged_before(self) -> bool:
+        """Whether an earlier attempt has diverged."""
+        return bool(self.folder) and _DIVERGED in self._names()
+
+    def _names(self) -> list[str]:
+        if storage.is_remote(self.folder):
+            return [entry.name for entry in storage.listing(self.folder)] if storage.exists(self.folder) else []
+        path = storage.local_path(self.folder)
+        return [entry.name for entry in os.scandir(path) if entry.is_file()] if path.is_dir() else []
+
+    @contextmanager
+    def _local(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                path = storage.fetch(_join(self.folder, name), Path(scratch))
+            except storage.DamagedError as error:
+                raise _DamagedError(str(error)) from None
+            except InputError as error:
+                # What is there and cannot be had is not damaged: to start anew would throw it away.
+                if name in self._names():
+                    raise
+                raise _DamagedError(str(error)) from None
+            yield path
+
+    def _ordered(self) -> list[str]:
+        """Names of the points, the farthest first; those that are damaged come last."""
+        points = [
+            (name not in self._damaged, int(m[1]), int(m[2]), name) for name in self._names() if (m := _POINT.fullmatch(name))
+        ]
+        return [name for *_, name in sorted(points, reverse=True)]
+
+    def _open(self) -> None:
+        names = self._ordered()
+        self._tidy()
+        for name in names:
+            found = self._read(name)
+            if found is None:
+                self._damaged.add(name)
+                continue
+            if found["identity"] != self.identity:
+                raise InputError(
+                    "resume point",
+                    _join(self.folder, name),
+                    f"is of another training: {difference(found['identity'], self.identity)}",
+                    "Name another place, or delete it",
+                )
+            self._found = found["parts"]
+            training = self._found.get("training")
+            progress = training.get("progress", {}) if isinstance(training, dict) else {}
+            log.info(
+                "going on from epoch %s, step %s (resume point of %s)",
+                progress.get("epoch"),
+                progress.get("batches"),
+                _clock(found["time"]),
+            )
+            return
+        if names:
+            log.warning("no resume point in %s can be used: the training starts anew", self.folder)
+
+    def _tidy(self) -> None:
+        """Remove what processes that were killed have left half-written."""
+        if not storage.is_remote(self.folder):
+            for path in storage.local_path(self.folder).glob(f"{_HALF}*"):
+                if time.time() - path.stat().st_mtime > _HOUR:
+                    path.unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A point, whose files then lie where they belong; None: it is damaged."""
+        try:
+            with self._local(name) as path:
+                found = self._checked(path, name)
+            if found["identity"] == self.identity:
+                for file, digest in found["files"].items():
+                    self._restore(file, digest)
+        except _DamagedError as error:
+            log.warning("a resume point cannot be used: %s", error)
+            return None
+        return found
+
+    def _checked(self, path: Path, name: str) -> dict[str, Any]:
+        try:
+            checkpoint.verify(path, name.removesuffix(".safetensors").rpartition("-")[2])
+            tensors, document = checkpoint.load_state(path)
+        except (InputError, OSError) as error:
+            raise _DamagedError(str(error)) from None
+        try:
+            told = from_dict(_Told, document)
+            if not 0 <= told.time < _YEAR_3000:
+                raise ValueError("it is of no time")
+            return {
+                "identity": told.identity,
+                "time": told.time,
+                "parts": {part: _unpacked(value, tensors) for part, value in told.parts.items()},
+                "files": told.files,
+            }
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _DamagedError(f"{name} is none ({type(error).__name__}: {error})") from None
+
+    def _restore(self, file: str, digest: str) -> None:
+        if self.files is None or Path(file).name != file or file in ("", ".", "..") or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise _DamagedError(f"it speaks of {file!r}, which is no file of this training")
+        with self._local(f"file-{digest}") as path:
+            try:
+                checkpoint.verify(path, digest)
+            except InputError as error:
+                raise _DamagedError(str(error)) from None
+            checkpoint.atomically(self.files / file, lambda temporary: shutil.copyfile(path, temporary))
+
+    def _write(self) -> None:
+        tensors: dict[str, Any] = {}
+        parts = {part: _packed(make(), part, tensors) for part, make in self._makers.items()}
+        progress = parts["training"]["progress"]
+        files = {name: digest for named in self._named for name, digest in named().items()}
+        there = set(self._names())
+        for name, digest in files.items():
+            if f"file-{digest}" not in there:
+                assert self.files is not None
+                storage.upload(self.files / name, _join(self.folder, f"file-{digest}"))
+        about = {"pipeline_run": os.environ.get("RCO_PIPELINE_RUN", ""), "time": time.time()}
+        document = {"identity": self.identity, **about, "parts": parts, "files": files}
+        remote = storage.is_remote(self.folder)
+        folder = Path(tempfile.gettempdir()) if remote else storage.local_path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=_HALF, dir=folder)
+        os.close(handle)
+        temporary = Path(scratch)
+        try:
+            checkpoint.write_state(temporary, tensors, document)
+            digest = checkpoint.sha256(temporary)
+            name = f"point-{progress['epoch']:05d}-{progress['batches']:06d}-{digest}.safetensors"
+            if remote:
+                storage.upload(temporary, _join(self.folder, name))
+            else:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for old in self._ordered()[_KEPT:]:
+            storage.remove(_join(self.folder, old))
+
+
+@contextmanager
+def resumable(
+    task: str,
+    identity: Mapping[str, Any],
+    *,
+    who: str,
+    network: Mapping[str, Any],
+    prefix: str = "",
+    files: Path | None = None,
+    finished: list[Points] | None = None,
+) -> Iterator[Points]:
+    """Resume points for the training in a `with` block, where the environment asks for them.
+
+    SIGTERM is answered by one more point after the step at hand, and exit status 143. When the block has ended well, points
+    that outlive the pipeline run are removed; those of one pipeline run stay, the last one complete, until the run has ended
+    well: what the task has made may yet fail to reach the store.
+
+    Args:
+        task: where the points lie; parts of a path.
+        identity: as for `Points`.
+        who: what is trained, for messages.
+        network: what it is, as `rco.spec.NetworkSpec.written` has it.
+        prefix: of its parameters' names ("teacher_").
+        files: as for `Points`.
+        finished: if given, points stay, the last one complete, and are put there for whoever removes them.
+
+    Raises:
+        DivergenceError: in one paragraph, with where what was good is kept.
+        InputError: RCO_RESUME cannot be used.
+    """
+    points = _from_environment(task, identity, files)
+    if where := points.gave_up:
+        raise _Explained(
+            f"{who}: {where}. An earlier attempt ended so, and this one would: settings, data and code are the same. Nothing "
+            f"was computed. Change a setting, or delete {points.folder} to try all the same"
+        )
+    try:
+        with _until_stopped(points):
+            yield points
+    except DivergenceError as error:
+        repeats = points.diverged_before or points.computes_on == "cpu"
+        place = points.diverged(error, network, last_attempt=repeats)
+        raise _Explained(_explained(error, who, prefix, place, points.folder)) from error
+    if finished is None:
+        points.stopping = None  # whoever has come so far ends well
+        if _shared():
+            points.clear()
+            return
+    points.keep()
+    if finished is not None:
+        finished.append(points)
+
+
+class _Explained(DivergenceError):  # noqa: N818 (it is the same error, in the words of a task)
+    def __init__(self, message: str) -> None:
+        RuntimeError.__init__(self, message)
+
+
+def _explained(error: DivergenceError, who: str, prefix: str, place: str, folder: str) -> str:
+    advice = re.sub(r"\b(lr|warmup_epochs)\b", rf"{prefix}\1", error.advice)
+    if place:
+        good = f"The weights {error.weights_of} are kept in {place}"
+    elif not folder:
+        good = f"Nothing is kept of it, because {VARIABLE} is not set"
+    else:
+        good = "No epoch had ended before, so there are no weights worth keeping"
+    return f"{who}: {error.where}. {advice}. {good}. The same settings would end there again"
+
+
+def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> Points:
+    root = os.environ.get(VARIABLE, "")
+    if not root:
+        return Points("", identity, files=files)
+    text = os.environ.get(EVERY, "") or str(MINUTES)
+    try:
+        every = 60 * float(text)
+    except ValueError:
+        every = -1.0
+    if not 0 <= every < float("inf"):
+        raise InputError(EVERY, text, "is not a number of minutes", "Give 0 or more, such as 5")
+    of = _complete(identity)
+    key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:24]
+    above = _join(_run_folder(root), *(_safe(part) for part in task.split("/")))
+    if not storage.is_remote(root):
+        _mention_others(storage.local_path(above), key, of)
+    return Points(_join(above, key), identity, every=every, files=files)
+
+
+def _mention_others(folder: Path, key: str, identity: Mapping[str, Any]) -> None:
+    """Say why an interrupted training of the same task is not the one to go on with."""
+    if not folder.is_dir() or (folder / key).is_dir():
+        return
+    points = [path for path in folder.glob("*/point-*.safetensors") if _POINT.fullmatch(path.name)]
+    for path in sorted(points, key=lambda p: p.stat().st_mtime, reverse=True)[:1]:
+        try:
+            other = checkpoint.load_metadata(path)["identity"]
+        except (InputError, KeyError, OSError):
+            return
+        log.info(
+            "the resume point of %s is of another training and is not used: %s",
+            _clock(path.stat().st_mtime),
+            difference(other, identity),
+        )
+
+
+def difference(theirs: Any, ours: Any, name: str = "") -> str:
+    """The first entry in which two identities differ, in words."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in sorted({*theirs, *ours}):
+            if theirs.get(key) != ours.get(key):
+                return difference(theirs.get(key), ours.get(key), f"{name}.{key}" if name else str(key))
+    return f"{name} was {str(theirs)[:60]}, is {str(ours)[:60]}"
+
+
+def clear_finished(finished: Sequence[Points]) -> None:
+    """Remove what `resumable` has left to its caller, if it outlives the pipeline run."""
+    for points in finished if _shared() else ():
+        points.clear()
+
+
+def clear_run() -> None:
+    """Remove the resume points of this pipeline run, which has ended well. Those that outlive a run stay."""
+    root = os.environ.get(VARIABLE, "")
+    if root and os.environ.get("RCO_PIPELINE_RUN") and not _shared():
+        try:
+            storage.remove(_run_folder(root))
+        except (InputError, OSError) as error:
+            log.warning("the resume points of this run were not removed (%s)", error)
+
+
+def sweep(root: Path) -> int:
+    """Remove what nobody came back for from a folder of resume points; returns how many trainings that were.
+
+    That is what was not touched for 14 days, and, above 20 GiB in all, what was not for longest, but for a day at least.
+    """
+    trainings = {
+        path.parent
+        for path in root.glob("*/**/*")
+        if path.is_file() and path.name.startswith(("point-", "file-", "diverged", ".point-"))
+    }
+    found = []
+    for folder in trainings:
+        stats = [path.stat() for path in folder.iterdir() if path.is_file()]
+        found.append((max(s.st_mtime for s in stats), sum(s.st_size for s in stats), folder))
+    total, gone, now = sum(size for _, size, _ in found), 0, time.time()
+    for touched, size, folder in sorted(found):
+        if now - touched > STALE_DAYS * _DAY or (total > MOST_BYTES and now - touched > _DAY):
+            shutil.rmtree(folder, ignore_errors=True)
+            total, gone = total - size, gone + 1
+    return gone
+
+
+@contextmanager
+def _until_stopped(points: Points) -> Iterator[None]:
+    """Answer SIGTERM with a last point, where it would just end the process, and points are kept."""
+    main = threading.current_thread() is threading.main_thread()
+    if not points.folder or not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        points.stopping = number
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _shared() -> bool:
+    return bool(os.environ.get(RUN))
+
+
+def _run_folder(root: str) -> str:
+    run = os.environ.get(RUN) or os.environ.get("RCO_PIPELINE_RUN") or "no-run"
+    return _join(root, _safe(run))
+
+
+def _join(*parts: str) -> str:
+    first, *others = parts
+    return "/".join([first.rstrip("/"), *others])
+
+
+def _safe(word: str) -> str:
+    """`word` as a name of a file; words that are not differ still."""
+    plain = re.sub(r"[^\w.-]", "_", word).strip(".") or "_"
+    return plain if plain == word else f"{plain}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"
+
+
+@cache
+def _software() -> dict[str, str]:
+    """What computes: this package's files, and torch."""
+    package = Path(__file__).parent
+    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    return {"rco": storage.content_digest(package, names), "torch": metadata.version("torch")}
+
+
+def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is common to all, as it will be when it has been written and read."""
+    complete: dict[str, Any] = json.loads(json.dumps(jsonable({"format": _FORMAT, **identity, "software": _software()})))
+    return complete
+
+
+def _clock(seconds: float) -> str:
+    then = time.localtime(seconds)
+    today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
+    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)
+
+
+_TENSOR = "$tensor"
+
+
+def _packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+    """`value` as JSON, its tensors and arrays put into `tensors` under their paths."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        tensors[path] = torch.as_tensor(value)
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        return {str(key): _packed(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_packed(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _unpacked(item, tensors) for key, item in value.items()}
+    return [_unpacked(item, tensors) for item in value] if isinstance(value, list) else value

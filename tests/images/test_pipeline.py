@@ -1,0 +1,143 @@
+"""The whole pipeline in containers: no network, read-only root file system, no capabilities, not root. And what fails there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.images.conftest import ROOT, Built, step
+
+PARAMETERS = {
+    "teacher": "digits-cnn-s",
+    "student": "digits-mlp",
+    "teacher_epochs": 12,
+    "teacher_milestones": [6, 10],
+    "checkpoint_every": 1,
+    "epochs": 12,
+    "n_anchors": 2,
+    "strategy": "equal-interval",
+    "threads": 2,
+    "workers": 0,
+    "device": "cpu",
+}
+UID = 10001
+
+
+def in_containers(built: Built, folder: Path, pipeline: str, **parameters: Any) -> tuple[dict[str, Any], str]:
+    """Run a pipeline; returns its result and what was printed."""
+    root = folder / "pipeline"
+    root.mkdir(parents=True)
+    os.chown(root, UID, 0)
+    environment = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
+        "RCO_ARTIFACT_ROOT": (root / "artifacts").as_uri(),
+        "RCO_PIPELINE_RUN": "in-containers",
+    }
+    request = folder / "request.json"
+    request.write_text(
+        json.dumps({"pipeline": pipeline, "parameters": parameters, "root": str(root), "environment": environment})
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.images.in_containers", str(request)],
+        cwd=ROOT,
+        env={**built.engine.environment, "RCO_IMAGE": built.rco},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return json.loads((folder / "result.json").read_text()), done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Open to the image's user, as pytest's own are not."""
+    folder = tmp_path_factory.mktemp("containers")
+    for path in (folder, *folder.parents):
+        if path.owner() == "root" and path.stat().st_mode & 0o007 == 0:
+            path.chmod(path.stat().st_mode | 0o011)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(built: Built, folder: Path) -> dict[str, Any]:
+    with step("the whole pipeline on digits, in containers"):
+        result, said = in_containers(built, folder / "run", "run", **PARAMETERS)
+    assert "error" not in result, said[-5000:]
+    return result
+
+
+def test_every_task_ran_confined_and_left_its_output(ran: dict[str, Any], built: Built) -> None:
+    tasks = {Path(path).parent.name for container in ran["containers"] for path in container["outputs"]}
+    assert tasks == {
+        *("check", "prepare-data", "train-teacher", "init-student", "evaluate", "register-student", "report"),
+        *("select-anchor", "distill-stage", "select-anchor-2", "distill-stage-2"),
+    }
+    assert len(ran["containers"]) == 11
+    for container in ran["containers"]:
+        outputs = container.pop("outputs")
+        assert len(outputs) == 1
+        assert container == {
+            "status": 0,
+            "user": f"{UID}:0",
+            "read_only": True,
+            "network": "none",
+            "image": built.rco,
+        }
+
+
+def test_a_student_was_distilled(ran: dict[str, Any]) -> None:
+    summary = json.loads((Path(ran["summary"]) / "summary.json").read_text())
+    assert [stage["anchor_epoch"] for stage in summary["stages"]] == [6, 12]
+    assert summary["teacher"]["accuracy"] > 0.5
+    assert summary["student"]["accuracy"] > 0.3
+
+
+def test_mlflow_was_written(ran: dict[str, Any], folder: Path) -> None:
+    import mlflow
+
+    summary = json.loads((Path(ran["summary"]) / "summary.json").read_text())
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/run/pipeline/mlflow.db")
+    parent = client.get_run(summary["parent_run_id"])
+    assert parent.data.metrics["student_test_accuracy"] == summary["student"]["accuracy"]
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {child.data.tags["rco.key"] for child in children} == {"teacher", "student"}
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    anchors = client.search_logged_models([parent.info.experiment_id], "model_type = 'anchor'")
+    assert {model.tags["rco.sha256"] for model in anchors} == {stage["anchor_sha256"] for stage in summary["stages"]}
+
+
+def test_everything_belongs_to_the_images_user(ran: dict[str, Any], folder: Path) -> None:
+    owners = {path.stat().st_uid for path in (folder / "run" / "pipeline").rglob("*")}
+    assert owners == {UID}
+
+
+@pytest.mark.parametrize(("component", "words"), [("raises", "this task had to fail"), ("vanishes", "left 0 executor_output")])
+def test_a_task_that_fails_fails_the_run(built: Built, folder: Path, component: str, words: str) -> None:
+    result, said = in_containers(built, folder / component, component)
+    assert "finished with status" in result["error"]
+    assert "FAILURE" in result["error"]
+    assert words in said
+
+
+def test_bad_input_fails_in_the_container_too(built: Built, folder: Path) -> None:
+    # Past the check on this side: a folder that the container does not see.
+    hidden = folder / "hidden"
+    (hidden / "cat").mkdir(parents=True)
+    from PIL import Image
+
+    for label in ("cat", "dog"):
+        (hidden / label).mkdir(exist_ok=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(hidden / label / f"{i}.png")
+    result, said = in_containers(built, folder / "bad", "run", **{**PARAMETERS, "dataset": str(hidden)})
+    assert "FAILURE" in result["error"]
+    assert "rco | refused: dataset" in said
+    assert len(result["containers"]) == 1

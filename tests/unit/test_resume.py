@@ -1,0 +1,959 @@
+"""Interrupted trainings end as if nothing had happened, to the last bit; what was kept is never used if it could be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moto import mock_aws
+from torch import Tensor, nn
+
+import rco
+from rco import checkpoint, comparison_tasks, resume, storage, tasks, tracking
+from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
+from rco.data import Dataset
+from rco.distill import ProbeTargets, distill_route, distill_stage
+from rco.engine import fit
+from rco.errors import DivergenceError, InputError
+from rco.objectives import Labels
+from rco.record import Record
+from rco.resume import Points
+from rco.route import Route
+from rco.spec import NetworkSpec, load_network
+from rco.teacher import train_teacher
+from tests.conftest import CPU
+
+TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
+STUDENT = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
+TRAIN = TrainConfig(epochs=3, batch_size=512, lr=0.05, milestones=(0.34, 0.67), augment="shift")
+NEVER = 1e9
+
+
+@pytest.fixture(scope="module")
+def data(digits: Path) -> Dataset:
+    return Dataset.open(digits)
+
+
+@pytest.fixture(scope="module")
+def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
+    folder = tmp_path_factory.mktemp("route")
+    list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=folder))
+    return Route.open(folder)
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """What was told to people so far."""
+    monkeypatch.setattr(tasks.log, "propagate", True)
+    monkeypatch.setattr(tasks.log, "handlers", [logging.NullHandler()])
+    with caplog.at_level(logging.INFO, "rco"):
+        yield lambda: caplog.text
+
+
+class KilledError(BaseException):
+    """Nothing may catch it, as with SIGKILL."""
+
+
+class Mortal(Points):
+    """Dies after so many points, or as the file of one is written."""
+
+    lives = 10**9
+
+    def keep(self) -> None:
+        super().keep()
+        self.lives -= 1
+        if self.lives == 0:
+            raise KilledError
+
+
+class Recorder(Points):
+    """Puts a copy of its folder aside after every point: every moment at which the training could have been killed."""
+
+    def keep(self) -> None:
+        super().keep()
+        self.moments = [*getattr(self, "moments", ()), Path(f"{self.folder}-{len(getattr(self, 'moments', ()))}")]
+        shutil.copytree(self.folder, self.moments[-1])
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: checkpoint.sha256(path) for path in sorted(folder.iterdir())}
+
+
+def points_in(folder: str | Path) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("point-*"))
+
+
+def every_interruption(train: Callable[[Points, Path], tuple[list[dict[str, Any]], Any]], folder: Path) -> int:
+    """Train to the end, then again from every moment at which a point was written; returns how many those were.
+
+    Args:
+        train: is given a keeper and a new folder to work in; returns rows, and what came out.
+    """
+    rows, expected = train(Points("", {}), folder / "whole")
+    recorder = Recorder(str(folder / "points"), {"of": "test"}, every=0, files=folder / "recorded")
+    watched, result = train(recorder, folder / "recorded")
+    assert (timeless(watched), result) == (timeless(rows), expected), "keeping points changes nothing"
+    for moment in recorder.moments:
+        work = Path(f"{moment}-work")
+        again, result = train(Points(str(moment), {"of": "test"}, every=NEVER, files=work), work)
+        assert result == expected, f"from {points_in(moment)}"
+        assert timeless(again) == timeless(rows)[len(rows) - len(again) :]
+    return len(recorder.moments)
+
+
+class TestEveryInterruption:
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_of_a_teacher(self, data: Dataset, tmp_path: Path, optimizer: str) -> None:
+        """The files of the route are the same, to the byte: weights, logits, manifest."""
+        config = dataclasses.replace(TRAIN, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 1e-3)
+
+        def train(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+            rows = list(train_teacher(data, TEACHER, config, CPU, checkpoint_every=1, folder=folder, keeper=keeper))
+            return rows, hashes(folder)
+
+        assert every_interruption(train, tmp_path) == 9
+
+    @pytest.mark.parametrize(
+        ("objective", "train", "precision"),
+        [
+            (ObjectiveConfig(), {}, "fp32"),
+            (ObjectiveConfig(), {"optimizer": "adamw", "lr": 1e-3, "augment": "none"}, "fp32"),
+            (ObjectiveConfig(), {"augment": "resized-crop-flip", "schedule": "cosine", "warmup_epochs": 0.5}, "fp32"),
+            (ObjectiveConfig(views=2), {}, "fp32"),
+            (ObjectiveConfig(objective="hint", student_tap="2", teacher_tap="input:classifier"), {}, "fp32"),
+            (ObjectiveConfig(objective="dkd"), {}, "bf16"),
+        ],
+        ids=["sgd", "adamw", "resized-cosine", "views", "hint", "bf16"],
+    )
+    def test_of_a_stage(
+        self, data: Dataset, route: Route, tmp_path: Path, objective: ObjectiveConfig, train: dict[str, Any], precision: str
+    ) -> None:
+        from rco.distill import make_objective
+
+        config = dataclasses.replace(TRAIN, **train)
+        compute = dataclasses.replace(CPU, precision=precision)
+        _, logits = route.probe()
+
+        def run(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+            student = STUDENT.build(0)
+            anchor = load_network(route.folder / route.checkpoints[1].file)
+            loss = make_objective(objective, student, anchor, data, config)
+            stage = distill_stage(
+                student,
+                anchor,
+                data,
+                objective,
+                config,
+                compute,
+                ProbeTargets(logits[1], logits[2]),
+                stage=2,
+                epochs=3,
+                first_epoch=4,
+                loss=loss,
+                keeper=keeper,
+            )
+            return list(stage), (checkpoint.state_digest(student), checkpoint.state_digest(loss))
+
+        assert every_interruption(run, tmp_path) == 9
+
+    def test_of_a_network_that_draws_random_numbers(self, data: Dataset, tmp_path: Path) -> None:
+        def run(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+            torch.rand(len(str(folder)))  # the state of the generator at the start is no part of it
+            rows = list(fit(network, data.split("train"), Labels(), TRAIN, CPU, epochs=3, keeper=keeper))
+            return rows, checkpoint.state_digest(network)
+
+        assert every_interruption(run, tmp_path) == 9
+
+    @pytest.mark.parametrize(
+        "anchors",
+        [
+            AnchorConfig(strategy="greedy", delta=1.01, n_anchors=2),
+            AnchorConfig(strategy="explicit", anchor_epochs=(1, 2, 3)),
+        ],
+        ids=["greedy", "explicit"],
+    )
+    def test_of_a_walk_along_a_route(self, data: Dataset, route: Route, tmp_path: Path, anchors: AnchorConfig) -> None:
+        """Anchors chosen before the interruption stay chosen; regressor and student go from stage to stage."""
+        objective = ObjectiveConfig(objective="hint", student_tap="2", teacher_tap="input:classifier")
+        config = dataclasses.replace(TRAIN, epochs=4, milestones=(0.5,))
+
+        def run(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+            student = STUDENT.build(0)
+            walk = distill_route(
+                student, route, data, anchors=anchors, objective=objective, train=config, compute=CPU, keeper=keeper
+            )
+            return list(walk), checkpoint.state_digest(student)
+
+        assert every_interruption(run, tmp_path) == 12
+
+    def test_leaves_out_what_was_seen(self, data: Dataset) -> None:
+        for more in ({"augment": "shift"}, {"augment": "crop-flip", "view": 3}, {"augment": "none"}):
+            options = {"seed": 5, "epoch": 2, **more}
+            whole = list(data.split("train").indexed_batches(300, **options))
+            for skip in range(len(whole) + 1):
+                rest = list(data.split("train").indexed_batches(300, skip=skip, **options))
+                assert len(rest) == len(whole) - skip
+                for (x, y, rows), (x2, y2, rows2) in zip(rest, whole[skip:], strict=True):
+                    assert torch.equal(x, x2)
+                    assert torch.equal(y, y2)
+                    assert (rows == rows2).all()
+
+
+class TestLibrary:
+    def test_the_same_call_goes_on(
+        self, data: Dataset, tmp_path: Path, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compute = {"compute": CPU}
+        whole = rco.train_route(data, "digits-cnn-s", tmp_path / "whole", train=TRAIN, checkpoint_every=1, **compute)
+        student, rows = rco.distill_student("digits-mlp", whole, data, train=TRAIN, **compute)
+
+        def interrupted(call: Callable[[], Any]) -> Any:
+            with monkeypatch.context() as patched:
+                patched.setattr("rco.api.Points", lambda *a, **k: Mortal(*a, every=0, **k))
+                patched.setattr(Mortal, "lives", 5)
+                with pytest.raises(KilledError):
+                    call()
+            assert len(points_in(tmp_path / "points")) == 2
+            result = call()
+            assert "going on from epoch 2, step 2 (resume point of " in said()
+            assert not (tmp_path / "points").exists(), "what has ended well is cleared up"
+            return result
+
+        options = {"train": TRAIN, "resume": tmp_path / "points", **compute}
+        again = interrupted(lambda: rco.train_route(data, "digits-cnn-s", tmp_path / "again", checkpoint_every=1, **options))
+        assert hashes(again.folder) == hashes(whole.folder)
+        twin, all_rows = interrupted(lambda: rco.distill_student("digits-mlp", whole, data, **options))
+        assert same(twin.state_dict(), student.state_dict())
+        assert timeless(all_rows) == timeless(rows), "rows from before the interruption are there too"
+
+
+def trained(data: Dataset, keeper: Points, epochs: int = 2, **more: Any) -> nn.Module:
+    network = STUDENT.build(0)
+    list(fit(network, data.split("train"), Labels(), dataclasses.replace(TRAIN, **more), CPU, epochs=epochs, keeper=keeper))
+    return network
+
+
+@pytest.fixture
+def place(data: Dataset, tmp_path: Path) -> Path:
+    """Two points of a training that was killed after four steps of six."""
+    keeper = Mortal(str(tmp_path / "points"), {"lr": 1}, every=0)
+    keeper.lives = 4
+    with pytest.raises(KilledError):
+        trained(data, keeper)
+    return tmp_path / "points"
+
+
+class TestPoints:
+    def test_two_are_kept_and_named_by_where_they_are(self, place: Path) -> None:
+        names = points_in(place)
+        assert [name.split("-")[1:3] for name in names] == [["00002", "000000"], ["00002", "000001"]]
+        for name in names:
+            assert checkpoint.sha256(place / name) in name
+        assert [path.name for path in place.iterdir() if path.name not in names] == []
+
+    def test_is_plain_to_read(self, place: Path) -> None:
+        """Tensors by name and JSON: no tool of ours is needed."""
+        from safetensors import safe_open
+
+        with safe_open(place / points_in(place)[-1], framework="pt") as file:
+            names, document = set(file.keys()), json.loads(file.metadata()["rco"])
+        assert {f"training/learner/model.{name}" for name in STUDENT.build().state_dict()} <= names
+        assert document["parts"]["training"]["progress"]["epoch"] == 2
+        assert document["identity"]["lr"] == 1
+
+    @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
+    def test_if_the_newest_is_damaged_the_one_before_is_used(
+        self, place: Path, data: Dataset, damage: str, said: Callable[[], str]
+    ) -> None:
+        harm(place / points_in(place)[-1], damage)
+        keeper = Points(str(place), {"lr": 1}, every=NEVER)
+        assert "going on from epoch 2, step 0 (resume point of " in said()
+        assert ("cannot be used" in said()) == (damage != "missing")
+        assert same(trained(data, keeper).state_dict(), trained(data, Points("", {})).state_dict())
+
+    @pytest.mark.parametrize("damage", ["truncated", "flipped"])
+    def test_if_both_are_damaged_the_training_starts_anew_and_says_so(
+        self, place: Path, data: Dataset, damage: str, said: Callable[[], str]
+    ) -> None:
+        for name in points_in(place):
+            harm(place / name, damage)
+        keeper = Mortal(str(place), {"lr": 1}, every=0)
+        assert "no resume point" in said()
+        assert "starts anew" in said()
+        keeper.lives = 3
+        with pytest.raises(KilledError):
+            trained(data, keeper)
+        Points(str(place), {"lr": 1})
+        assert "going on from epoch 2, step 0" in said(), "damaged points make room for sound ones, however far they were"
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.data())
+    def test_no_damage_is_ever_used(self, place: Path, draw: st.DataObject) -> None:
+        name = points_in(place)[-1]
+        content = bytearray((place / name).read_bytes())
+        at = draw.draw(st.integers(0, len(content) - 1))
+        if draw.draw(st.booleans()):
+            content[at] ^= draw.draw(st.integers(1, 255))
+        else:
+            del content[at:]
+        other = place.with_name("hurt")
+        shutil.rmtree(other, ignore_errors=True)
+        other.mkdir()
+        (other / name).write_bytes(content)
+        assert Points(str(other), {"lr": 1}).take("training") is None
+
+    @pytest.mark.parametrize(
+        "lie",
+        [
+            lambda document: document.pop("parts"),
+            lambda document: document.update(parts=[]),
+            lambda document: document.update(files={"../../escaped": "0" * 64}),
+            lambda document: document.update(files={"a": "../../etc/passwd"}),
+            lambda document: document.update(time="soon"),
+            lambda document: document["parts"].update(extra={"$tensor": "nowhere"}),
+        ],
+    )
+    def test_a_point_that_lies_is_not_used(self, place: Path, lie: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+        """Even with the right checksum in its name."""
+        name = points_in(place)[-1]
+        tensors, document = checkpoint.load_state(place / name)
+        lie(document)
+        other = tmp_path / "lying"
+        other.mkdir()
+        digest = checkpoint.save_state(other / "x", tensors, document)
+        (other / "x").rename(other / f"point-00002-000001-{digest}.safetensors")
+        assert Points(str(other), {"lr": 1}, files=tmp_path / "files").take("training") is None
+        assert not (tmp_path.parent / "escaped").exists()
+        assert not (tmp_path / "escaped").exists()
+
+    @pytest.mark.parametrize(
+        "lie",
+        [
+            lambda training: training.pop("optimizer"),
+            lambda training: training["progress"].update(unknown=1),
+            lambda training: training.update(learner={}),
+            lambda training: training.update(optimizer={"99": {}}),
+            lambda training: training["optimizer"]["0"].update(momentum_buffer=torch.zeros(3)),
+        ],
+    )
+    def test_a_state_of_another_training_is_refused(
+        self, place: Path, data: Dataset, lie: Callable[[dict[str, Any]], Any]
+    ) -> None:
+        keeper = Points(str(place), {"lr": 1})
+        lie(keeper._found["training"])
+        with pytest.raises(InputError, match="is of another training"):
+            trained(data, keeper)
+
+    def test_points_of_other_settings_or_code_are_refused(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(InputError, match=r"is of another training: lr was 1, is 2\. Name another place, or delete it"):
+            Points(str(place), {"lr": 2})
+        monkeypatch.setattr(resume, "_software", lambda: {"rco": "edited", "torch": "2"})
+        with pytest.raises(InputError, match=r"is of another training: software\.rco was"):
+            Points(str(place), {"lr": 1})
+
+    def test_a_teachers_files_come_back_and_a_damaged_one_makes_the_point_useless(
+        self, data: Dataset, tmp_path: Path, said: Callable[[], str]
+    ) -> None:
+        keeper = Mortal(str(tmp_path / "points"), {}, every=0, files=tmp_path / "one")
+        keeper.lives = 7
+        with pytest.raises(KilledError):
+            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", keeper=keeper))
+        files = sorted((tmp_path / "points").glob("file-*"))
+        assert len(files) == 2
+        Points(str(tmp_path / "points"), {}, files=tmp_path / "two")
+        assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
+        later = checkpoint.sha256(tmp_path / "one" / "epoch-0002.safetensors")
+        (tmp_path / "points" / f"file-{later}").write_bytes(b"damaged")
+        assert Points(str(tmp_path / "points"), {}, files=tmp_path / "three").take("training") is None
+        assert "starts anew" in said()
+
+    def test_what_cannot_be_written_is_a_warning(
+        self, data: Dataset, tmp_path: Path, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: Any, **kwargs: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpoint, "write_state", full)
+        network = trained(data, Points(str(tmp_path / "points"), {}, every=0), epochs=1)
+        assert "the resume point was not written (OSError: [Errno 28] No space left on device)" in said()
+        assert same(network.state_dict(), trained(data, Points("", {}), epochs=1).state_dict())
+        assert list((tmp_path / "points").iterdir()) == [], "nothing half-written is left"
+
+    def test_what_a_killed_writer_left_is_removed(self, place: Path) -> None:
+        old, fresh = place / ".point-old", place / ".point-fresh"
+        for path in (old, fresh):
+            path.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        Points(str(place), {"lr": 1})
+        assert not old.exists()
+        assert fresh.exists(), "somebody may be writing it"
+
+    def test_written_by_the_clock(self, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter(range(0, 10**6, 4))  # four seconds a look
+        monkeypatch.setattr(resume.time, "monotonic", lambda: next(clock))
+        keeper = Recorder(str(tmp_path / "points"), {}, every=10)
+        trained(data, keeper)
+        assert len(keeper.moments) == 2
+
+    def test_two_at_once_do_not_disturb_each_other(self, data: Dataset, tmp_path: Path) -> None:
+        """Both write into one folder, and one is ahead; whoever comes next finds a sound point of either."""
+        folder = str(tmp_path / "points")
+        ahead, behind = (fit_slowly(data, Points(folder, {}, every=0)) for _ in range(2))
+        next(ahead), next(behind), next(ahead)  # epochs of three steps
+        assert [name.split("-")[1] for name in points_in(folder)] == ["00002", "00002"]
+        next(behind)
+        (rows,) = ([*ahead],)
+        assert [row["epoch"] for row in rows] == [3]
+        keeper = Points(folder, {}, every=NEVER)
+        assert same(trained(data, keeper, epochs=3).state_dict(), trained(data, Points("", {}), epochs=3).state_dict())
+        assert [row["epoch"] for row in behind] == [3]
+
+
+def fit_slowly(data: Dataset, keeper: Points) -> Iterator[dict[str, float]]:
+    return fit(STUDENT.build(0), data.split("train"), Labels(), TRAIN, CPU, epochs=3, keeper=keeper)
+
+
+def harm(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 16]) + content[-8:])
+
+
+class TestObjectStore:
+    @pytest.fixture
+    def s3(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        with mock_aws():
+            client = boto3.client("s3")
+            client.create_bucket(Bucket="bucket")
+            yield client
+
+    def names(self, s3: Any) -> list[str]:
+        return [o["Key"] for o in s3.list_objects_v2(Bucket="bucket").get("Contents", ())]
+
+    def test_a_teacher_goes_on_from_a_bucket(self, s3: Any, data: Dataset, route: Route, tmp_path: Path) -> None:
+        keeper = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
+        keeper.lives = 7
+        with pytest.raises(KilledError):
+            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", keeper=keeper))
+        assert [name.split("/")[-1].split("-")[0] for name in self.names(s3)] == ["file", "file", "point", "point"]
+        again = Points("s3://bucket/points/here", {}, every=NEVER, files=tmp_path / "two")
+        rows = list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "two", keeper=again))
+        assert [row["epoch"] for row in rows] == [3]
+        assert hashes(tmp_path / "two") == hashes(route.folder)
+        again.clear()
+        assert self.names(s3) == []
+
+    def test_wrong_bytes_and_lost_objects_are_noticed(self, s3: Any, data: Dataset, said: Callable[[], str]) -> None:
+        keeper = Mortal("s3://bucket/points", {}, every=0)
+        keeper.lives = 2
+        with pytest.raises(KilledError):
+            trained(data, keeper)
+        first, second = self.names(s3)
+        s3.put_object(Bucket="bucket", Key=second, Body=b"something else")
+        Points("s3://bucket/points", {})
+        assert "going on from epoch 1, step 1" in said()
+        s3.delete_object(Bucket="bucket", Key=first)
+        assert Points("s3://bucket/points", {}).take("training") is None
+
+    def test_a_store_that_is_away_is_no_reason_to_start_anew(
+        self, s3: Any, data: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keeper = Mortal("s3://bucket/points", {}, every=0)
+        keeper.lives = 1
+        with pytest.raises(KilledError):
+            trained(data, keeper)
+
+        def cut(uri: str, into: Path) -> Path:
+            raise InputError("uri", uri, "cannot be reached", "Check the network")
+
+        monkeypatch.setattr(storage, "fetch", cut)
+        with pytest.raises(InputError, match="cannot be reached"):
+            Points("s3://bucket/points", {})
+
+
+class TestDivergence:
+    def diverge(self, data: Dataset, epochs: int = 3, lr: float = 1e18, **more: Any) -> DivergenceError:
+        """A loss of a part that turns bad at a step that the test knows."""
+        with pytest.raises(DivergenceError) as caught:
+            trained(data, Points("", {}), epochs=epochs, lr=lr, schedule="constant", **more)
+        return caught.value
+
+    @pytest.mark.parametrize("bad_step", [1, 3, 4, 5, 9])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_names_the_part_and_the_first_bad_step(self, data: Dataset, bad_step: int, value: float) -> None:
+        class Trap(Labels):
+            step = 0
+
+            def forward(self, *args: Any) -> dict[str, Tensor]:
+                self.step += 1
+                parts = super().forward(*args)
+                return {**parts, "trap": parts["label_loss"] * (value if self.step == bad_step else 0.0)}
+
+        network = STUDENT.build(0)
+        rows = fit(network, data.split("train"), Trap(), TRAIN, CPU, epochs=3)
+        seen: dict[int, dict[str, Tensor]] = {}
+
+        def watch() -> None:
+            for row in rows:
+                seen[int(row["epoch"])] = {name: t.clone() for name, t in network.state_dict().items()}
+
+        with pytest.raises(DivergenceError) as caught:
+            watch()
+        error = caught.value
+        epoch, step = divmod(bad_step - 1, 3)
+        assert (error.part, error.epoch, error.step) == ("trap", epoch + 1, step + 1)
+        assert f"trap is not a finite number in epoch {epoch + 1} at step {step + 1} of 3 (learning rate " in str(error)
+        assert "Lower lr or lengthen warmup_epochs, or give trap less weight" in str(error)
+        if epoch:
+            assert error.weights is not None
+            assert same(dict(error.weights), seen[epoch])
+            assert error.weights_of == f"after epoch {epoch}"
+        else:
+            assert error.weights is None
+
+    def test_is_found_long_before_the_end_of_a_long_epoch(self, data: Dataset) -> None:
+        steps = 0
+
+        class Bad(Labels):
+            def forward(self, *args: Any) -> dict[str, Tensor]:
+                nonlocal steps
+                steps += 1
+                return {name: part * (float("nan") if steps == 7 else 1) for name, part in super().forward(*args).items()}
+
+        config = dataclasses.replace(TRAIN, batch_size=2)
+        with pytest.raises(DivergenceError, match="in epoch 1 at step 7 of "):
+            list(fit(STUDENT.build(0), data.split("train"), Bad(), config, CPU, epochs=1))
+        assert steps == 100
+
+    def test_weights_that_are_not_finite_are_not_handed_on(self, data: Dataset) -> None:
+        """The last step may spoil the weights when every loss was a number."""
+
+        class Spoilt(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                out = super().forward(x.flatten(1))
+                out.register_hook(lambda gradient: gradient * float("inf"))
+                return out
+
+        config = dataclasses.replace(TRAIN, batch_size=2000)
+        with pytest.raises(DivergenceError, match="a weight is not a finite number in epoch 1 at step 1 of 1"):
+            list(fit(Spoilt(64, 10), data.split("train"), Labels(), config, CPU, epochs=1))
+
+    def test_no_bad_state_is_ever_kept(self, data: Dataset, tmp_path: Path) -> None:
+        keeper = Recorder(str(tmp_path / "points"), {}, every=0)
+        with pytest.raises(DivergenceError):
+            trained(data, keeper, epochs=3, lr=1e18, schedule="constant")
+        for moment in getattr(keeper, "moments", ()):
+            for name in points_in(moment):
+                tensors, _ = checkpoint.load_state(moment / name)
+                assert all(torch.isfinite(t).all() for key, t in tensors.items() if key.startswith("training/learner"))
+
+
+FLAT = {
+    "teacher": "digits-cnn-s",
+    "student": "digits-mlp",
+    "teacher_epochs": 3,
+    "teacher_batch_size": 512,
+    "checkpoint_every": 1,
+    "epochs": 3,
+    "batch_size": 512,
+    "strategy": "explicit",
+    "anchor_epochs": [3],
+    "device": "cpu",
+    "precision": "fp32",
+    "threads": 1,
+    "workers": 0,
+    "probe_size": 64,
+}
+
+
+class Pipeline:
+    """The first tasks of a pipeline run, by hand, as the components call them."""
+
+    def __init__(self, folder: Path, digits: Path, **parameters: Any) -> None:
+        self.folder, self.digits = folder, digits
+        self.settings = tasks.check({**FLAT, **parameters}, max_stages=1)
+
+    def teacher(self, attempt: str = "") -> dict[str, str]:
+        route = self.folder / f"route{attempt}"
+        tasks.train_teacher(
+            self.settings["teacher"], dataset=self.digits, route=route, route_index=self.folder / f"index{attempt}"
+        )
+        return hashes(route)
+
+    def ready(self) -> None:
+        tasks.init_student(self.settings["student"], dataset=self.digits, student=self.folder / "student-0")
+        self.selection = tasks.select_anchor(
+            self.settings["anchors"],
+            previous={},
+            route=self.folder / "route",
+            route_index=self.folder / "index",
+            student=self.folder / "student-0",
+            anchor=self.folder / "anchor",
+            anchors=self.folder / "anchors",
+        )
+
+    def student(self, attempt: str = "") -> Path:
+        out = self.folder / f"distilled{attempt}"
+        tasks.distill_stage(
+            self.settings["stage"],
+            selection=self.selection,
+            dataset=self.digits,
+            anchor=self.folder / "anchor",
+            student=self.folder / "student-0",
+            distilled=out,
+        )
+        return out
+
+
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says after how many points a task is killed."""
+    monkeypatch.setattr(resume, "Points", Mortal)
+    monkeypatch.setattr(Mortal, "left", 10**9, raising=False)
+
+    def keep(self: Mortal) -> None:
+        Points.keep(self)
+        Mortal.left -= 1  # type: ignore[attr-defined]
+        if Mortal.left == 0:  # type: ignore[attr-defined]
+            raise KilledError
+
+    monkeypatch.setattr(Mortal, "keep", keep)
+    return lambda points: monkeypatch.setattr(Mortal, "left", points, raising=False)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Resume points are asked for, as the local runner does, after every step."""
+    monkeypatch.setenv("RCO_RESUME", str(tmp_path / "resume"))
+    monkeypatch.setenv("RCO_RESUME_RUN", "local")
+    monkeypatch.setenv("RCO_RESUME_EVERY", "0")
+    return tmp_path / "resume"
+
+
+def step_values(client: Any, run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, metric)]
+
+
+class TestTasks:
+    def test_teacher_and_student_go_on_and_mlflow_has_every_epoch_once(
+        self,
+        digits: Path,
+        tmp_path: Path,
+        kept: Path,
+        lives: Callable[[int], None],
+        said: Callable[[], str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        monkeypatch.setenv("RCO_ARTIFACT_ROOT", (tmp_path / "artifacts").as_uri())
+        monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)  # what is computed is told: more than the last point knows
+        whole = Pipeline(tmp_path / "whole", digits)
+        routes = {"whole": whole.teacher()}
+        whole.ready()
+        students = {"whole": hashes(whole.student())}
+        assert not [path for path in kept.rglob("*") if path.is_file()], "what has ended well is cleared up"
+        monkeypatch.setenv("RCO_PIPELINE_RUN", "interrupted")
+        broken = Pipeline(tmp_path / "broken", digits)
+        lives(7)
+        with pytest.raises(KilledError):
+            broken.teacher("-1")
+        lives(10**9)
+        routes["broken"] = broken.teacher()
+        assert "going on from epoch 3, step 1 (resume point of " in said()
+        broken.ready()
+        for attempt, points in (("-1", 4), ("-2", 3)):  # killed twice
+            lives(points)
+            with pytest.raises(KilledError):
+                broken.student(attempt)
+        lives(10**9)
+        students["broken"] = hashes(broken.student())
+        assert "going on from epoch 2, step 1" in said()
+        assert "going on from epoch 3, step 1" in said()
+        assert routes["whole"] == routes["broken"]
+        for folder in students.values():
+            folder.pop("record.json")
+        assert students["whole"] == students["broken"]
+        ours, theirs = (Record.read(tmp_path / who / "distilled") for who in ("broken", "whole"))
+        assert [row["step"] for row in ours.rows] == [1, 2, 3]
+        for mine, its in zip(ours.rows, theirs.rows, strict=True):
+            mine["metrics"].pop("images_per_second"), its["metrics"].pop("images_per_second")
+            assert mine["metrics"] == its["metrics"]
+        assert len(ours.stages) == 1
+        context = tracking.Context.from_environment()
+        client = context.client()
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        runs = client.search_runs(experiments, "tags.`rco.pipeline_run` = 'interrupted' AND tags.`rco.kind` = 'model'")
+        by_key = {run.data.tags["rco.key"]: run for run in runs}
+        for key, record in (("student", ours), ("teacher", Record.read(tmp_path / "broken" / "index"))):
+            run = by_key[key]
+            expected = [(row["step"], row["metrics"]["loss"]) for row in record.rows]
+            assert step_values(client, run.info.run_id, "loss") == expected, "no gap, nothing twice"
+            assert [step for step, _ in expected] == [1, 2, 3]
+        assert by_key["student"].data.tags["rco.attempts"] == "3"
+
+    def test_another_setting_does_not_go_on_and_says_why(
+        self, digits: Path, tmp_path: Path, kept: Path, lives: Callable[[int], None], said: Callable[[], str]
+    ) -> None:
+        lives(2)
+        with pytest.raises(KilledError):
+            Pipeline(tmp_path / "one", digits).teacher()
+        lives(10**9)
+        Pipeline(tmp_path / "two", digits, teacher_lr=0.01).teacher()
+        assert "is of another training and is not used: settings.train.lr was 0.05, is 0.01" in said()
+        assert "going on" not in said()
+
+    def test_points_of_one_pipeline_run_stay_until_it_has_ended_well(
+        self,
+        digits: Path,
+        tmp_path: Path,
+        kept: Path,
+        said: Callable[[], str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What a task has made may fail to reach the store; then the pod that is tried again has nothing to train."""
+        monkeypatch.delenv("RCO_RESUME_RUN")
+        monkeypatch.setenv("RCO_RESUME_EVERY", "1000")
+        monkeypatch.setenv("RCO_PIPELINE_RUN", "one")
+        pipeline = Pipeline(tmp_path, digits)
+        first = pipeline.teacher("-1")
+        assert pipeline.teacher() == first
+        assert "going on from epoch 4, step 0" in said(), "there is nothing left to train"
+        pipeline.ready()
+        once, again = pipeline.student("-1"), pipeline.student()
+        assert {**hashes(once), "record.json": ""} == {**hashes(again), "record.json": ""}
+        assert len(Record.read(again).stages) == 1
+        tasks.close_run(succeeded=False)
+        there = sorted(kept.rglob("point-*"))
+        assert {path.relative_to(kept).parts[:2] for path in there} == {("one", "train_teacher"), ("one", "distill_stage")}
+        monkeypatch.setenv("RCO_PIPELINE_RUN", "two")
+        tasks.close_run(succeeded=True)
+        assert sorted(kept.rglob("point-*")) == there, "another run's"
+        monkeypatch.setenv("RCO_PIPELINE_RUN", "one")
+        tasks.close_run(succeeded=True)
+        assert not list(kept.rglob("point-*"))
+
+    def test_a_divergence_is_one_paragraph_and_does_not_repeat_itself(
+        self, digits: Path, tmp_path: Path, kept: Path, said: Callable[[], str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pipeline = Pipeline(tmp_path, digits, teacher_lr=1e3, teacher_warmup_epochs=1.3, teacher_batch_size=512)
+        with pytest.raises(DivergenceError) as caught:
+            pipeline.teacher()
+        message = str(caught.value)
+        assert message.startswith("teacher digits-cnn-s: ")
+        assert "Lower teacher_lr or lengthen teacher_warmup_epochs" in message
+        assert "diverged: teacher digits-cnn-s" in said()
+        assert len(said().split("diverged: ")[1].strip().splitlines()) == 1
+        if "The weights after epoch" in message:
+            path = Path(message.split("are kept in ")[1].split(". The same")[0])
+            good = load_network(path)
+            assert all(torch.isfinite(p).all() for p in good.parameters())
+        started = time.perf_counter()
+        with pytest.raises(DivergenceError, match=r"An earlier attempt ended so.*Nothing was computed\. Change a setting"):
+            pipeline.teacher("-2")
+        assert time.perf_counter() - started < 60
+        arguments = tmp_path / "arguments.json"
+        paths = {name: str(tmp_path / name) for name in ("route", "route_index")}
+        checkpoint.write_json(arguments, {"settings": pipeline.settings["teacher"], "dataset": str(digits), **paths})
+        assert tasks.main(["train_teacher", str(arguments)]) == 1
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_a_gpu_gets_a_second_chance(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There the same numbers may come out otherwise."""
+        monkeypatch.setenv("RCO_RESUME", str(tmp_path))
+        network = {"network": STUDENT.written}
+        error = DivergenceError("loss", epoch=2, step=1, steps=3, lr=1.0, advice="Lower lr")
+        for words in ("The same settings would", "The same settings would", "An earlier attempt ended so"):
+            with (
+                pytest.raises(DivergenceError, match=words),
+                resume.resumable("t", {"settings": {"compute": {"device": "cuda"}}}, who="it", **network),
+            ):
+                raise error
+
+    @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+    def test_a_nonsensical_interval_is_refused(self, kept: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+        monkeypatch.setenv("RCO_RESUME_EVERY", value)
+        with (
+            pytest.raises(InputError, match=r"RCO_RESUME_EVERY = .*is not a number of minutes"),
+            resume.resumable("t", {}, who="it", network={}),
+        ):
+            pass
+
+    def test_nothing_is_kept_unless_asked_for(self, digits: Path, tmp_path: Path) -> None:
+        with resume.resumable("t", {}, who="it", network={}) as points:
+            assert not points.due()
+            points.keep()
+        assert points.take("training") is None
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_branch_does_not_train_its_finished_seeds_again(
+    digits: Path, tmp_path: Path, kept: Path, lives: Callable[[int], None], said: Callable[[], str]
+) -> None:
+    from rco.comparison import Comparison
+
+    flat = {name: value for name, value in FLAT.items() if name not in ("strategy", "anchor_epochs")}
+    comparison = {**flat, "branches": ["kd", "equal-interval"], "n_anchors": 2, "epochs": 4, "seeds": [0, 1]}
+    settings_ = comparison_tasks.check_comparison(Comparison.of(comparison).to_parameters(), slots=[1, 1])
+    (slot,) = [k for k in (1, 2) if settings_[f"branch_{k}"]["branch"] == "equal-interval"]
+    tasks.train_teacher(settings_["teacher"], dataset=digits, route=tmp_path / "route", route_index=tmp_path / "index")
+    comparison_tasks.init_students(settings_[f"students_{slot}"], dataset=digits, students=tmp_path / "students")
+    selection = comparison_tasks.select_anchors(
+        settings_[f"choice_{slot}"],
+        previous={},
+        route=tmp_path / "route",
+        route_index=tmp_path / "index",
+        students=tmp_path / "students",
+        anchors=tmp_path / "anchors",
+    )
+
+    def distil(name: str) -> dict[str, str]:
+        comparison_tasks.distill_students(
+            settings_[f"branch_{slot}"],
+            selection=selection,
+            dataset=digits,
+            anchors=tmp_path / "anchors",
+            students=tmp_path / "students",
+            distilled=tmp_path / name,
+        )
+        return {f"{seed}": checkpoint.sha256(tmp_path / name / f"seed-{seed}" / tasks.STUDENT) for seed in (0, 1)}
+
+    whole = distil("whole")
+    assert not [path for path in kept.rglob("*") if path.is_file()]
+    told = len(said())
+    lives(2 * 7 + 4)  # seed 0: two stages of six steps, and their ends; then four steps of seed 1
+    with pytest.raises(KilledError):
+        distil("interrupted")
+    lives(10**9)
+    told = len(said())
+    assert distil("again") == whole
+    again = said()[told:]
+    lines = [line.split("going on from ")[1].split(" (")[0] for line in again.splitlines() if "going on from " in line]
+    assert lines == ["epoch 3, step 0", "epoch 5, step 0", "epoch 2, step 1"]
+    assert "seed-0, stage 1, anchor" not in again, "no epoch of it was trained"
+    for seed in (0, 1):
+        ours, theirs = (Record.read(tmp_path / name / f"seed-{seed}") for name in ("again", "whole"))
+        assert [row["step"] for row in ours.rows] == [row["step"] for row in theirs.rows] == [1, 2, 3, 4]
+        assert [stage["stage"] for stage in ours.stages] == [1, 2]
+    assert not [path for path in kept.rglob("*") if path.is_file()], "the finished task clears up"
+
+
+class TestSweep:
+    def aged(self, root: Path, name: str, days: float, size: int = 10) -> Path:
+        folder = root / "local" / "train_teacher" / name
+        folder.mkdir(parents=True)
+        path = folder / f"point-00001-000001-{'0' * 64}.safetensors"
+        path.write_bytes(b"x" * size)
+        os.utime(path, (time.time() - days * 86400,) * 2)
+        return folder
+
+    def test_what_nobody_came_back_for_goes(self, tmp_path: Path) -> None:
+        old, recent = self.aged(tmp_path, "a", 15), self.aged(tmp_path, "b", 13)
+        assert resume.sweep(tmp_path) == 1
+        assert not old.exists()
+        assert recent.exists()
+        assert resume.sweep(tmp_path / "nowhere") == 0
+
+    def test_what_is_too_much_goes_oldest_first_but_nothing_of_today(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(resume, "MOST_BYTES", 25)
+        folders = [self.aged(tmp_path, str(days), days) for days in (5, 3, 0.5, 0.1)]
+        assert resume.sweep(tmp_path) == 2
+        assert [folder.exists() for folder in folders] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The whole process group gets it, as from the local runner: workers that decode images must not take the task down."""
+    import numpy as np
+    from PIL import Image
+
+    from rco.config import DataConfig
+    from rco.prepare import prepare
+    from rco.sources import source_digest
+
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(100):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+    config = DataConfig(dataset=str(tmp_path / "images"), probe_size=4)
+    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)  # as with a data set that is too large
+    prepare(config, tmp_path / "data", source_digest(config))
+    data = {"dataset": str(tmp_path / "images"), "workers": workers, "teacher_batch_size": 8, "checkpoint_every": 1000}
+    flat = {**FLAT, **data, "teacher_epochs": 1000, "anchor_epochs": [1000], "probe_size": 4}
+    settings_ = tasks.check(flat, max_stages=1)["teacher"]
+    arguments = tmp_path / "arguments.json"
+    assert Dataset.open(tmp_path / "data").manifest.storage == "files"
+    paths = {"dataset": "data", "route": "route", "route_index": "index"}
+    checkpoint.write_json(arguments, {"settings": settings_, **{name: str(tmp_path / p) for name, p in paths.items()}})
+    environment = {**os.environ, "RCO_RESUME_EVERY": "1000", "PYTHONUNBUFFERED": "1"}
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rco.tasks", "train_teacher", str(arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    process = started()
+    assert process.stdout is not None
+    rest = ""
+    for line in process.stdout:
+        rest += line
+        if "epoch " in line:
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    rest += process.stdout.read()
+    assert process.wait(60) == 128 + signal.SIGTERM, rest
+    assert "stopping because of SIGTERM; a resume point is kept" in rest
+    assert "Traceback" not in rest
+    assert len(list(kept.rglob("point-*"))) == 1
+    process = started()
+    try:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "going on" in line)
+        assert "going on from epoch " in line
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
