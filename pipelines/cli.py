@@ -247,6 +247,39 @@ def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str
     return grid, single
 
 
+@main.command()
+@click.argument("reports", nargs=-1)
+@home_option
+@click.option("--anywhere", is_flag=True, help="deliver to MLFLOW_TRACKING_URI, even if another server was meant")
+def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
+    """Deliver to MLflow what a server that was away has missed: epochs, anchors, figures, the registered student.
+
+    REPORTS are folders or s3:// addresses of reports (on a cluster: the artifact `summary` of the task report). Without
+    any: all runs of --home for which something waits. Nothing is delivered twice.
+    """
+    import os
+    from tempfile import TemporaryDirectory
+
+    from pipelines.local import Home
+    from rco import outbox, storage, tasks
+
+    place = Home(home.resolve())
+    os.environ.update(place.environment)
+    here = sorted(path for path in place.root.glob("runs/*/report") if outbox.waiting(path))
+    if not reports and not here:
+        click.echo("nothing waits for delivery")
+    tasks.show_progress()
+    away = False
+    with TemporaryDirectory() as scratch:
+        given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
+        for report in given or here:
+            run_id = tasks.sync(report, anywhere=anywhere)
+            click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
+            away = away or not run_id
+    if away:
+        sys.exit(1)
+
+
 @main.command(name="compile")
 @click.option(
     "--max-stages",

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import checkpoint, openset, tasks, tracking
+from rco import checkpoint, openset, outbox, tasks, tracking
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -69,7 +69,7 @@ def check_comparison(
     context = tracking.Context.from_environment()
     if context.active:
         with tracking.forgiving("The parent run"):
-            _open_parent(context, settings.filing)
+            tracking.open_parent(context, **_parent(settings.filing))
     else:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     told = {
@@ -82,11 +82,11 @@ def check_comparison(
     return {name: {key: value for key, value in values.items() if value is not None} for name, values in told.items()}
 
 
-def _open_parent(context: tracking.Context, s: ComparisonFiling) -> str:
+def _parent(s: ComparisonFiling) -> dict[str, Any]:
     data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
     name = f"{data} {s.parameters['teacher']} comparison"
     params = {**s.parameters, "branches": ", ".join(s.branches), "seeds": ",".join(map(str, s.seeds))}
-    return tracking.open_parent(context, s.experiment, name, params, tags={"rco.comparison": "true"})
+    return {"experiment": s.experiment, "name": name, "params": params, "tags": {"rco.comparison": "true"}}
 
 
 def _folder(root: Path, seed: int) -> Path:
@@ -333,7 +333,7 @@ def report_comparison(
     parent = None
     if context.active:
         with tracking.forgiving("The parent run"):
-            parent = _open_parent(context, s)
+            parent = tracking.open_parent(context, **_parent(s))
     students = [
         telling.Student(record=Record.read(path), evaluation=checkpoint.read_json(path / "evaluation.json"))
         for evaluation in evaluations
@@ -341,20 +341,17 @@ def report_comparison(
     ]
     teacher = Record.read(route_index)
     summary = telling.write(folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent)
-    if parent is not None:
-        log.info("completing the runs in MLflow")
-        deliveries = [
-            tracking.Delivery(record=teacher),
-            *(_delivery(student, route, s.references[student.branch]) for student in students),
-        ]
-        with tracking.forgiving("The report"):
-            tracking.deliver(
-                context,
-                deliveries,
-                headline=telling.headline_metrics(summary),
-                note=telling.note(summary),
-                files=sorted(path for path in folder.iterdir() if path.is_file()),
-            )
+    if context.active:
+        letter = outbox.Letter(
+            parent=_parent(s),
+            deliveries=[
+                tracking.Delivery(record=teacher),
+                *(_delivery(student, route, s.references[student.branch]) for student in students),
+            ],
+            headline=telling.headline_metrics(summary),
+            note=telling.note(summary),
+        )
+        tasks.tell(context, letter, folder)
     return summary
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rco import anchors as choosing
-from rco import checkpoint, openset, tracking
+from rco import checkpoint, openset, outbox, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.data import Dataset
 from rco.errors import InputError
@@ -133,7 +134,7 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     context = tracking.Context.from_environment()
     if context.active:
         with tracking.forgiving("The parent run"):
-            _open_parent(context, settings.filing)
+            tracking.open_parent(context, **_parent(settings.filing))
     else:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
@@ -594,7 +595,7 @@ def report(
     parent = None
     if context.active:
         with tracking.forgiving("The parent run"):
-            parent = _open_parent(context, s)
+            parent = tracking.open_parent(context, **_parent(s))
     learner = Record.read(student)
     summary = telling.write(
         folder,
@@ -607,8 +608,7 @@ def report(
         context=context,
         parent_run_id=parent,
     )
-    if parent is not None:
-        log.info("completing the runs in MLflow")
+    if context.active:
         student_figures = {
             f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")
         }
@@ -622,23 +622,92 @@ def report(
         }
         if "open_set" in summary:
             student_figures |= openset.figures(summary["open_set"]["student"])
-        with tracking.forgiving("The report"):
-            tracking.complete(
-                context,
+        letter = outbox.Letter(
+            parent=_parent(s),
+            deliveries=tracking.of_run(
                 [Record.read(route_index), learner],
                 sorted(path for path in anchors.iterdir() if path.is_dir()),
-                headline=headline,
-                student_metrics={**student_figures, "test_congruence_kl": summary["congruence_kl"]},
-                files=sorted(path for path in folder.iterdir() if path.is_file()),
-                note=(folder / "report.md").read_text(),
-            )
+                {**student_figures, "test_congruence_kl": summary["congruence_kl"]},
+            ),
+            headline=headline,
+            note=(folder / "report.md").read_text(),
+        )
+        lacking = s.registered_model and not registered
+
+        def registration(place: Path) -> None:
+            shutil.copytree(student, place / "student")
+            shutil.copytree(evaluation, place / "evaluation")
+            checkpoint.write_json(place / "settings.json", settings)
+
+        tell(context, letter, folder, registration if lacking else None)
     return summary
 
 
-def _open_parent(context: tracking.Context, s: FilingSettings) -> str:
+def _parent(s: FilingSettings) -> dict[str, Any]:
     data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
     name = f"{data} {s.parameters['teacher']} to {s.parameters['student']} {s.parameters['strategy']}"
-    return tracking.open_parent(context, s.experiment, name, s.parameters)
+    return {"experiment": s.experiment, "name": name, "params": s.parameters}
+
+
+def tell(
+    context: tracking.Context,
+    letter: outbox.Letter,
+    folder: Path,
+    registration: Callable[[Path], object] | None = None,
+) -> None:
+    """Deliver what a report has to say; keep it in the report's folder if the server cannot be told now.
+
+    Args:
+        registration: as for `rco.outbox.keep`, if the registry lacks the model.
+    """
+    log.info("completing the runs in MLflow")
+    with tracking.forgiving("The report") as attempt:
+        letter.send(context, report_files(folder))
+    if attempt.failed or registration is not None:
+        outbox.keep(folder, letter, context, registration)
+        log.warning("what MLflow lacks is kept beside the report; when the server is back, deliver it with: rco sync")
+
+
+def sync(report: Path, *, anywhere: bool = False) -> str:
+    """Deliver what waits in a report's outbox to the server that MLFLOW_TRACKING_URI names, then clear the outbox. Safe to
+    repeat: what the server has is not sent again.
+
+    Args:
+        anywhere: also to another server than the one that was away.
+
+    Returns:
+        the parent's run id; empty if the server is still away, and all is kept.
+
+    Raises:
+        InputError: no or a damaged outbox, or a server that it was not meant for.
+    """
+    letter, pipeline_run, meant_for = outbox.take(report)
+    os.environ["RCO_PIPELINE_RUN"] = pipeline_run
+    context = tracking.Context.from_environment()
+    here = tracking.without_credentials(context.tracking_uri)
+    if not here or (here != meant_for and not anywhere):
+        raise InputError(
+            "MLFLOW_TRACKING_URI",
+            here,
+            f"is not where run {pipeline_run} was tracked",
+            f"Set it to {meant_for}, or give --anywhere with a server",
+        )
+    run_id = ""
+    with tracking.forgiving(f"Run {pipeline_run}"):
+        run_id = letter.send(context, report_files(report))
+    registration = report / outbox.FOLDER / outbox.REGISTRATION
+    if run_id and registration.is_dir():
+        settings = checkpoint.read_json(registration / "settings.json")
+        if not register_student(settings, student=registration / "student", evaluation=registration / "evaluation"):
+            return ""
+    if run_id:
+        outbox.clear(report)
+    return run_id
+
+
+def report_files(folder: Path) -> list[Path]:
+    """Pictures, page and tables of a report."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 @task

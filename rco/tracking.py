@@ -104,14 +104,23 @@ class Context:
         return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
 
 
+@dataclass
+class Attempt:
+    """Whether a `forgiving` block came to its end."""
+
+    failed: bool = False
+
+
 @contextlib.contextmanager
-def forgiving(what: str) -> Iterator[None]:
+def forgiving(what: str) -> Iterator[Attempt]:
     """Turn a failure of the tracking server into a warning. What was not delivered stays in the records."""
     from mlflow.exceptions import MlflowException
 
+    attempt = Attempt()
     try:
-        yield
+        yield attempt
     except (MlflowException, NotTrackedError, OSError) as error:  # what requests raises is an OSError
+        attempt.failed = True
         log.warning(
             "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error)
         )
@@ -494,36 +503,20 @@ def close_all(context: Context, status: str) -> int:
     return len(open_runs)
 
 
-def complete(
-    context: Context,
-    records: list[Record],
-    anchors: list[Path],
-    *,
-    headline: Mapping[str, float],
-    student_metrics: Mapping[str, float],
-    files: list[Path],
-    note: str = "",
-) -> str:
-    """Bring the server up to date with the records, and finish the parent. Safe to repeat; no run stays open if it fails.
+def of_run(records: Iterable[Record], anchors: Iterable[Path], student_metrics: Mapping[str, float]) -> list[Delivery]:
+    """What is to be delivered of a run with one student.
 
     Args:
         anchors: folders of the anchors that the student learnt from.
-        headline: figures for the parent.
         student_metrics: final figures of the student's run.
-        files, note: as for `deliver`.
-
-    Returns:
-        the parent's run id.
     """
-    folders = {int(checkpoint.read_json(folder / "anchor.json")["epoch"]): folder for folder in anchors}
     learnt: dict[int, Callable[[], contextlib.AbstractContextManager[Path]]] = {
-        epoch: partial(_there, folder) for epoch, folder in folders.items()
+        int(checkpoint.read_json(folder / "anchor.json")["epoch"]): partial(_there, folder) for folder in anchors
     }
-    deliveries = [
+    return [
         Delivery(record=record, anchors=learnt, metrics=student_metrics) if record.key == "student" else Delivery(record=record)
         for record in records
     ]
-    return deliver(context, deliveries, headline=headline, files=files, note=note)
 
 
 def _there(folder: Path) -> contextlib.AbstractContextManager[Path]:
@@ -551,7 +544,7 @@ def deliver(
     deliveries: Iterable[Delivery],
     *,
     headline: Mapping[str, float],
-    files: list[Path],
+    files: Iterable[Path],
     note: str = "",
 ) -> str:
     """Bring the server up to date with any number of models, and finish the parent. Safe to repeat; no run stays open if it

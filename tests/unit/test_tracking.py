@@ -111,12 +111,12 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
     with tracking.tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     later, _ = opened(server, "later")
-    parent = tracking.complete(later, [travelling], [], headline={"x": 1.0}, student_metrics={"y": 2.0}, files=[])
+    parent = tracking.deliver(later, tracking.of_run([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
     (original,), (copy,) = children(client, "origin"), children(client, "later")
     assert copy.data.tags["reused_from"] == original.info.run_id
     assert client.get_run(parent).data.tags["reused_from"] == original.info.run_id
     assert steps(client, copy.info.run_id) == [1]
-    again = tracking.complete(later, [travelling], [], headline={"x": 1.0}, student_metrics={"y": 2.0}, files=[])
+    again = tracking.deliver(later, tracking.of_run([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
     assert again == parent
     assert len(children(client, "later")) == 1
     assert steps(client, copy.info.run_id) == [1]
@@ -127,7 +127,7 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
 def test_a_report_that_cannot_be_delivered_leaves_nothing_running(server: Path, tmp_path: Path) -> None:
     where, client = opened(server, "undelivered")
     with pytest.raises(OSError, match="nowhere"):
-        tracking.complete(where, [record(rows=1)], [], headline={}, student_metrics={}, files=[tmp_path / "nowhere.png"])
+        tracking.deliver(where, tracking.of_run([record(rows=1)], [], {}), headline={}, files=[tmp_path / "nowhere.png"])
     parent = tracking.require_parent(where, client)
     assert {run.info.status for run in (parent, *children(client, "undelivered"))} == {"FINISHED"}
 
@@ -157,7 +157,7 @@ def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
     with tracking.tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     client.delete_run(children(client, "deleted")[0].info.run_id)
-    tracking.complete(where, [travelling], [], headline={}, student_metrics={}, files=[])
+    tracking.deliver(where, tracking.of_run([travelling], [], {}), headline={}, files=[])
     (child,) = children(client, "deleted")
     assert steps(client, child.info.run_id) == [1]
 
@@ -219,7 +219,7 @@ def test_a_server_that_was_away_at_the_start_gets_everything_from_the_report(
     assert "no parent run" in caplog.text
     assert travelling.origin is None
     _, client = opened(server, "late")
-    tracking.complete(where, [travelling], [], headline={}, student_metrics={}, files=[])
+    tracking.deliver(where, tracking.of_run([travelling], [], {}), headline={}, files=[])
     (child,) = children(client, "late")
     assert steps(client, child.info.run_id) == [1]
     assert "reused_from" not in child.data.tags
