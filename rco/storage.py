@@ -1,41 +1,84 @@
 """Where files live: an address to a local path and back. The only module that imports boto3.
 
 An address is a path, `file:///path` or `s3://bucket/key`. An S3 address names one object if there is one of exactly that
-key, and otherwise the folder of all objects below `key/`. Any S3-compatible store will do; the environment describes it as
-it does for the AWS tools:
+key, and otherwise the folder of all objects below `key/`. Any S3-compatible store will do; it is described as to the AWS
+tools, by the environment or by the profile in ~/.aws/config:
 
-    AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL   the store, if it is not AWS itself (failing these: MLFLOW_S3_ENDPOINT_URL)
+    AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL   the store, if it is not AWS itself
     AWS_REGION, AWS_DEFAULT_REGION          its region
     AWS_ACCESS_KEY_ID and the like          credentials: boto3's whole chain (profiles, web identity, instance roles)
+    AWS_CA_BUNDLE                           certificates to trust, in place of those that come with botocore
     RCO_S3_ADDRESSING_STYLE                 ours: path | virtual | auto (the default: path wherever an endpoint is set)
+
+MLflow's variables are understood; where both are set, the ones above win over MLFLOW_S3_ENDPOINT_URL and
+MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE. MLFLOW_S3_IGNORE_TLS, MLFLOW_S3_UPLOAD_EXTRA_ARGS and MLFLOW_S3_EXPECTED_BUCKET_OWNER mean
+what they mean to MLflow.
+
+An object appears whole or not at all, and of two writers of one key the last one wins. An upload records the file's sha256 in
+the object's metadata, and sends a checksum with every part for the store to check; a download is compared with what was
+recorded. What fails because of the network, the store's load or damaged bytes is tried again, a few times, after random and
+growing waits.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
+import logging
 import os
+import random
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from rco import checkpoint
 from rco.checkpoint import atomically
 from rco.errors import InputError, choice
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 _S3 = "s3://"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
+_STYLES = ("RCO_S3_ADDRESSING_STYLE", "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE")
+_CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+_SHA256 = "sha256"  # in an object's metadata
 _REQUESTS = 16  # in flight, over all files together
 _PART_BYTES = 16 * 2**20
 _HASHED_BYTES = 4 * 2**30
 _READERS = 4
+_ATTEMPTS = 4  # at a whole file; each of its requests is sent up to three times, a broken stream is read up to three times
+_FIRST_WAIT = 1.0  # seconds
+_PROGRESS_SECONDS = 10.0
+# Answers that another attempt may change, beside those of the 5xx kind.
+_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch")
+_PASSING = (*_DAMAGED, "RequestTimeout", "SlowDown", "Throttling", "TooManyRequests")
+_AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+
+
+class _DamagedError(Exception):
+    """What arrived is not what was sent."""
 
 
 class Entry(NamedTuple):
-    """One object: its name relative to the address listed, size in bytes, the store's tag of its content, and its key."""
+    """One object or file.
+
+    Attributes:
+        name: relative to the address listed.
+        size: in bytes.
+        etag: the store's tag of its content; of a file, its time of change.
+        key: of the object; the path of a file.
+    """
 
     name: str
     size: int
@@ -63,13 +106,21 @@ def local_path(uri: str) -> Path:
 
 
 def listing(uri: str) -> list[Entry]:
-    """What lies at an S3 address, sorted by name; the address of one object lists that object.
+    """What lies at an address, sorted by name; the address of one object or file lists that one.
 
     Raises:
         InputError: nothing there, or the store cannot be used (bucket, credentials, endpoint).
     """
-    with _explained(uri):
-        return _listed(_client(), uri)
+    if is_remote(uri):
+        with _store(uri) as client:
+            return _listed(client, uri)
+    path = _existing(uri)
+    found = [path / name for name in files(path)] if path.is_dir() else [path]
+    base = path if path.is_dir() else path.parent
+    return [
+        Entry(one.relative_to(base).as_posix(), stat.st_size, str(stat.st_mtime_ns), str(one))
+        for one, stat in ((one, one.stat()) for one in found)
+    ]
 
 
 def exists(uri: str) -> bool:
@@ -80,8 +131,31 @@ def exists(uri: str) -> bool:
     """
     if not is_remote(uri):
         return local_path(uri).exists()
-    with _explained(uri):
-        return next(_entries(_client(), uri), None) is not None
+    with _store(uri) as client:
+        return _patiently(uri, lambda: next(_entries(client, uri), None)) is not None
+
+
+def remove(uri: str) -> None:
+    """Remove what lies at `uri`: a file or an object, or else a folder with all that is in it. Nothing there: nothing to do.
+
+    Raises:
+        InputError: the address of a whole bucket, or the store cannot be used.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return
+    bucket, key = _split(uri)
+    if not key.strip("/"):
+        raise InputError("uri", uri, "names a whole bucket, which is not removed", f"Write {_S3}BUCKET/KEY")
+    with _store(uri) as client:
+        keys = _patiently(uri, lambda: [entry.key for entry in _entries(client, uri)])
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            # One by one: not every store knows how to delete several.
+            _all(pool, keys, lambda key: _patiently(uri, lambda: client.delete_object(Bucket=bucket, Key=key)))
 
 
 def fingerprint(uri: str) -> str:
@@ -125,7 +199,7 @@ def content_digest(folder: Path, names: Sequence[str]) -> str:
         return _digest((name, f"{stat.st_size} {stat.st_mtime_ns}") for name, stat in zip(names, stats, strict=True))
 
     def hashes(start: int) -> list[str]:
-        return [_sha256(folder / name) for name in names[start : start + 256]]
+        return [checkpoint.sha256(folder / name) for name in names[start : start + 256]]
 
     with ThreadPoolExecutor(_READERS) as pool:
         contents = [content for part in pool.map(hashes, range(0, len(names), 256)) for content in part]
@@ -133,32 +207,48 @@ def content_digest(folder: Path, names: Sequence[str]) -> str:
 
 
 def fetch(uri: str, into: Path) -> Path:
-    """Bring `uri` to this machine. Files appear under their names only when whole.
+    """Bring `uri` to this machine. Files appear under their names only when whole, and as their sha256 was recorded.
 
     Returns:
         a local address: its path, untouched; an object: `into`/NAME; a folder: `into`, which then has the folder's content.
 
     Raises:
-        InputError: nothing there, the store cannot be used, or a key that would be written outside `into`.
+        InputError: nothing there, the store cannot be used, content that stays damaged, or a key that would be written
+            outside `into`.
     """
     if not is_remote(uri):
         return _existing(uri)
     bucket, key = _split(uri)
-    with _explained(uri):
-        client = _client()
+    with _store(uri) as client:
+        entries = _listed(client, uri)
         # Every name is judged before the first byte arrives.
-        targets = {entry.key: _inside(into, entry, uri) for entry in _listed(client, uri)}
+        targets = {entry.key: _inside(into, entry, uri) for entry in entries}
         for folder in {target.parent for target in targets.values()}:
             folder.mkdir(parents=True, exist_ok=True)
-        with _transfers(client) as transfers:
-            # The transfer manager itself writes to a temporary name beside the target and renames.
-            for future in [transfers.download(bucket, source, str(target)) for source, target in targets.items()]:
-                future.result()
+        progress = _Progress(f"fetching {uri}", entries)
+
+        def one(entry: Entry) -> None:
+            target = targets[entry.key]
+            temporary = target.with_name(f".fetch-{secrets.token_hex(8)}")
+            try:
+                _patiently(
+                    f"{_S3}{bucket}/{entry.key}", lambda: _download(client, transfers, bucket, entry, temporary, progress)
+                )
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            progress.finished()
+
+        # On failure the transfers are cancelled first, so that nobody waits for them.
+        with ThreadPoolExecutor(_REQUESTS) as pool, _transfers(client) as transfers:
+            _all(pool, entries, one)
     return targets.get(key, into)
 
 
 def upload(path: Path, uri: str) -> None:
     """Copy a file or a folder's content to `uri` (a file to an address that ends in `/`: under its own name).
+
+    Each file appears there whole or not at all, those of a folder in no particular order.
 
     Raises:
         InputError: `path` does not exist, or the store cannot be used.
@@ -176,9 +266,103 @@ def upload(path: Path, uri: str) -> None:
         return
     bucket, prefix = _split(base)
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    with _explained(uri), _transfers(_client()) as transfers:
-        for future in [transfers.upload(str(source), bucket, prefix + name) for name, source in sources.items()]:
+    extra = _upload_arguments()
+    with _store(uri) as client:
+        entries = [Entry(name, source.stat().st_size, "", prefix + name) for name, source in sources.items()]
+        progress = _Progress(f"uploading to {uri}", entries)
+
+        def one(entry: Entry) -> None:
+            source = sources[entry.name]
+            arguments = {**extra, "Metadata": {**extra.get("Metadata", {}), _SHA256: checkpoint.sha256(source)}}
+
+            def attempt() -> None:
+                with progress.watch() as watch:
+                    transfers.upload(str(source), bucket, entry.key, arguments, [watch]).result()
+
+            _patiently(f"{_S3}{bucket}/{entry.key}", attempt)
+            progress.finished()
+
+        with ThreadPoolExecutor(_REQUESTS) as pool, _transfers(client) as transfers:
+            _all(pool, entries, one)
+
+
+def _download(client: Any, transfers: Any, bucket: str, entry: Entry, path: Path, progress: _Progress) -> None:
+    about = client.head_object(Bucket=bucket, Key=entry.key, ChecksumMode="ENABLED")
+    with progress.watch() as watch:
+        transfers.download(bucket, entry.key, str(path), subscribers=[watch]).result()
+        if path.stat().st_size != about["ContentLength"]:
+            raise _DamagedError(f"it is {path.stat().st_size} bytes long, the store says {about['ContentLength']}")
+        expected = _recorded_sha256(about)
+        if expected and (actual := checkpoint.sha256(path)) != expected:
+            raise _DamagedError(f"its sha256 is {actual[:12]}..., recorded was {expected[:12]}...")
+
+
+def _recorded_sha256(about: dict[str, Any]) -> str | None:
+    """The sha256 of a whole object, in hex, if its uploader or the store has recorded one."""
+    if recorded := about.get("Metadata", {}).get(_SHA256):
+        return str(recorded).lower()
+    checksum = about.get("ChecksumSHA256", "")  # of an upload in parts: that of the parts' checksums, and how many they are
+    return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
+
+
+def _all(pool: ThreadPoolExecutor, items: Iterable[T], act: Callable[[T], object]) -> None:
+    """Do `act` to all of them. The first failure is raised, and nothing more is begun."""
+    futures = [pool.submit(act, item) for item in items]
+    try:
+        for future in as_completed(futures):
             future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+class _Progress:
+    """Tells how far a transfer is, every few seconds; a short one says nothing."""
+
+    def __init__(self, what: str, entries: Sequence[Entry]) -> None:
+        self._what, self._files, self._bytes = what, len(entries), sum(entry.size for entry in entries)
+        self._files_done = self._bytes_done = 0
+        self._told = time.monotonic()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watch(self) -> Iterator[_Watch]:
+        """Count what one attempt transfers, unless it fails."""
+        watch = _Watch(self)
+        try:
+            yield watch
+        except BaseException:
+            self.add(-watch.count)
+            raise
+
+    def add(self, count: int) -> None:
+        """So many more bytes."""
+        with self._lock:
+            self._bytes_done += count
+            now = time.monotonic()
+            if now - self._told < _PROGRESS_SECONDS:
+                return
+            self._told = now
+            done, files_done = self._bytes_done, self._files_done
+        share = f"{100 * done / self._bytes:.0f} % of {self._bytes / 1e9:.2f} GB" if self._bytes else ""
+        log.info("%s: %s%s", self._what, share, f", {files_done} of {self._files} files" if self._files > 1 else "")
+
+    def finished(self) -> None:
+        """One more file."""
+        with self._lock:
+            self._files_done += 1
+
+
+class _Watch:
+    """What the transfer manager calls back."""
+
+    def __init__(self, progress: _Progress) -> None:
+        self._progress, self.count = progress, 0
+
+    def on_progress(self, bytes_transferred: int, **about: Any) -> None:
+        """Negative if bytes have to be sent again."""
+        self.count += bytes_transferred
+        self._progress.add(bytes_transferred)
 
 
 def _existing(uri: str) -> Path:
@@ -186,14 +370,6 @@ def _existing(uri: str) -> Path:
     if not path.exists():
         raise InputError("uri", uri, "does not exist", "Check the path")
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(2**18):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest(items: Iterable[tuple[str, str]]) -> str:
@@ -229,7 +405,7 @@ def _entries(client: Any, uri: str) -> Iterator[Entry]:
 
 
 def _listed(client: Any, uri: str) -> list[Entry]:
-    found = sorted(_entries(client, uri))
+    found = _patiently(uri, lambda: sorted(_entries(client, uri)))
     if not found:
         raise InputError("uri", uri, "holds no objects", "Check the key and its spelling")
     return found
@@ -241,30 +417,90 @@ def _inside(into: Path, entry: Entry, uri: str) -> Path:
     return into / entry.name
 
 
-def _endpoint() -> str | None:
-    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+def _first_set(names: Sequence[str]) -> str | None:
+    return next((name for name in names if os.environ.get(name)), None)
+
+
+@cache
+def _loader() -> Any:
+    """What is known of S3's interface, read once: a client then takes a fifth of the time."""
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
 
 
 def _client() -> Any:
-    import boto3
+    import botocore.session
     from botocore.config import Config
 
-    endpoint = _endpoint()
-    options: dict[str, Any] = {
-        "retries": {"mode": "standard"},
-        "connect_timeout": 10,
-        "max_pool_connections": _REQUESTS,
-    }
-    if endpoint:
-        # Since 1.36 boto3 adds checksums that some stores do not understand.
-        options |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-    if style := os.environ.get("RCO_S3_ADDRESSING_STYLE"):
-        choice("RCO_S3_ADDRESSING_STYLE", style, ("auto", "path", "virtual"))
-        options["s3"] = {"addressing_style": style}
-    # boto3 itself reads AWS_DEFAULT_REGION only.
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     # A session of our own: boto3's default session keeps the credentials of its first use.
-    return boto3.Session().client("s3", endpoint_url=endpoint, region_name=region, config=Config(**options))
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _loader())
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "total_max_attempts": 3},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "max_pool_connections": 2 * _REQUESTS,
+    }
+    if variable := _first_set(_STYLES):
+        choice(variable, os.environ[variable], ("auto", "path", "virtual"))
+        options["s3"] = {"addressing_style": os.environ[variable]}
+    endpoint = _first_set(_ENDPOINTS)
+    insecure = os.environ.get("MLFLOW_S3_IGNORE_TLS", "").lower() in ("true", "1")
+
+    def make(**more: Any) -> Any:
+        try:
+            return session.create_client(
+                "s3",
+                # botocore reads AWS_DEFAULT_REGION only.
+                region_name=os.environ.get("AWS_REGION") or None,
+                # The endpoint of AWS_ variables and profiles is found by botocore itself.
+                endpoint_url=os.environ[endpoint] if endpoint and endpoint.startswith("MLFLOW_") else None,
+                verify=False if insecure else None,
+                config=Config(**options, **more),
+            )
+        except ValueError:  # an endpoint that is no address
+            shown = "..." if "@" in os.environ.get(endpoint or "", "") else os.environ.get(endpoint or "", "")
+            raise InputError(
+                endpoint or "endpoint_url", shown, "is not an address", "Write it as http://HOST:PORT or https://HOST"
+            ) from None
+
+    client = make()
+    if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith(_AWS):
+        # By default botocore adds checksums that some stores do not understand.
+        profile = session.get_scoped_config()
+        silent = [name for name in _CHECKSUMS if name not in profile and f"AWS_{name.upper()}" not in os.environ]
+        client = make(**dict.fromkeys(silent, "when_required"))
+        # All understand this one. That a body is signed is no substitute: there are stores that do not look at its hash.
+        for request in ("PutObject", "UploadPart"):
+            client.meta.events.register(f"before-call.s3.{request}", _add_md5)
+    if owner := os.environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER"):
+        client.meta.events.register(
+            "provide-client-params.s3", lambda params, **about: {**params, "ExpectedBucketOwner": owner}
+        )
+    return client
+
+
+def _add_md5(params: dict[str, Any], **about: Any) -> None:
+    body, digest = params["body"], hashlib.md5(usedforsecurity=False)
+    begin = body.tell()
+    while block := body.read(2**20):
+        digest.update(block)
+    body.seek(begin)
+    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode()
+
+
+def _upload_arguments() -> dict[str, Any]:
+    text = os.environ.get("MLFLOW_S3_UPLOAD_EXTRA_ARGS") or "{}"
+    try:
+        arguments = json.loads(text)
+    except json.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InputError(
+            "MLFLOW_S3_UPLOAD_EXTRA_ARGS", text, "is not a JSON object", 'Write it as {"ServerSideEncryption": "aws:kms"}'
+        )
+    return arguments
 
 
 def _transfers(client: Any) -> Any:
@@ -277,38 +513,99 @@ def _transfers(client: Any) -> Any:
             max_concurrency=_REQUESTS,
             multipart_threshold=_PART_BYTES,
             multipart_chunksize=_PART_BYTES,
+            num_download_attempts=3,
             preferred_transfer_client="classic",  # the other one would not use the settings of `client`
         ),
     )
 
 
-@contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turn what the user can mend into InputError, in our own words: the originals may quote secrets, hence `from None`."""
-    from botocore import exceptions as boto
+def _patiently(what: str, act: Callable[[], T]) -> T:
+    """Do `act`; if it fails in a way that may pass, again, a few times, after waits that grow and are random."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return act()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            wait = _FIRST_WAIT * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.0)
+            log.warning("%s: %s; trying again in %.1f s (%d of %d)", what, _named(error), wait, attempt, _ATTEMPTS - 1)
+            time.sleep(wait)
+    return act()
 
+
+def _may_pass(error: Exception) -> bool:
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+    from s3transfer import exceptions as transfer
+
+    if isinstance(error, boto.ClientError):
+        code, status = _answer(error)
+        return code.startswith(_PASSING) or status in (408, 429) or status >= 500
+    return isinstance(
+        error,
+        _DamagedError
+        | boto.ConnectionError
+        | boto.HTTPClientError
+        | boto.IncompleteReadError
+        | boto.ChecksumError
+        | ResponseParserError
+        | transfer.RetriesExceededError
+        | transfer.S3DownloadFailedError  # the object was replaced meanwhile
+        | transfer.S3ValidationError,
+    ) and not isinstance(error, boto.SSLError)
+
+
+def _answer(error: Any) -> tuple[str, int]:
+    """Code and HTTP status of a ClientError."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    return code, int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _named(error: BaseException) -> str:
+    """An error in short, without what it quotes: that may hold secrets."""
+    from botocore.exceptions import ClientError
+    from s3transfer.exceptions import RetriesExceededError
+
+    if isinstance(error, _DamagedError):
+        return str(error)
+    if isinstance(error, ClientError):
+        return " ".join(str(part) for part in reversed(_answer(error)) if part)
+    if isinstance(error, RetriesExceededError):
+        return type(error.last_exception).__name__
+    return type(error).__name__
+
+
+@contextmanager
+def _store(uri: str) -> Iterator[Any]:
+    """A client for the store; what the user can mend becomes InputError, in our own words: the originals may quote secrets,
+    hence `from None`."""
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+    from s3transfer import exceptions as transfer
+
+    client = None
     try:
-        yield
+        client = _client()
+        yield client
     except boto.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code in ("NoSuchBucket", "InvalidBucketName"):
-            raise InputError("uri", uri, "names a bucket that does not exist", "Check the name, or create it") from None
-        if code in ("NoSuchKey", "404"):
-            raise InputError("uri", uri, "does not exist in the store", "Check the key and its spelling") from None
-        if status in (401, 403):
-            raise InputError(
-                "uri",
-                uri,
-                f"is refused by the store ({code})",
-                "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights to list, read and write there",
-            ) from None
-        raise
-    except (boto.ConnectionError, boto.HTTPClientError) as error:
-        url = urlsplit(_endpoint() or "")
-        where = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}" if url.hostname else "AWS"
+        raise InputError("uri", uri, *_refusal(error)) from None
+    except _DamagedError as error:
         raise InputError(
-            "uri", uri, f"cannot be reached at {where} ({type(error).__name__})", f"Check {_ENDPOINTS[0]} and the network"
+            "uri", uri, f"arrives damaged: {error}", "Upload it again; look at what lies between here and the store"
+        ) from None
+    except boto.SSLError:
+        raise InputError(
+            "uri",
+            uri,
+            f"is at {_address(client)}, whose certificate is not trusted here",
+            "Name the file of its authority's certificate in AWS_CA_BUNDLE",
+        ) from None
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        raise InputError(
+            "uri",
+            uri,
+            f"cannot be reached at {_address(client)} ({type(error).__name__})",
+            f"Check {_ENDPOINTS[0]} and the network",
         ) from None
     except (
         boto.NoCredentialsError,
@@ -322,7 +619,52 @@ def _explained(uri: str) -> Iterator[None]:
             f"needs credentials ({type(error).__name__})",
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role that boto3 finds",
         ) from None
+    except boto.ProfileNotFound:
+        raise InputError(
+            "AWS_PROFILE", os.environ.get("AWS_PROFILE", ""), "is not a profile in ~/.aws", "Check its spelling"
+        ) from None
+    except (
+        boto.IncompleteReadError,
+        boto.ChecksumError,
+        ResponseParserError,
+        transfer.RetriesExceededError,
+        transfer.S3DownloadFailedError,
+        transfer.S3ValidationError,
+    ) as error:
+        raise InputError(
+            "uri",
+            uri,
+            f"does not arrive whole from {_address(client)}, in {_ATTEMPTS} attempts ({_named(error)})",
+            "Try again; look at what lies between here and the store",
+        ) from None
     except boto.BotoCoreError as error:
         raise InputError(
             "uri", uri, f"cannot be used ({type(error).__name__})", "Check the bucket's name and the AWS_ variables"
         ) from None
+
+
+def _refusal(error: Any) -> tuple[str, str]:
+    """What is wrong, and what to do, if the store has answered with an error."""
+    code, status = _answer(error)
+    if code in ("NoSuchBucket", "InvalidBucketName"):
+        return "names a bucket that does not exist", "Check the name, or create it"
+    if code in ("NoSuchKey", "404"):
+        return "does not exist in the store", "Check the key and its spelling"
+    if code == "RequestTimeTooSkewed":
+        return "is refused by the store, whose clock shows another time", "Set this machine's clock"
+    if status in (401, 403):
+        return (
+            f"is refused by the store ({code})",
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights to list, read and write there",
+        )
+    if code in _DAMAGED:
+        return f"arrives damaged at the store, in {_ATTEMPTS} attempts", "Look at what lies between here and the store"
+    if _may_pass(error):
+        return f"is not served by the store ({_named(error)}), in {_ATTEMPTS} attempts", "Try again later"
+    return f"is refused by the store ({_named(error)})", "Check the address, the region and the store's log"
+
+
+def _address(client: Any) -> str:
+    """The store's address, without a password in it."""
+    url = urlsplit(client.meta.endpoint_url if client is not None else "")
+    return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"

@@ -156,11 +156,11 @@ def _end_group(process: subprocess.Popen[bytes], polite: signal.Signals) -> None
             process.wait(10)
 
 
-def answers(address: str) -> bool:
-    """Whether a GET of `address` answers 200."""
+def answers(address: str, words: str = "") -> bool:
+    """Whether a GET of `address` answers 200, with `words` in what it says."""
     try:
         with urllib.request.urlopen(address, timeout=5) as response:
-            return bool(response.status == 200)
+            return bool(response.status == 200) and words in response.read().decode(errors="replace")
     except (urllib.error.URLError, OSError):
         return False
 
@@ -263,7 +263,7 @@ class Seaweed:
     server: Server
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """The variables that describe it to a client.
+        """The variables that describe it to a client, which then knows nothing of ~/.aws.
 
         Args:
             endpoint: of something in between.
@@ -274,6 +274,8 @@ class Seaweed:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
     def client(self) -> Any:
@@ -329,12 +331,19 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
             "-s3.port.lance=0",
             "-master.telemetry=false",
         ]
-        command += ["-volume.max=0", "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0"]
+        command += ["-volume.max=0", "-master.volumeSizeLimitMB=64"]
         names = ("master.port", "volume.port", "filer.port", "s3.port")
         named = (name for stem in names for name in (stem, f"{stem}.grpc"))
         command += [f"-{name}={port}" for name, port in zip(named, ports, strict=True)]
         endpoint = f"http://127.0.0.1:{ports[6]}"
-        with Server(command, lambda: answers(f"{endpoint}/status"), folder / "seaweed.log") as server:
+
+        def healthy() -> bool:
+            # The S3 interface answers before the master knows of a volume to write to.
+            return answers(f"{endpoint}/status") and answers(f"http://127.0.0.1:{ports[0]}/dir/status", '"DataCenters":[')
+
+        # Its own way of ending takes a quarter of a minute.
+        server = Server(command, healthy, folder / "seaweed.log", stop_signal=signal.SIGKILL)
+        with server:
             yield Seaweed(endpoint, access_key, secret_key, server)
 
     with on_free_ports(8, serve) as store:
