@@ -1,1 +1,1 @@
-"""Faults on purpose: tasks are killed, starved and lied to; what comes out must be what comes out without faults, or a clear error."""
+"""Faults on purpose: tasks are killed, starved and lied to, and must end as they do without faults, or with a clear error."""

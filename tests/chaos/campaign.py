@@ -1,7 +1,7 @@
 """The fault campaign: python -m tests.chaos.campaign [--short] [--faults 60] [--seed 0] [--output FILE]
 
 After every fault the task is run again, as a cluster or a person would. It must then have made, to the last bit, what it makes
-without faults, and MLflow must have every epoch once; where a fault is met with an error, the error must say what is wrong in words.
+without faults, and MLflow must have every epoch once. Where a fault is met with an error, it must say what is wrong in words.
 Prints a line a fault and a table; the exit status is 1 if anything was not so.
 """
 
@@ -26,9 +26,9 @@ from typing import Any
 
 from rco import tracking
 from rco.record import Record
+from tests import faults
 from tests.chaos import disk, trap
 from tests.chaos.chain import Chain, Ended, Step, content, differences, run
-from tests.faults import Proxy
 from tests.servers import Postgres, Seaweed, mlflow_server, postgres, seaweed
 
 _TEMPORARY = re.compile(r"^\..+\.[a-z0-9_]{8}$")
@@ -60,7 +60,7 @@ class Fault:
         return self.outcome in ("same result", "clear error, then same result")
 
 
-class Broken(Exception):
+class BrokenPromiseError(Exception):
     """What is promised was not kept."""
 
 
@@ -78,10 +78,10 @@ class Place:
     chain: Chain
     root: Path
     mlflow: str
-    mlflow_proxy: Proxy
+    mlflow_proxy: faults.Proxy
     database: Postgres
     store: Seaweed
-    store_proxy: Proxy
+    store_proxy: faults.Proxy
 
     def environment(self, name: str, **more: str) -> dict[str, str]:
         """Of the tasks of one fault: a pipeline run of its own."""
@@ -115,7 +115,7 @@ def own(step: Step, name: str) -> Step:
 def same(place: Place, step: Step, folder: Path) -> None:
     """Raise unless the step has made what it makes without faults."""
     if odd := differences(place.chain.made[step.name], content(step, folder)):
-        raise Broken(f"{', '.join(odd[:5])} differ from those of a run without faults")
+        raise BrokenPromiseError(f"{', '.join(odd[:5])} differ from those of a run without faults")
 
 
 def tracked(place: Place, step: Step, folder: Path, context: tracking.Context) -> None:
@@ -129,17 +129,17 @@ def tracked(place: Place, step: Step, folder: Path, context: tracking.Context) -
         [parent.info.experiment_id], f"tags.`rco.pipeline_run` = '{context.pipeline_run}' AND tags.`rco.key` = '{record.key}'"
     )
     if len(found) != 1:
-        raise Broken(f"MLflow has {len(found)} runs of the {record.key}")
+        raise BrokenPromiseError(f"MLflow has {len(found)} runs of the {record.key}")
     if found[0].info.status != "FINISHED":
-        raise Broken(f"the run of the {record.key} is {found[0].info.status}")
+        raise BrokenPromiseError(f"the run of the {record.key} is {found[0].info.status}")
     expected = [(row["step"], row["metrics"]["loss"]) for row in record.rows]
     history = client.get_metric_history(found[0].info.run_id, "loss")
     if sorted((m.step, m.value) for m in history) != expected:
-        raise Broken(f"MLflow has epochs {[m.step for m in history]} for {[step for step, _ in expected]}")
+        raise BrokenPromiseError(f"MLflow has epochs {[m.step for m in history]} for {[step for step, _ in expected]}")
     for stage in record.stages[-1:]:
         model = client.get_logged_model(found[0].data.tags[f"rco.anchor.{stage['anchor_epoch']}"])
         if not str(model.status).endswith("READY") or model.tags["rco.sha256"] != stage["anchor_sha256"]:
-            raise Broken(f"the anchor of epoch {stage['anchor_epoch']} is {model.status}")
+            raise BrokenPromiseError(f"the anchor of epoch {stage['anchor_epoch']} is {model.status}")
 
 
 def clear(ended: Ended, words: str) -> None:
@@ -147,7 +147,7 @@ def clear(ended: Ended, words: str) -> None:
     if ended.code == 0:
         return
     if not any(re.search(words, line) for line in ended.said):
-        raise Broken(f"it failed without saying /{words}/: {ended.text[-600:]}")
+        raise BrokenPromiseError(f"it failed without saying /{words}/: {ended.text[-600:]}")
 
 
 def going_on(ended: Ended) -> float | None:
@@ -181,12 +181,18 @@ def killed(place: Place, fault: Fault, step: Step, name: str, rng: random.Random
 
 
 def again(
-    place: Place, fault: Fault, step: Step, folder: Path, environment: Mapping[str, str], context: tracking.Context, spent: float
+    place: Place,
+    fault: Fault,
+    step: Step,
+    folder: Path,
+    environment: Mapping[str, str],
+    context: tracking.Context,
+    spent: float,
 ) -> None:
     """The attempt that must come to an end, and what must then be true."""
     last = run(step, folder, environment)
     if last.code != 0:
-        raise Broken(f"the next attempt fails: {last.text[-800:]}")
+        raise BrokenPromiseError(f"the next attempt fails: {last.text[-800:]}")
     same(place, step, folder)
     tracked(place, step, folder, context)
     fault.kept = going_on(last) if step.trains else None
@@ -206,7 +212,7 @@ def killed_writing(place: Place, fault: Fault, step: Step, name: str, rng: rando
         number = 1
         first = run(step, folder, {**environment, "RCO_RESUME": ""}, module=("tests.chaos.trap", call, "1"))
     if first.code >= 0:
-        raise Broken(f"the trap at {call} {number} did not spring: {first.text[-500:]}")
+        raise BrokenPromiseError(f"the trap at {call} {number} did not spring: {first.text[-500:]}")
     fault.detail = f"at {call} {number}"
     again(place, fault, step, folder, {**environment, "RCO_RESUME_EVERY": "0.003"}, context, first.seconds)
 
@@ -237,66 +243,74 @@ def clock_wrong(place: Place, fault: Fault, step: Step, name: str, rng: random.R
 
 
 def tracking_down(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
-    """The tracking server is away from the start, goes away, or comes back; the work goes on, and `report` makes up for it."""
+    """The tracking server is away from the start, goes away, or comes back; the work goes on, and a report makes up for it."""
     context = open_parent(place, name)
-    folder = place.root / "faults" / name
-    environment = place.environment(name, MLFLOW_TRACKING_URI=place.mlflow_proxy.address)
-    kind = rng.choice(("at the start", "in the middle", "for a while", "cut"))
-    fault.detail = kind
+    folder, proxy = place.root / "faults" / name, place.mlflow_proxy
+    environment = place.environment(name, MLFLOW_TRACKING_URI=proxy.address)
+    fault.detail = rng.choice(("from the start", "from the middle", "for three seconds", "connections cut", "answers lost"))
     usual = place.chain.seconds[step.name]
-    with place.mlflow_proxy.mischief() as proxy:
-        pool = ThreadPoolExecutor(1)
-        if kind == "at the start":
-            proxy.refuse()
-        running = pool.submit(run, step, folder, environment)
-        time.sleep(rng.uniform(0.3, 0.8) * usual)
-        if kind == "in the middle":
-            proxy.refuse()
-        elif kind == "for a while":
-            proxy.refuse()
-            time.sleep(3)
-            proxy.pass_through()
-        elif kind == "cut":
-            proxy.cut(after=rng.randint(0, 400))
-        ended = running.result()
-        pool.shutdown()
+    try:
+        if fault.detail == "from the start":
+            proxy.down()
+        elif fault.detail == "connections cut":
+            proxy.inject(faults.Fault(cut_at=rng.randint(0, 200)), times=3)
+        elif fault.detail == "answers lost":
+            proxy.inject(faults.Fault(lose_answer=True), method="POST", path="log-batch", times=2)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run, step, folder, environment)
+            time.sleep(rng.uniform(0.4, 0.8) * usual)
+            if fault.detail in ("from the middle", "for three seconds"):
+                proxy.down()
+            if fault.detail == "for three seconds":
+                time.sleep(3)
+                proxy.up()
+            ended = running.result()
+    finally:
+        proxy.up()
+        proxy.clear()
     if ended.code != 0:
-        raise Broken(f"the work stopped because tracking did: {ended.text[-800:]}")
+        raise BrokenPromiseError(f"the work stopped because tracking did: {ended.text[-800:]}")
     same(place, step, folder)
     # What the report does, with the server back.
-    record = Record.read(folder / ("route_index" if step.task == "train_teacher" else "distilled"))
-    letter = [tracking.Delivery(record=record)]
-    tracking.deliver(context, letter, headline={}, files=[])
-    if step.task == "train_teacher":
-        tracked(place, step, folder, context)
+    record = Record.read(folder / step.outputs[-1])
+    anchors = [] if step.task == "train_teacher" else [Path(str(step.arguments["anchor"]))]
+    tracking.deliver(context, tracking.of_run([record], anchors, {}), headline={}, files=[])
+    tracked(place, step, folder, context)
     fault.seconds_lost = ended.seconds - usual
     fault.outcome = "same result"
 
 
 def store_hurts(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
-    """Resume points lie in S3, which refuses, is slow, cuts connections or returns wrong bytes."""
+    """Resume points lie in S3, which refuses, is slow, cuts connections, returns wrong bytes, or is away."""
     context = open_parent(place, name)
-    folder = place.root / "faults" / name
+    folder, proxy = place.root / "faults" / name, place.store_proxy
     environment = place.environment(
-        name, RCO_RESUME=f"s3://chaos/{name}", RCO_RESUME_EVERY="0.02", **place.store.environment(place.store_proxy.address)
+        name, RCO_RESUME=f"s3://chaos/{name}", RCO_RESUME_EVERY="0.02", **place.store.environment(proxy.address)
     )
-    kind = rng.choice(("refuses", "slow", "cut", "wrong bytes", "503"))
-    fault.detail = kind
     usual = place.chain.seconds[step.name]
-    first = run(step, folder, environment, kill_after=rng.uniform(0.5, 0.95) * usual)
-    with place.store_proxy.mischief() as proxy:
-        {
-            "refuses": proxy.refuse,
-            "slow": lambda: proxy.slow(seconds=0.2),
-            "cut": lambda: proxy.cut(after=2000),
-            "wrong bytes": lambda: proxy.corrupt(every=1),
-            "503": lambda: proxy.answer(503),
-        }[kind]()
+    first = run(step, folder, environment, kill_after=rng.uniform(0.6, 0.95) * usual)
+    met = {
+        "refuses": faults.Fault(answer=(403, b"<Error><Code>AccessDenied</Code></Error>")),
+        "is slow": faults.Fault(delay=0.2, rate=2e6),
+        "cuts": faults.Fault(cut_at=1000),
+        "returns wrong bytes": faults.Fault(damage=True),
+        "is overloaded": faults.SLOW_DOWN,
+        "is away": None,
+    }
+    fault.detail = rng.choice(list(met))
+    try:
+        if (kind := met[fault.detail]) is None:
+            proxy.down()
+        else:
+            proxy.inject(kind, times=None)
         second = run(step, folder, environment)
-        clear(second, r"refused: |S3|store|s3://")
-        fault.outcome = "same result" if second.code == 0 else "clear error, then same result"
-        if second.code == 0:
-            same(place, step, folder)
+    finally:
+        proxy.up()
+        proxy.clear()
+    clear(second, r"refused: .*s3://")
+    fault.outcome = "same result" if second.code == 0 else "clear error, then same result"
+    if second.code == 0:
+        same(place, step, folder)
     again(place, fault, step, folder, environment, context, first.seconds + second.seconds)
 
 
@@ -313,7 +327,7 @@ def database_restarts(place: Place, fault: Fault, step: Step, name: str, rng: ra
         place.database.server.start()
         ended = running.result()
     if ended.code != 0:
-        raise Broken(f"the work stopped because the database did: {ended.text[-800:]}")
+        raise BrokenPromiseError(f"the work stopped because the database did: {ended.text[-800:]}")
     again(place, fault, step, folder, environment, context, ended.seconds)
 
 
@@ -325,7 +339,13 @@ Inject = Callable[[Place, Fault, Step, str, random.Random], None]
 KINDS: tuple[tuple[str, Inject, bool, tuple[str, ...] | None, int], ...] = (
     ("kill -9", killed, False, None, 33),
     ("kill -9, three times", lambda *given: killed(*given, times=3), False, ("train_teacher", "distill_stage"), 4),
-    ("kill -9 while writing", killed_writing, False, ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage"), 12),
+    (
+        "kill -9 while writing",
+        killed_writing,
+        False,
+        ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage"),
+        12,
+    ),
     ("disk full", disk_full, False, ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage"), 6),
     ("clock wrong", clock_wrong, False, ("train_teacher", "distill_stage"), 4),
     ("MLflow away", tracking_down, True, ("train_teacher", "distill_stage"), 6),
@@ -342,8 +362,8 @@ def prepared(root: Path) -> Iterator[Place]:
         store = stack.enter_context(seaweed(root / "seaweed"))
         store.make_bucket("chaos")
         server = stack.enter_context(mlflow_server(root / "mlflow", backend=database.uri))
-        mlflow_proxy = stack.enter_context(Proxy(server))
-        store_proxy = stack.enter_context(Proxy(store.endpoint))
+        mlflow_proxy = stack.enter_context(faults.Proxy(server))
+        store_proxy = stack.enter_context(faults.Proxy(store.endpoint))
         chain = Chain.build(root)
         yield Place(chain, root, server, mlflow_proxy, database, store, store_proxy)
 
@@ -366,14 +386,12 @@ def inflict(place: Place, number: int, kind: str, inject: Inject, step: Step, se
     began = time.monotonic()
     try:
         inject(place, fault, own(step, name), name, random.Random(seed))
-    except Broken as error:
+    except BrokenPromiseError as error:
         fault.outcome = f"BROKEN: {error}"
     except Exception:  # a fault of the campaign itself must be seen as well
         fault.outcome = f"BROKEN: {traceback.format_exc()}"
     kept = "" if fault.kept is None else f", {100 * fault.kept:.0f} % of the epochs kept"
-    print(
-        f"{name}  {kind}, {fault.task}, {fault.detail}: {fault.outcome}{kept} ({time.monotonic() - began:.0f} s)", flush=True
-    )
+    print(f"{name}  {kind}, {fault.task}, {fault.detail}: {fault.outcome}{kept} ({time.monotonic() - began:.0f} s)", flush=True)
     return fault
 
 
@@ -383,7 +401,7 @@ def table(faults: list[Fault]) -> str:
     for fault in faults:
         groups[fault.kind].append(fault)
     lines = [
-        "| fault | injected | survived | of these with a clear error first | epochs kept (mean) | seconds lost (median, most) |",
+        "| fault | injected | survived | with a clear error first | epochs kept (mean) | seconds lost (median, most) |",
         "|---|---|---|---|---|---|",
     ]
     for kind, group in [*groups.items(), ("all", faults)]:

@@ -1,7 +1,7 @@
 """A task that dies at a chosen moment of writing: python -m tests.chaos.trap CALL NUMBER NAME arguments.json
 
-CALL is fsync (the content is there, the name is not), replace (just before the name appears) or replaced (just after). With NUMBER
-0 nothing dies, and the numbers of calls are printed.
+CALL is fsync (the content is there, the name is not), replace (just before the name appears) or replaced (just after). With
+NUMBER 0 nothing dies, and the numbers of calls are printed.
 """
 
 from __future__ import annotations
