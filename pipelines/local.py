@@ -245,8 +245,10 @@ def _close_runs(environment: Mapping[str, str], status: str) -> None:
 
 def _publish(report: Path, last_run: Path) -> None:
     """Replace last-run by this run's report. What waits for delivery stays with the run."""
+    from rco import outbox
+
     fresh = last_run.with_name(f".{last_run.name}.{os.getpid()}")
-    shutil.copytree(report, fresh, ignore=shutil.ignore_patterns("outbox"))
+    shutil.copytree(report, fresh, ignore=shutil.ignore_patterns(outbox.FOLDER))
     shutil.rmtree(last_run, ignore_errors=True)
     fresh.rename(last_run)
 

@@ -66,11 +66,20 @@ class Running:
 
     def end(self) -> Ran:
         """Wait for its success."""
-        said, _ = self.process.communicate(timeout=PATIENCE)
+        try:
+            said, _ = self.process.communicate(timeout=PATIENCE)
+        finally:
+            self.stop()
         assert self.process.returncode == 0, said
         name = next(line for line in said.splitlines() if line.startswith("run local-")).split()[1].rstrip(";")
         folder = self.home / "runs" / name
         return Ran(name, folder, said)
+
+    def stop(self) -> None:
+        """End it, if it has not ended. It ends its own tasks."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(PATIENCE)
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,11 @@ def ran(
     own = {"dataset": stored_images, "batch_size": 8, "probe_size": 4, "augment": "none"}
     begun = [Running(home, {"MLFLOW_TRACKING_URI": gate.address}, seed=seed) for seed in (0, 1)]
     begun.append(Running(tmp_path_factory.mktemp("home"), {"MLFLOW_TRACKING_URI": direct, **seaweed.environment()}, **own))
-    first, second, third = (running.end() for running in begun)
+    try:
+        first, second, third = (running.end() for running in begun)
+    finally:
+        for running in begun:
+            running.stop()
     return first, second, third
 
 
