@@ -46,6 +46,7 @@ STALE_DAYS, MOST_BYTES = 14, 20 * 2**30
 _FORMAT = 1
 _KEPT = 2
 _POINT = re.compile(r"point-(\d{5,})-(\d{6,})-([0-9a-f]{64})\.safetensors")
+_FILE, _SHA256 = re.compile(r"\w[\w.-]*"), re.compile(r"[0-9a-f]{64}")
 _DIVERGED, _LAST_GOOD = "diverged.json", "last-good.safetensors"
 _HALF = ".point-"
 _HOUR, _DAY = 3600, 86400
@@ -146,11 +147,14 @@ class Points:
     @property
     def gave_up(self) -> str | None:
         """Where this training diverged before, if it would again."""
-        if not self.folder or _DIVERGED not in self._names():
+        if not self.diverged_before:
             return None
-        with self._local(_DIVERGED) as path:
-            known = checkpoint.read_json(path)
-        return str(known["where"]) if known["last_attempt"] else None
+        try:
+            with self._local(_DIVERGED) as path:
+                known = checkpoint.read_json(path)
+            return str(known["where"]) if known["last_attempt"] else None
+        except (_DamagedError, InputError, KeyError, TypeError):
+            return None  # then it is found out again
 
     @property
     def computes_on(self) -> str:
@@ -205,13 +209,7 @@ class Points:
                     "Name another place, or delete it",
                 )
             self._found = found["parts"]
-            progress = self._found.get("training", {}).get("progress", {})
-            log.info(
-                "going on from epoch %s, step %s (resume point of %s)",
-                progress.get("epoch"),
-                progress.get("batches"),
-                _clock(found["time"]),
-            )
+            log.info("going on from epoch %d, step %d (resume point of %s)", *found["at"], _clock(found["time"]))
             return
         if names:
             log.warning("no resume point in %s can be used: the training starts anew", self.folder)
@@ -243,22 +241,26 @@ class Points:
         except (InputError, OSError) as error:
             raise _DamagedError(str(error)) from None
         try:
+            parts = {part: _unpacked(value, tensors) for part, value in document["parts"].items()}
+            progress = parts["training"]["progress"]
             return {
                 "identity": document["identity"],
                 "time": float(document["time"]),
-                "parts": {part: _unpacked(value, tensors) for part, value in document["parts"].items()},
-                "files": dict(document["files"]),
+                "parts": parts,
+                "at": (int(progress["epoch"]), int(progress["batches"])),
+                "files": {str(file): str(digest) for file, digest in document["files"].items()},
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _DamagedError(f"{name} is none ({type(error).__name__}: {error})") from None
 
     def _restore(self, file: str, digest: str) -> None:
-        if self.files is None or Path(file).name != file or file in ("", ".", "..") or not re.fullmatch("[0-9a-f]{64}", digest):
+        if self.files is None or not _FILE.fullmatch(file) or not _SHA256.fullmatch(digest):
             raise _DamagedError(f"it speaks of {file!r}, which is no file of this training")
         with self._local(f"file-{digest}") as path:
             try:
                 checkpoint.verify(path, digest)
             except InputError as error:
+                self._damaged.add(f"file-{digest}")
                 raise _DamagedError(str(error)) from None
             checkpoint.atomically(self.files / file, lambda temporary: shutil.copyfile(path, temporary))
 
@@ -267,11 +269,12 @@ class Points:
         parts = {part: _packed(make(), part, tensors) for part, make in self._makers.items()}
         progress = parts["training"]["progress"]
         files = {name: digest for named in self._named for name, digest in named().items()}
-        there = set(self._names())
+        there = set(self._names()) - self._damaged
         for name, digest in files.items():
-            if f"file-{digest}" not in there:
+            if (own := f"file-{digest}") not in there:
                 assert self.files is not None
-                storage.upload(self.files / name, _join(self.folder, f"file-{digest}"))
+                storage.upload(self.files / name, _join(self.folder, own))
+                self._damaged.discard(own)
         about = {"pipeline_run": os.environ.get("RCO_PIPELINE_RUN", ""), "time": time.time()}
         document = {"identity": self.identity, **about, "parts": parts, "files": files}
         remote = storage.is_remote(self.folder)

@@ -335,7 +335,11 @@ class TestPoints:
             lambda document: document.update(files={"../../escaped": "0" * 64}),
             lambda document: document.update(files={"a": "../../etc/passwd"}),
             lambda document: document.update(time="soon"),
+            lambda document: document.update(files={"a": 1}),
+            lambda document: document.update(files={"a\0b": "0" * 64}),
             lambda document: document["parts"].update(extra={"$tensor": "nowhere"}),
+            lambda document: document["parts"].update(training=[]),
+            lambda document: document["parts"]["training"].update(progress="far"),
         ],
     )
     def test_a_point_that_lies_is_not_used(self, place: Path, lie: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
@@ -389,8 +393,13 @@ class TestPoints:
         assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
         later = checkpoint.sha256(tmp_path / "one" / "epoch-0002.safetensors")
         (tmp_path / "points" / f"file-{later}").write_bytes(b"damaged")
-        assert Points(str(tmp_path / "points"), {}, files=tmp_path / "three").take("training") is None
+        anew = Mortal(str(tmp_path / "points"), {}, every=0, files=tmp_path / "three")
         assert "starts anew" in said()
+        anew.lives = 7
+        with pytest.raises(KilledError):
+            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "three", keeper=anew))
+        Points(str(tmp_path / "points"), {}, files=tmp_path / "four")
+        assert hashes(tmp_path / "four") == hashes(tmp_path / "one"), "the damaged file was written again"
 
     def test_what_cannot_be_written_is_a_warning(
         self, data: Dataset, tmp_path: Path, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
