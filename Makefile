@@ -4,6 +4,9 @@ VENV   ?= .venv
 # cpu: PyTorch's CPU build (smaller; from PyTorch's own index, versions as locked). Empty: PyPI's build, hashes as locked.
 TORCH_BACKEND ?=
 ARGS   ?=
+# Inputs for each reader in `make fuzz`, and which readers; empty: all.
+EXAMPLES ?= 10000
+READERS  ?=
 # State of local runs that `make screenshots` looks at.
 STATE  ?= .rco
 
@@ -54,7 +57,20 @@ doctor: $(VENV)/.run ## check this machine and the services that it is told to u
 
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/pipeline tests/fuzz $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## give every reader of files 10,000 damaged inputs (an hour); EXAMPLES=500 READERS="tar image"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(READERS) --examples $(EXAMPLES) $(ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## the fault campaign: kill -9, full disks, wrong clocks, failing services; half an hour, root; ARGS="--short"
+	@$(BIN)/python -m tests.chaos.campaign --output build/chaos.json $(ARGS)
+
+.PHONY: audit
+audit: $(VENV)/.uv ## look the locked dependencies up among known vulnerabilities (needs the network; ARGS="-s osv" asks OSV)
+	@$(UV) tool run --from 'pip-audit==2.10.0' pip-audit --strict --require-hashes --disable-pip \
+		-r requirements.lock -r requirements-dev.lock $(ARGS)
 
 .PHONY: test-integration
 test-integration: $(VENV)/.dev ## run the tests against real servers, which they start on the loopback interface

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import click
 
 from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
 from rco.config import DEVICES, PARAMETERS, Parameter
-from rco.errors import InputError
+from rco.errors import InputError, disk_full
 
 RECIPES = Path(__file__).parent / "recipes"
 #: Exit statuses of commands that work with a cluster; bad input is 2.
@@ -24,7 +25,7 @@ _TYPES: dict[type, Any] = {int: int, float: float, str: str, list: str}
 
 
 class Commands(click.Group):
-    """Bad input is one paragraph and exit status 2, never a traceback."""
+    """Bad input is one paragraph and exit status 2, never a traceback; so is a full disk, with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -32,6 +33,11 @@ class Commands(click.Group):
         except InputError as error:
             click.echo(f"rco: {error}", err=True)
             ctx.exit(2)
+        except OSError as error:
+            if full := disk_full(error, [Path.cwd(), tempfile.gettempdir()]):
+                click.echo(f"rco: {full}", err=True)
+                ctx.exit(1)
+            raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -91,21 +97,13 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         InputError: no such recipe, not a mapping, or parameters that do not exist.
     """
-    import yaml
+    from pipelines.yamlfile import read_yaml
 
     known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     path = known.get(name, Path(name))
     if not path.is_file():
         raise InputError("recipe", name, "is neither a recipe nor a file", f"Recipes: {', '.join(known)}")
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            "recipe", str(path), f"is not YAML ({str(error).splitlines()[0]})", "Write one 'parameter: value' a line"
-        ) from None
-    if not isinstance(document, dict):
-        raise InputError("recipe", str(path), "is not a mapping of parameters", "Write one 'parameter: value' a line")
-    return document
+    return read_yaml(path, "recipe")
 
 
 def _parameters(recipe: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:

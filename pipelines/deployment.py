@@ -352,12 +352,14 @@ def read_deployment(path: Path | None) -> Deployment:
 def _read_yaml(path: Path) -> Any:
     import yaml
 
+    from pipelines.yamlfile import ShallowLoader
+
     def refuse(problem: str, remedy: str) -> InputError:
         return InputError("deployment", str(path), problem, remedy)
 
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.compose(text, Loader=ShallowLoader)
         seen: set[int] = set()
         todo = [tree] if tree else []
         while todo:
@@ -373,10 +375,11 @@ def _read_yaml(path: Path) -> Any:
                 todo += [part for pair in node.value for part in pair]
             elif isinstance(node, yaml.SequenceNode):
                 todo += node.value
-        return yaml.safe_load(text)
+        return yaml.load(text, ShallowLoader)
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or number that is none is a ValueError
+    # A date or number that is none; what a tag makes of a value that is not its own; no right to read.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
         raise refuse(f"is not YAML{line}", "Write it as docs/kubernetes/deployment.yaml is written") from None

@@ -8,6 +8,7 @@ ends the inner one's whole process group on a signal, and closes the MLflow runs
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -24,15 +26,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rco.errors import InputError
+from rco.errors import InputError, disk_full
 
 if TYPE_CHECKING:
     from rco.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
-_MARK = "rco | "  # rco.tasks.PREFIX, REFUSED and DIVERGED, without importing them here: this process stays light
+_MARK = "rco | "  # rco.tasks.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
 _REFUSED = _MARK + "refused: "
 _DIVERGED = _MARK + "diverged: "
+_FULL = _MARK + "disk full: "
+_NO_SPACE = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
 _HIT = re.compile(r"Task ([\w-]+) cache hit")
@@ -135,6 +139,8 @@ def run(
                 raise RunFailedError((folder / "error.txt").read_text().strip(), BAD_INPUT)
             if code and reason is not None:
                 raise reason
+            if code and any(_NO_SPACE.search(line) for line in tail):  # met by KFP itself, between two tasks
+                raise RunFailedError(str(disk_full(OSError(errno.ENOSPC, ""), [folder, tempfile.gettempdir()])))
             if code:
                 raise RunFailedError("the pipeline failed; the end of its log:\n" + "\n".join(tail))
             outcome = "FINISHED"
@@ -180,7 +186,7 @@ def _supervise(
 ) -> tuple[int, list[str], RunFailedError | None]:
     """Run the inner process to its end; returns exit status, the last lines it printed, and the reason that a task gave."""
     tail: deque[str] = deque(maxlen=25)
-    reason = None
+    reason, lost = None, False
     # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.local", str(request)],
@@ -193,16 +199,20 @@ def _supervise(
     )
     try:
         assert process.stdout is not None
-        with log.open("w") as file:
+        with log.open("wb", buffering=0) as file:
             for line in process.stdout:
-                file.write(line)
-                file.flush()
+                try:
+                    file.write(line.encode(errors="replace"))
+                except OSError as error:  # the work may have room elsewhere
+                    if not lost:
+                        show(f"  {log.name} cannot be written ({error.strerror}): what follows may lack in it")
+                    lost = True
                 if text := line.rstrip():
                     tail.append(text)
                 if _REFUSED in line:
                     reason = RunFailedError(line.split(_REFUSED, 1)[1].strip(), BAD_INPUT)
-                elif _DIVERGED in line:
-                    reason = RunFailedError(line.split(_DIVERGED, 1)[1].strip())
+                elif mark := next((m for m in (_DIVERGED, _FULL) if m in line), None):
+                    reason = RunFailedError(line.split(mark, 1)[1].strip())
                 elif told := _for_people(line):
                     show(told)
         return process.wait(), list(tail), reason
@@ -244,13 +254,13 @@ def _close_runs(environment: Mapping[str, str], status: str) -> None:
 
 
 def _publish(report: Path, last_run: Path) -> None:
-    """Replace last-run by this run's report. What waits for delivery stays with the run."""
-    from rco import outbox
-
-    fresh = last_run.with_name(f".{last_run.name}.{os.getpid()}")
-    shutil.copytree(report, fresh, ignore=shutil.ignore_patterns(outbox.FOLDER))
-    shutil.rmtree(last_run, ignore_errors=True)
-    fresh.rename(last_run)
+    """Make last-run a link to this run's report. It changes in one step: runs that end at once do not meet half-way, and who
+    reads last-run sees one report or the other."""
+    fresh = last_run.with_name(f".{last_run.name}.{secrets.token_hex(4)}")
+    fresh.symlink_to(os.path.relpath(report, last_run.parent), target_is_directory=True)
+    if last_run.is_dir() and not last_run.is_symlink():  # a copy, as it once was
+        shutil.rmtree(last_run, ignore_errors=True)
+    fresh.replace(last_run)
 
 
 def _relative(path: Path) -> Path:
@@ -375,8 +385,13 @@ def main(path: Path) -> int:
     except InputError as error:
         (path.parent / "error.txt").write_text(str(error))
         return BAD_INPUT
-    except RuntimeError as error:
-        print(error)
+    except Exception as error:
+        if full := disk_full(error, [path.parent, tempfile.gettempdir()]):
+            print(f"{_FULL}{full}")
+        elif isinstance(error, RuntimeError):
+            print(error)
+        else:
+            raise
         return FAILED
     return 0
 

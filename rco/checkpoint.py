@@ -9,20 +9,24 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config import jsonable
+from rco.config import from_dict, jsonable
 from rco.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+T = TypeVar("T")
+
 _METADATA = "rco"  # one header key: the order of several is not defined, and would change the file's hash
+_HEADER_BYTES = 16 * 2**20  # room for a hundred thousand tensors
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,18 +51,73 @@ def write_json(path: Path, document: Any) -> None:
     atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, surrogates: bool = False) -> Any:
     """Read a JSON file.
 
+    Args:
+        surrogates: whether strings may hold halves of characters, as names of files that are not UTF-8 do.
+
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError("file", str(path), "does not exist", "Check the path; was the step that writes it run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError("file", str(path), f"cannot be read ({error.strerror})", "Check path and permissions") from None
+    except UnicodeDecodeError as error:
         raise InputError("file", str(path), f"is not valid JSON ({error})", "Make it again") from None
+    return parse_json(text, path, surrogates=surrogates)
+
+
+def parse_json(text: str, source: object, *, surrogates: bool = False) -> Any:
+    """A JSON document, as strict as the standard: no NaN, no name twice in an object.
+
+    Args:
+        source: for messages.
+        surrogates: as in `read_json`.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        document = json.loads(text, parse_constant=_no_number, object_pairs_hook=_named_once)
+        if not surrogates and "\\ud" in text.lower():
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InputError("file", str(source), "is nested too deeply", "Make it again") from None
+    except ValueError as error:  # no JSON, a number of thousands of digits, half a character
+        raise InputError("file", str(source), f"is not valid JSON ({error})", "Make it again") from None
+    return document
+
+
+def read_as(cls: type[T], path: Path, remedy: str, *, surrogates: bool = False) -> T:
+    """A dataclass from the JSON file that it was written to.
+
+    Args:
+        remedy: what to do if it is not one, for messages.
+        surrogates: as in `read_json`.
+
+    Raises:
+        InputError: it is none; the message names the file, and the value in it.
+    """
+    document = read_json(path, surrogates=surrogates)
+    try:
+        return from_dict(cls, document)
+    except InputError as error:
+        raise InputError("file", str(path), f"cannot be used: {error.parameter} {error.problem}", remedy) from None
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("an object has two values of the same name")
+    return document
 
 
 def sha256(path: Path) -> str:
@@ -82,7 +141,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True)}
+    header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True, allow_nan=False)}
     atomically(path, lambda temporary: save_file(contiguous, temporary, header))
     return sha256(path)
 
@@ -93,9 +152,7 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     Raises:
         InputError: the file is missing or is not a safetensors file.
     """
-    from safetensors import safe_open
-
-    return _read(path, lambda: safe_open(path, framework="numpy"))
+    return _read(path, "numpy")
 
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:
@@ -117,7 +174,7 @@ def write_state(
 
     # clone: safetensors refuses tensors that share memory (tied weights), and they load back all the same.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=sort_keys)})
+    save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=sort_keys, allow_nan=False)})
 
 
 def state_digest(model: nn.Module) -> str:
@@ -137,11 +194,32 @@ def load_state(path: Path, expected_sha256: str | None = None) -> tuple[dict[str
     Raises:
         InputError: missing, damaged, or not a safetensors file.
     """
-    from safetensors import safe_open
-
     if expected_sha256 is not None:
         verify(path, expected_sha256)
-    return _read(path, lambda: safe_open(path, framework="pt"))
+    return _read(path, "pt")
+
+
+def read_tensors(path: Path, names: Sequence[str], framework: str = "pt") -> list[Any]:
+    """Some of a file's tensors, without reading the others.
+
+    Raises:
+        InputError: missing, not a safetensors file, or without such a tensor.
+    """
+    with _opened(path, framework) as file:
+        return [file.get_tensor(name) for name in names]
+
+
+def _read(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    with _opened(path, framework) as file:
+        metadata = _described(file, path)
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def _described(file: Any, path: Path) -> dict[str, Any]:
+    metadata = parse_json((file.metadata() or {}).get(_METADATA, "{}"), path)
+    if not isinstance(metadata, dict):
+        raise InputError("file", str(path), "describes itself with something else than an object", "Copy it again")
+    return metadata
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
@@ -150,31 +228,34 @@ def load_metadata(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or is not a safetensors file.
     """
+    with _opened(path, "numpy") as file:
+        return _described(file, path)
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            document: dict[str, Any] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            return document
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError("file", str(path), f"is not a readable safetensors file ({error})", "Copy it again") from None
-
-
-def _read(path: Path, open_: Callable[[], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    from safetensors import SafetensorError
 
     if not path.is_file():
         raise InputError("file", str(path), "is missing", "Check the path; was the step that writes it run?")
     try:
-        with open_() as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError("file", str(path), f"is not a readable safetensors file ({error})", "Copy it again") from None
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        # Reading a header takes many times its size.
+        if header > _HEADER_BYTES:
+            raise ValueError(f"its header would have {header:,} bytes; {_HEADER_BYTES:,} are allowed")
+        with safe_open(path, framework=framework) as opened:
+            yield opened
+    except InputError:
+        raise
+    # Beside its own error: what NumPy and torch make of shapes and types that they do not have.
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError("file", str(path), f"is not a readable safetensors file ({reason})", "Copy it again") from None
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Copy a state dict into a module, strictly.
+def require_fit(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Refuse a state dict that is not of this module.
 
     Raises:
         InputError: names or shapes do not fit, in one screen.
@@ -193,4 +274,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
             raise InputError(
                 "weights", str(source), f"{problem} {shown}", "They belong to another model, class count or image size"
             )
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Copy a state dict into a module, strictly.
+
+    Raises:
+        InputError: as `require_fit`.
+    """
+    require_fit(model, state, source)
     model.load_state_dict(dict(state))

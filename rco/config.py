@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -48,6 +49,14 @@ def _fraction(name: str, value: float) -> None:
         raise InputError(name, value, "must lie strictly between 0 and 1", "Give a fraction such as 0.2")
 
 
+def _no_credentials(name: str, address: str) -> None:
+    scheme, separator, rest = address.partition("://")
+    if separator and "@" in rest.partition("/")[0]:  # it would be written into logs, files and MLflow
+        raise InputError(
+            name, f"{scheme}://...", "holds credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which data set, and how it is split. The validation part comes out of the training part; the test part stays whole."""
@@ -74,6 +83,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.dataset.strip():
             raise InputError("dataset", self.dataset, "is empty", "Name a data set, a folder or an s3:// address")
+        _no_credentials("dataset", self.dataset)
         _at_least("image_size", self.image_size, 0)
         _fraction("val_fraction", self.val_fraction)
         _fraction("test_fraction", self.test_fraction)
@@ -182,6 +192,7 @@ class RouteConfig:
     )
 
     def __post_init__(self) -> None:
+        _no_credentials("route", self.route)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
 
 
@@ -554,32 +565,72 @@ def jsonable(value: Any) -> Any:
 T = TypeVar("T")
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The reverse of `jsonable` for a config dataclass (nested dataclasses and tuples are rebuilt).
+def from_dict(cls: type[T], values: Any) -> T:
+    """The reverse of `jsonable` for a dataclass: every value has the type of its field, nested dataclasses and tuples too.
 
     Raises:
-        InputError: a field that `cls` does not have, or a value it refuses.
+        InputError: no mapping, a field that `cls` does not have, one that is missing or of another type, or a value it refuses.
     """
-    hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise InputError(cls.__name__, values, "is not a mapping", f"Give a value for each of: {', '.join(known)}")
+    hints = typing.get_type_hints(cls)
     kwargs: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            raise InputError(name, value, f"is not a field of {cls.__name__}", f"Known: {', '.join(known)}")
-        hint = hints[name]
-        if isinstance(hint, types.UnionType):
-            hint = next(a for a in typing.get_args(hint) if a is not type(None))
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            value = from_dict(hint, value)  # type: ignore[arg-type]
-        elif typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-            item = typing.get_args(hint)[0]
-            value = tuple(item(v) if item in (int, float) else v for v in value)
-        elif hint is int and isinstance(value, float) and value == int(value):
-            value = int(value)  # KFP hands every JSON number over as a float
-        elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        kwargs[name] = value
+            raise InputError(str(name), value, f"is not a field of {cls.__name__}", f"Known: {', '.join(known)}")
+        try:
+            kwargs[name] = _typed(hints[name], value)
+        except InputError:
+            raise
+        except (TypeError, ValueError, OverflowError):
+            wanted = str(known[name].type)
+            raise InputError(name, value, f"is not of type {wanted}, as {cls.__name__} needs it", "Make it again") from None
+    for name, f in known.items():
+        if name not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise InputError(name, None, f"is missing, and {cls.__name__} needs it", "Make it again")
     return cls(**kwargs)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON document is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+_LARGEST = 2**63
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A value of a JSON document as the type that a field has.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is of another.
+    """
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _typed(next(a for a in typing.get_args(hint) if a is not type(None)), value)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)  # type: ignore[arg-type]
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return {_typed(items[0], k): _typed(items[1], v) for k, v in value.items()}
+    if origin in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError
+        if origin is tuple and items[-1] is not ...:
+            return tuple(_typed(item, v) for item, v in zip(items, value, strict=True))
+        return origin(_typed(items[0], v) for v in value)
+    if hint in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError
+        number = hint(value)  # KFP hands every JSON number over as a float
+        if hint is int and (number != value or abs(number) >= _LARGEST):
+            raise ValueError
+        return number
+    if hint in (str, bool) and not isinstance(value, hint):
+        raise TypeError
+    return value
 
 
 PARAMETERS: dict[str, Parameter] = _parameters()

@@ -13,18 +13,19 @@ Only who asks for the test part opens its file. Preparing needs no torch; readin
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.checkpoint import read_json
-from rco.config import AUGMENTATIONS, from_dict, jsonable
+from rco.checkpoint import read_as, read_tensors
+from rco.config import AUGMENTATIONS, jsonable
 from rco.errors import InputError, choice
 from rco.images import FileImages, Pixels, Rows, Shape
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 PARTS = ("train", "val", "test")
 OPEN = "open"
+_LARGEST = 2**16  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,23 @@ class Manifest:
     probe: tuple[int, ...]
     open_classes: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        channels, height, width = self.image_shape
+        wrong = {
+            "storage": self.storage not in ("arrays", "files"),
+            "num_classes": self.num_classes < 2,
+            "class_names": len(self.class_names) != self.num_classes,
+            "image_shape": not (1 <= channels <= 4 and 1 <= height <= _LARGEST and 1 <= width <= _LARGEST),
+            "mean": len(self.mean) != channels or not all(map(math.isfinite, self.mean)),
+            "std": len(self.std) != channels or not all(math.isfinite(v) and v > 0 for v in self.std),
+            "sizes": set(self.sizes) != {*PARTS, *([OPEN] if self.open_classes else [])} or min(self.sizes.values()) < 0,
+            "probe": not all(0 <= row < self.sizes.get("val", 0) for row in self.probe),
+            "root": ".." in PurePath(self.root).parts,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise InputError(name, getattr(self, name), "is not what a prepared data set has", "Prepare it again")
+
     @property
     def written(self) -> dict[str, Any]:
         """As it is written. Without open classes nothing is said of them: such data sets are older than the setting."""
@@ -101,7 +120,7 @@ class Dataset:
         Raises:
             InputError: there is no whole prepared data set.
         """
-        return cls(folder, from_dict(Manifest, read_json(folder / MANIFEST)))
+        return cls(folder, read_as(Manifest, folder / MANIFEST, "Prepare it again", surrogates=True))
 
     def split(self, part: str) -> Split:
         """One of "train", "val" and "test", or "open" if there are open classes. Asked again, the same object."""
@@ -237,6 +256,12 @@ class Split(ABC):
                 images = augmented(images, augment, rng)
             yield images.to(torch.float32).mul_(scale).add_(offset), labels, rows
 
+    def _check_labels(self, labels: NDArray[np.int64]) -> None:
+        """Refuse labels that no class has: a device would fail on them later, or answer wrongly."""
+        known = list(self.manifest.open_classes.values()) if self.part == OPEN else range(self.manifest.num_classes)
+        if not np.isin(labels, known).all():
+            raise InputError("dataset", str(self.file), "has labels of classes that there are not", "Prepare it again")
+
     @abstractmethod
     def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of the chunks, its images (B, C, H, W) uint8 and labels (B,) on `device`."""
@@ -255,11 +280,17 @@ class _ArraySplit(Split):
 
     def _tensor(self, name: str) -> Tensor:
         import torch
-        from safetensors import safe_open
 
+        count = self.manifest.sizes[self.part]
+        shape, dtype = ((count,), torch.int64) if name == "labels" else ((count, *self.manifest.image_shape), torch.uint8)
         # What is kept must be good for training too, whoever was first to ask.
-        with torch.inference_mode(False), safe_open(self.file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        with torch.inference_mode(False):
+            tensor: Tensor
+            (tensor,) = read_tensors(self.file, [name])
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise InputError("dataset", str(self.file), f"has other {name} than its manifest says", "Prepare it again")
+            if name == "labels":
+                self._check_labels(tensor.numpy())
             return tensor if self.rows is None else tensor[torch.from_numpy(self.rows)]
 
     def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -274,18 +305,33 @@ class _ArraySplit(Split):
             yield images.index_select(0, index), labels.index_select(0, index)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """What a part's JSON file holds: of each image, its path below the data set's root, and its label."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
 class _FileSplit(Split):
     """Images in files: decoded by worker processes while the device computes."""
 
     @cached_property
     def _listed(self) -> tuple[FileImages, NDArray[np.int64]]:
-        listed = read_json(self.file)
+        listed = read_as(_Listed, self.file, "Prepare it again", surrogates=True)
+        if not len(listed.paths) == len(listed.labels) == self.manifest.sizes[self.part]:
+            raise InputError("dataset", str(self.file), "lists other files than its manifest says", "Prepare it again")
+        for path in listed.paths:
+            if PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+                raise InputError("dataset", path, f"leads out of the data set ({self.file.name})", "Prepare it again")
         root = self.folder / self.manifest.root
         if not root.is_dir():
             raise InputError(
                 "dataset", str(root), "is not on this machine", "Mount it under the same path, or use an s3:// address"
             )
-        return FileImages(root, listed["paths"], self.manifest.image_shape, self.manifest.resize), np.array(listed["labels"])
+        labels = np.array(listed.labels, np.int64)
+        self._check_labels(labels)
+        return FileImages(root, listed.paths, self.manifest.image_shape, self.manifest.resize), labels
 
     @cached_property
     def labels(self) -> Tensor:

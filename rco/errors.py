@@ -1,10 +1,13 @@
-"""The exceptions that are for people (bad input, a training that came to nothing), and words for what the network does."""
+"""The exceptions that are for people (bad input, a training that came to nothing, a full disk), and words for the network's."""
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -17,10 +20,13 @@ class InputError(ValueError):
 
     def __init__(self, parameter: str, value: Any, problem: str, remedy: str) -> None:
         self.parameter, self.value, self.problem, self.remedy = parameter, value, problem, remedy
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except (ValueError, RecursionError):  # a number of thousands of digits, lists a thousand deep
+            shown = f"a {type(value).__name__}"
         if len(shown) > 200:
             shown = shown[:197] + "..."
-        super().__init__(f"{parameter} = {shown}: {problem}. {remedy}")
+        super().__init__(_printable(f"{parameter} = {shown}: {problem}. {remedy}"))
 
     def renamed(self, parameter: str) -> InputError:
         """The same complaint about the name under which the user knows the parameter."""
@@ -28,6 +34,11 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.parameter, self.value, self.problem, self.remedy)
+
+
+def _printable(text: str) -> str:
+    """Names come from files too: what would move a terminal's cursor, or could not be printed, is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def choice(parameter: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -70,19 +81,70 @@ class DivergenceError(RuntimeError):
         super().__init__(f"{self.where}. {advice}")
 
 
+class DiskFullError(RuntimeError):
+    """There was no space, or no quota, for what had to be written.
+
+    Attributes:
+        folder: where least is free.
+        free: bytes there, after what was half-written has been removed.
+    """
+
+    def __init__(self, folder: str, free: int) -> None:
+        self.folder, self.free = folder, free
+        super().__init__(
+            f"no space is left for what has to be written; {folder} has {free / 2**20:,.1f} MiB free. "
+            "Make room, or name a place that has more; the same command then goes on"
+        )
+
+
+def disk_full(error: BaseException, folders: Iterable[str | os.PathLike[str]]) -> DiskFullError | None:
+    """Words for an error that a full disk has caused; None: it has another cause.
+
+    Args:
+        error: of any library; some give the system's error as text alone.
+        folders: where its raiser writes; they need not exist.
+    """
+    causes = list(_causes(error))
+    if not any(
+        (isinstance(cause, OSError) and cause.errno in _FULL) or any(mark in str(cause) for mark in _FULL_TEXTS)
+        for cause in causes
+    ):
+        return None
+    named = [os.path.dirname(str(cause.filename)) for cause in causes if isinstance(cause, OSError) and cause.filename]
+    systems: dict[int, str] = {}
+    for folder in [*named, *folders]:
+        there = os.path.abspath(folder)
+        while not os.path.isdir(there):
+            there = os.path.dirname(there)
+        systems.setdefault(os.stat(there).st_dev, there)
+    least, where = min(((shutil.disk_usage(there).free, there) for there in systems.values()), default=(0, "/"))
+    return DiskFullError(where, least)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Rust's words, which safetensors passes on, and SQLite's.
+_FULL_TEXTS = (*(f"(os error {number})" for number in _FULL), "database or disk is full")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it was raised from, in, or with."""
+    seen: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and cause not in seen:
+            seen.append(cause)
+            yield cause
+            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+
+
 def why_unreachable(error: BaseException) -> str:
     """What kept a request from being answered, in our words: the libraries' own may quote addresses with credentials.
 
     Args:
         error: of any HTTP library; the causes that it wraps are looked at too.
     """
-    causes: list[BaseException] = []
-    waiting: list[Any] = [error]
-    while waiting:
-        cause = waiting.pop()
-        if isinstance(cause, BaseException) and cause not in causes:
-            causes.append(cause)
-            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+    causes = list(_causes(error))
 
     def any_is(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -166,7 +165,7 @@ def _opened(source: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise InputError("dataset", name, "is too large: it may be a decompression bomb", "Shrink or remove it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except Exception as error:  # Pillow's readers raise as many kinds as there are ways in which a file can be broken
         raise InputError("dataset", name, f"is not a readable image ({error})", "Repair or remove it") from error
 
 

@@ -50,6 +50,8 @@ class _Shape:
         return f"{self.in_channels}x{self.image_size}x{self.image_size}"
 
 
+_DEEPEST, _WIDEST = 2_000, 100  # far beyond what anybody trains: a name from a file must not fill the memory
+
 _Maker = Callable[[_Shape], nn.Module]
 
 
@@ -220,7 +222,9 @@ def _ours(name: str, parameter: str) -> _Maker | None:
     if name in _NETWORKS:
         return _NETWORKS[name]
     if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
-        depth, width = int(match[1]), int(match[2])
+        depth, width = _number(match[1]), _number(match[2])
+        if max(depth, width) > _DEEPEST:
+            raise InputError(parameter, name, "is too large to be built", f"Depth and width are {_DEEPEST} at most")
         if depth < 10 or (depth - 4) % 6 or width < 1:
             blocks = max(1, round((depth - 4) / 6))
             raise InputError(
@@ -231,7 +235,9 @@ def _ours(name: str, parameter: str) -> _Maker | None:
             )
         return partial(_wide_resnet, depth, width)
     if match := re.fullmatch(r"mobilenetv2-t(\d+)-w(\d+(?:\.\d+)?)", name):
-        expansion, multiplier = int(match[1]), float(match[2])
+        expansion, multiplier = _number(match[1]), float(match[2])
+        if max(expansion, multiplier) > _WIDEST:
+            raise InputError(parameter, name, "is too large to be built", f"T and W are {_WIDEST} at most")
         if expansion < 1 or int(16 * multiplier) < 1:
             raise InputError(
                 parameter,
@@ -241,6 +247,11 @@ def _ours(name: str, parameter: str) -> _Maker | None:
             )
         return partial(_mobilenetv2, expansion, multiplier)
     return None
+
+
+def _number(digits: str) -> int:
+    """What these digits say; of many digits, only that it is large."""
+    return int(digits[:9])
 
 
 # --- ours ---

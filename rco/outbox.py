@@ -22,13 +22,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rco import checkpoint
+from rco.config import from_dict
 from rco.errors import InputError
 from rco.record import Record
+from rco.route import Anchor
 from rco.tracking import Context, Delivery, deliver, open_parent, without_credentials
 
 FOLDER = "outbox"
 REGISTRATION = "registration"
-_INDEX, _ANCHOR, _ABOUT = "outbox.json", "anchor.safetensors", "anchor.json"
+_INDEX, _ANCHOR = "outbox.json", "anchor.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,25 @@ class Letter:
         return deliver(context, self.deliveries, headline=self.headline, files=files, note=self.note)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    anchors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What outbox.json holds."""
+
+    pipeline_run: str
+    tracking_uri: str
+    parent: dict[str, Any]
+    headline: dict[str, float]
+    note: str
+    models: tuple[_Model, ...]
+
+
 def keep(report: Path, letter: Letter, context: Context, registration: Callable[[Path], object] | None = None) -> Path:
     """Put a letter into the outbox of a report's folder; returns the outbox. A letter that is there is replaced.
 
@@ -69,11 +90,11 @@ def keep(report: Path, letter: Letter, context: Context, registration: Callable[
         delivery.record.write(folder)
         for epoch, anchor in delivery.anchors.items():
             with anchor() as source:
-                about = checkpoint.read_json(source / _ABOUT)
-                weights = outbox / "weights" / about["sha256"]
+                about = Anchor.read(source)
+                weights = outbox / "weights" / about.sha256
                 if not weights.exists():
                     checkpoint.atomically(weights, partial(shutil.copyfile, source / _ANCHOR))
-            checkpoint.write_json(folder / f"epoch-{epoch:04d}" / _ABOUT, about)
+            about.write(folder / f"epoch-{epoch:04d}")
         models.append({"metrics": delivery.metrics, "tags": delivery.tags, "anchors": list(delivery.anchors)})
     if registration is not None:
         (outbox / REGISTRATION).mkdir()
@@ -105,25 +126,25 @@ def take(report: Path) -> tuple[Letter, str, str]:
         InputError: there is none, or it is damaged.
     """
     outbox = report / FOLDER
-    document = checkpoint.read_json(outbox / _INDEX)
     try:
+        told = from_dict(_Index, checkpoint.read_json(outbox / _INDEX))
         deliveries = [
             Delivery(
                 record=Record.read(outbox / "models" / str(number)),
-                anchors={int(epoch): partial(_anchor, outbox, number, int(epoch)) for epoch in model["anchors"]},
-                metrics=model["metrics"],
-                tags=model["tags"],
+                anchors={epoch: partial(_anchor, outbox, number, epoch) for epoch in model.anchors},
+                metrics=model.metrics,
+                tags=model.tags,
             )
-            for number, model in enumerate(document["models"])
+            for number, model in enumerate(told.models)
         ]
-        letter = Letter(parent=document["parent"], deliveries=deliveries, headline=document["headline"], note=document["note"])
-        return letter, str(document["pipeline_run"]), str(document["tracking_uri"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            "outbox", str(outbox), f"is damaged ({type(error).__name__}: {error})", "Copy the report's folder again, whole"
-        ) from None
+    except InputError as error:
+        problem = f"is damaged ({error.parameter} {error.problem})"
+        raise InputError("outbox", str(outbox), problem, "Copy the report's folder again, whole") from None
+    return (
+        Letter(parent=told.parent, deliveries=deliveries, headline=told.headline, note=told.note),
+        told.pipeline_run,
+        told.tracking_uri,
+    )
 
 
 def clear(report: Path) -> None:
@@ -136,13 +157,15 @@ def clear(report: Path) -> None:
 @contextlib.contextmanager
 def _anchor(outbox: Path, number: int, epoch: int) -> Iterator[Path]:
     """An anchor as a folder again."""
-    about = outbox / "models" / str(number) / f"epoch-{epoch:04d}" / _ABOUT
-    sha256 = str(checkpoint.read_json(about)["sha256"])
-    if not sha256.isalnum():
-        raise InputError("outbox", str(about), f"names the sha256 {sha256!r}", "Copy the report's folder again, whole")
+    folder = outbox / "models" / str(number) / f"epoch-{epoch:04d}"
+    try:
+        about = Anchor.read(folder)
+    except InputError as error:
+        problem = f"is damaged ({error.problem})"
+        raise InputError("outbox", str(folder), problem, "Copy the report's folder again, whole") from None
     with TemporaryDirectory() as scratch:
-        shutil.copyfile(about, Path(scratch, _ABOUT))
-        weights = (outbox / "weights" / sha256).resolve()
-        checkpoint.verify(weights, sha256)
+        about.write(Path(scratch))
+        weights = (outbox / "weights" / about.sha256).resolve()
+        checkpoint.verify(weights, about.sha256)
         os.symlink(weights, Path(scratch, _ANCHOR))
         yield Path(scratch)

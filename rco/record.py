@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rco import checkpoint
+from rco.config import from_dict
 from rco.errors import InputError
 
 FILE = "record.json"
@@ -53,10 +55,46 @@ class Record:
         Raises:
             InputError: there is none, or it is not one.
         """
-        document = checkpoint.read_json(folder / FILE)
+        path = folder / FILE
         try:
-            return cls(**document)
-        except TypeError as error:
-            raise InputError(
-                "record", str(folder / FILE), f"is not a tracking record ({error})", "Run the task again"
-            ) from None
+            record = from_dict(cls, checkpoint.read_json(path))
+            for row in record.rows:
+                from_dict(_Row, row)
+            for stage in record.stages:
+                from_dict(_Stage, {name: value for name, value in stage.items() if name in _Stage.__dataclass_fields__})
+        except InputError as error:
+            if error.parameter == "file":
+                raise
+            problem = f"is not a tracking record ({error.parameter} {error.problem})"
+            raise InputError("record", str(path), problem, "Run the task again") from None
+        steps = [row["step"] for row in record.rows]
+        if any(later <= earlier for earlier, later in pairwise([0, *steps])):
+            raise InputError("record", str(path), "has epochs that do not increase from 1", "Run the task again")
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    step: int
+    time: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """What is needed of what `rco.tasks.distill_stage` says of a stage."""
+
+    stage: int
+    anchor_epoch: int
+    anchor_index: int
+    anchor_val_accuracy: float
+    anchor_sha256: str
+    reason: str
+    first_epoch: int
+    last_epoch: int
+    hardness_before: tuple[float, ...]
+    train_seconds: float
+    teacher_forward_passes: int
+    val_accuracy: float
+    kl_to_anchor: float
+    kl_to_teacher: float

@@ -29,13 +29,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rco import checkpoint, storage
-from rco.config import jsonable
+from rco.config import from_dict, jsonable
 from rco.errors import DivergenceError, InputError
 
 log = logging.getLogger("rco")
@@ -50,10 +51,22 @@ _FILE, _SHA256 = re.compile(r"\w[\w.-]*"), re.compile(r"[0-9a-f]{64}")
 _DIVERGED, _LAST_GOOD = "diverged.json", "last-good.safetensors"
 _HALF = ".point-"
 _HOUR, _DAY = 3600, 86400
+_YEAR_3000 = 32_503_680_000
 
 
 class _DamagedError(Exception):
     """What was kept is not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What a point's document holds."""
+
+    identity: dict[str, Any]
+    pipeline_run: str
+    time: float
+    parts: dict[str, Any]
+    files: dict[str, str]
 
 
 class Points:
@@ -241,16 +254,19 @@ class Points:
         except (InputError, OSError) as error:
             raise _DamagedError(str(error)) from None
         try:
-            parts = {part: _unpacked(value, tensors) for part, value in document["parts"].items()}
+            told = from_dict(_Told, document)
+            if not 0 <= told.time < _YEAR_3000:
+                raise ValueError("it is of no time")
+            parts = {part: _unpacked(value, tensors) for part, value in told.parts.items()}
             progress = parts["training"]["progress"]
             return {
-                "identity": document["identity"],
-                "time": float(document["time"]),
+                "identity": told.identity,
+                "time": told.time,
                 "parts": parts,
                 "at": (int(progress["epoch"]), int(progress["batches"])),
-                "files": {str(file): str(digest) for file, digest in document["files"].items()},
+                "files": told.files,
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise _DamagedError(f"{name} is none ({type(error).__name__}: {error})") from None
 
     def _restore(self, file: str, digest: str) -> None:

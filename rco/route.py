@@ -10,6 +10,8 @@ The manifest is written last, so that a folder with a manifest is a finished rou
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco import checkpoint
-from rco.config import from_dict
+from rco.config import from_dict, is_number, jsonable
 from rco.errors import InputError
 from rco.spec import NetworkSpec
 
-MANIFEST, PROBE = "manifest.json", "probe.safetensors"
+MANIFEST, PROBE, ANCHOR = "manifest.json", "probe.safetensors", "anchor.json"
 FORMAT = 1
 
 
@@ -39,6 +41,62 @@ class Checkpoint:
     val_accuracy: float
     file: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        if Path(self.file).name != self.file or self.file in ("", ".", "..") or "\0" in self.file:
+            raise InputError("file", self.file, "is not a plain file name", "Checkpoints lie beside their manifest")
+        for name in ("lr", "train_loss", "val_accuracy"):
+            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+                raise InputError(name, value, "is not finite", "Make the route again")
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise InputError("sha256", self.sha256, "is not a sha256 in hex", "Make the route again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor(Checkpoint):
+    """What is known of the one checkpoint that a stage learns from: `anchor.json` beside its weights.
+
+    Attributes:
+        model: the teacher's name.
+        index: on the route, from 0.
+        hardness: H of this anchor for the student before the stage; None where no student was looked at.
+        hardness_of_route: of every checkpoint, likewise.
+        relative_hardness: against the anchor before; None for the first.
+    """
+
+    model: str
+    index: int
+    hardness: float | None = None
+    hardness_of_route: tuple[float, ...] = ()
+    relative_hardness: float | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Anchor:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: there is none, or it is not one.
+        """
+        return checkpoint.read_as(cls, folder / ANCHOR, "Run the anchor's selection again")
+
+    def write(self, folder: Path) -> None:
+        """Write it beside the weights. What is not known is left out."""
+        words = {name: value for name, value in jsonable(self).items() if value not in (None, [])}
+        known = {"lr": self.lr, "train_loss": self.train_loss}  # of a checkpoint they are there, and null if nobody knows
+        checkpoint.write_json(folder / ANCHOR, {**words, **known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """The manifest."""
+
+    format: int
+    network: NetworkSpec
+    data_digest: str
+    decay_epochs: tuple[int, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    history: tuple[dict[str, Any], ...]
+    probe_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,35 +174,32 @@ class Route:
                 "route", str(folder), f"has no {MANIFEST}", "Name the folder that a teacher's training or import-route wrote"
             )
         manifest = checkpoint.read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            has = manifest.get("format") if isinstance(manifest, dict) else None
+            raise InputError("route", str(folder), f"has format {has!r}", f"This version reads format {FORMAT}")
         try:
-            if manifest["format"] != FORMAT:
-                raise InputError(
-                    "route", str(folder), f"has format {manifest['format']}", f"This version reads format {FORMAT}"
-                )
-            route = cls(
-                folder=folder,
-                network=from_dict(NetworkSpec, manifest["network"]),
-                data_digest=str(manifest["data_digest"]),
-                checkpoints=tuple(from_dict(Checkpoint, c) for c in manifest["checkpoints"]),
-                decay_epochs=tuple(int(e) for e in manifest["decay_epochs"]),
-                history=tuple(dict(row) for row in manifest["history"]),
-                probe_sha256=str(manifest["probe_sha256"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                "route", str(path), f"is not a route's manifest ({type(error).__name__}: {error})", "Copy or make it again"
-            ) from None
+            words = from_dict(_Written, manifest)
+        except InputError as error:
+            problem = f"is not a route's manifest ({error.parameter} {error.problem})"
+            raise InputError("route", str(path), problem, "Copy or make it again") from None
+        route = cls(
+            folder=folder,
+            network=words.network,
+            data_digest=words.data_digest,
+            checkpoints=words.checkpoints,
+            decay_epochs=words.decay_epochs,
+            history=words.history,
+            probe_sha256=words.probe_sha256,
+        )
         if not route.checkpoints:
             raise InputError("route", str(folder), "has no checkpoints", "A route needs at least one")
         if list(route.epochs) != sorted(set(route.epochs)) or route.epochs[0] < 1:
             raise InputError(
                 "route", list(route.epochs), "has epochs that do not increase from 1", "Order the checkpoints by epoch"
             )
-        for c in route.checkpoints:
-            if Path(c.file).name != c.file or c.file in ("", ".", ".."):
-                raise InputError("route", c.file, "is not a plain file name", "Checkpoints lie beside their manifest")
+        for row in route.history:
+            if type(row.get("epoch")) is not int or not all(v is None or is_number(v) for v in row.values()):
+                raise InputError("route", row, "is not a row of a training's history", "Copy or make the route again")
         return route
 
     def verify(self) -> None:
@@ -159,9 +214,20 @@ class Route:
 
     def probe(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Labels (N,) and logits (M, N, K) on the probe samples, verified."""
-        checkpoint.verify(self.folder / PROBE, self.probe_sha256)
-        arrays, _ = checkpoint.load_arrays(self.folder / PROBE)
-        return arrays["labels"], arrays["logits"]
+        path = self.folder / PROBE
+        checkpoint.verify(path, self.probe_sha256)
+        arrays, _ = checkpoint.load_arrays(path)
+        labels, logits = arrays.get("labels"), arrays.get("logits")
+        if (
+            labels is None
+            or logits is None
+            or labels.dtype != np.int64
+            or logits.dtype != np.float32
+            or labels.ndim != 1
+            or logits.shape != (len(self.checkpoints), len(labels), self.network.num_classes)
+        ):
+            raise InputError("route", str(path), "does not hold labels and logits of every checkpoint", "Make the route again")
+        return labels, logits
 
     def write_index(self, folder: Path) -> None:
         """Copy manifest and probe file, without the weights."""

@@ -11,29 +11,39 @@ Other files, and names that begin with a dot, are passed over.
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
+import lzma
+import os
+import shutil
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from gzip import BadGzipFile
 from importlib.metadata import version
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any, cast
 
 import numpy as np
 
-from rco import storage
+from rco import published, storage
 from rco.config import DataConfig
 from rco.data import PARTS
 from rco.errors import InputError
 from rco.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
+from rco.published import PUBLISHED
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 _DIGITS = tuple("0123456789")
+#: Names the GiB that a tar may unpack to, where the usual limit is too low.
+MOST_UNPACKED = "RCO_MOST_UNPACKED"
+_LONGEST_READ = 2**20  # tarfile reads files by less, and at once only headers with long names
 
 
 @dataclass(frozen=True)
@@ -175,38 +185,7 @@ class Source:
     images: Images
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A data set that torchvision knows: its reader, what reading will give, and the files that it reads."""
-
-    reader: str
-    num_classes: int
-    shape: Shape
-    counts: tuple[int, int]  # train, test
-    files: tuple[str, ...]
-
-
-def _idx(folder: str) -> tuple[str, ...]:
-    parts = ("t10k-images-idx3", "t10k-labels-idx1", "train-images-idx3", "train-labels-idx1")
-    return tuple(f"{folder}/raw/{part}-ubyte" for part in parts)
-
-
-_PUBLISHED = {
-    "mnist": _Published("MNIST", 10, (1, 28, 28), (60_000, 10_000), _idx("MNIST")),
-    "fashionmnist": _Published("FashionMNIST", 10, (1, 28, 28), (60_000, 10_000), _idx("FashionMNIST")),
-    "cifar10": _Published(
-        "CIFAR10",
-        10,
-        (3, 32, 32),
-        (50_000, 10_000),
-        tuple(f"cifar-10-batches-py/{n}" for n in ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
-    ),
-    "cifar100": _Published(
-        "CIFAR100", 100, (3, 32, 32), (50_000, 10_000), tuple(f"cifar-100-python/{n}" for n in ("meta", "test", "train"))
-    ),
-    "svhn": _Published("SVHN", 10, (3, 32, 32), (73_257, 26_032), ("test_32x32.mat", "train_32x32.mat")),
-}
-NAMES = ("digits", *_PUBLISHED)
+NAMES = ("digits", *PUBLISHED)
 
 
 def source_digest(config: DataConfig) -> str:
@@ -220,10 +199,10 @@ def source_digest(config: DataConfig) -> str:
     """
     if config.dataset == "digits":
         return f"scikit-learn {version('scikit-learn')}"
-    if config.dataset in _PUBLISHED:
+    if config.dataset in PUBLISHED:
         if _missing(config):
             _published(config)
-        return storage.content_digest(Path(config.data_root), _PUBLISHED[config.dataset].files)
+        return storage.content_digest(Path(config.data_root), sorted(PUBLISHED[config.dataset].files))
     address = _address(config)
     with _as_dataset():
         return storage.fingerprint(address)
@@ -241,7 +220,7 @@ def check_source(config: DataConfig) -> Info:
         held_out = open_labels("digits", _DIGITS, config.open_classes)
         names = tuple(name for label, name in enumerate(_DIGITS) if label not in held_out)
         return Info(len(names), names, _resized((1, 8, 8), config), {"train": 1797})
-    if known := _PUBLISHED.get(config.dataset):
+    if known := PUBLISHED.get(config.dataset):
         if not config.download and (missing := _missing(config)):
             raise _not_there(config, missing)
         classes = known.num_classes - len(config.open_classes)
@@ -279,7 +258,7 @@ def open_source(config: DataConfig, scratch: Path) -> Iterator[Source]:
     if config.dataset == "digits":
         yield _digits(config)
         return
-    if config.dataset in _PUBLISHED:
+    if config.dataset in PUBLISHED:
         yield _published(config)
         return
     address = _address(config)
@@ -337,6 +316,9 @@ def lay_out(source: str, names: Iterable[str], open_classes: Sequence[str] = ())
                 "Give every part all classes",
             )
     names_of_classes = tuple(sorted(found["train"]))
+    for name in names_of_classes:
+        if not name.isprintable():  # it goes into logs, tables and pictures
+            raise InputError("dataset", source, f"has a class folder whose name is no plain text: {name!r}", "Rename it")
     ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
     for part, classes in found.items():
         start = len(ordered)
@@ -402,88 +384,183 @@ def _digits(config: DataConfig) -> Source:
 
 def _missing(config: DataConfig) -> list[str]:
     root = Path(config.data_root)
-    return [name for name in _PUBLISHED[config.dataset].files if not (root / name).is_file()]
+    return [name for name in PUBLISHED[config.dataset].files if not (root / name).is_file()]
 
 
 def _not_there(config: DataConfig, missing: list[str]) -> InputError:
+    known = PUBLISHED[config.dataset]
+    come = f"unpack {known.archive} there" if known.archive else "put torchvision's files of this data set there"
+    pickled = " (the Python distribution is pickled, and not read)" if known.archive else ""
     return InputError(
         "data_root",
         config.data_root,
-        f"lacks files of {config.dataset} (such as {missing[0]}), and download is off",
-        "Set download = true, or put torchvision's files of this data set there",
+        f"lacks files of {config.dataset} (such as {missing[0]}){pickled}, and download is off",
+        f"Set download = true, or {come}",
     )
 
 
 def _published(config: DataConfig) -> Source:
-    known = _PUBLISHED[config.dataset]
+    known = PUBLISHED[config.dataset]
+    root = Path(config.data_root)
     missing = _missing(config)
     if missing and not config.download:
         raise _not_there(config, missing)
-    from torchvision import datasets
+    from filelock import FileLock
 
-    reader = getattr(datasets, known.reader)
     try:
-        # The CIFAR files are pickles. torchvision reads them only after their published MD5 has been found.
-        read = [
-            reader(
-                config.data_root, download=config.download, **({"split": part} if known.reader == "SVHN" else {"train": train})
-            )
-            for part, train in (("train", True), ("test", False))
-        ]
+        if missing:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f".{config.dataset}.lock"):  # who comes second finds what the first has fetched
+                if _missing(config):
+                    published.download(known, root)
+        content = published.read(known, root)
     except Exception as error:  # as many kinds as there are ways in which a download or a file can be broken
         what = "could not be downloaded" if missing else "has files that cannot be read"
         raise InputError(
             "dataset",
             config.dataset,
             f"{what} ({' '.join(str(error).split())})",
-            f"Put torchvision's files of this data set into data_root ({config.data_root}), or remove damaged ones",
+            f"Put {known.archive or 'the files of this data set'} into data_root ({config.data_root}), "
+            + ("unpacked" if known.archive else "as torchvision does")
+            + ", or remove damaged ones",
         ) from error
-    pixels = np.concatenate([np.asarray(part.data) for part in read])
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.shape[-1] == known.shape[0]:
-        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    labels = np.concatenate([np.asarray(part.labels if known.reader == "SVHN" else part.targets) for part in read]).astype(
-        np.int64
-    )
-    train, test = np.split(np.arange(len(labels)), [len(read[0])])
-    names = tuple(getattr(read[0], "classes", _DIGITS))
-    layout = laid_out(config.dataset, names, labels, {"train": train, "test": test}, config.open_classes)
-    return Source(layout, ArrayImages(pixels, config.image_size))
+    train, test = np.split(np.arange(len(content.labels)), [content.train])
+    layout = laid_out(config.dataset, content.class_names, content.labels, {"train": train, "test": test}, config.open_classes)
+    return Source(layout, ArrayImages(content.pixels, config.image_size))
 
 
 @contextmanager
-def _tar(path: Path, address: str) -> Iterator[tarfile.TarFile]:
+def _tar(path: Path, address: str) -> Iterator[Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]]:
+    """The image files of a tar: name, member, tar.
+
+    A tar is read as a stream of bounded length, by pieces of bounded size, and nothing but plain files comes out of it.
+    """
     try:
-        with tarfile.open(path) as tar:
-            yield tar
+        with _decompressed(path) as stream, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
+            yield _images_of(tar, stream, address)
             # All members have been read, and with them the empty block that ends a tar: tarfile would not mind its absence.
-            if tar.fileobj is None or tar.fileobj.tell() != tar.offset + tarfile.BLOCKSIZE:
+            if stream.tell() != tar.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it breaks off")
-    except tarfile.FilterError as error:
+    except InputError:
+        raise
+    except _TooLargeError as error:
         raise InputError(
-            "dataset", address, f"has a member that would do harm ({error})", "Make it anew, of files only"
-        ) from error
-    except (tarfile.TarError, BadGzipFile, EOFError, LZMAError, zlib.error) as error:
-        raise InputError("dataset", address, f"is not a readable tar ({error})", "Copy or make it again") from error
+            "dataset",
+            address,
+            f"unpacks to more than {error}, from {path.stat().st_size / 2**20:.3g} MiB: it may be a bomb",
+            f"If it is not, set {MOST_UNPACKED} to the GiB that it may have",
+        ) from None
+    # What the decompressors and the reader of headers make of damage; names that no file can have; no room.
+    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError("dataset", address, f"is not a readable tar ({reason})", "Copy or make it again") from error
+
+
+def _images_of(
+    tar: tarfile.TarFile, stream: _Decompressed, address: str
+) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+    while (member := tar.next()) is not None:
+        cast(Any, tar).members.clear()  # it would remember all of them, and there may be millions
+        stream.count_member()
+        if not _is_image(member.name) or member.isdir():
+            continue
+        if not member.isreg() or member.issparse():
+            kind = "a link" if member.islnk() or member.issym() else "no plain file"
+            raise InputError(
+                "dataset", address, f"has a member that is {kind}: {member.name!r}", "Make it with tar --hard-dereference -h"
+            )
+        # What is absolute is taken as relative, as tar itself does; ".." begins with a dot, so that it is no image's folder.
+        yield member.name.lstrip("/"), member, tar
+
+
+class _TooLargeError(Exception):
+    """With the limit, in words."""
+
+
+class _Decompressed:
+    """A tar's stream, decompressed, that ends with an error where it becomes larger than an honest one of its size."""
+
+    def __init__(self, file: IO[bytes], most: float) -> None:
+        self.file, self.most = file, most
+        self.members = 0
+
+    def count_member(self) -> None:
+        """Members cost more than their bytes: each may become a file. An honest one has some hundred bytes, however packed."""
+        self.members += 1
+        if self.members * 2**13 > self.most:
+            raise _TooLargeError(f"{self.members:,} members")
+
+    def _require(self, position: int) -> None:
+        if position > self.most:
+            raise _TooLargeError(f"{self.most / 2**30:.3g} GiB")
+
+    def read(self, size: int = -1) -> bytes:
+        """At most so many bytes."""
+        if not 0 <= size <= _LONGEST_READ:
+            raise tarfile.ReadError("it has a header of a size that no header has")
+        self._require(self.file.tell() + size)
+        return self.file.read(size)
+
+    def seek(self, position: int) -> int:
+        """Go to a place; in a compressed tar, by reading up to it."""
+        self._require(position)
+        return self.file.seek(position)
+
+    def tell(self) -> int:
+        """The place."""
+        return self.file.tell()
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[_Decompressed]:
+    with open(path, "rb") as file:
+        start = file.read(6)
+    openers: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
+    with opener(path, "rb") as file:
+        yield _Decompressed(file, _most_unpacked(path))
+
+
+def _most_unpacked(path: Path) -> float:
+    """Bytes that a tar may unpack to: images hardly shrink, so a hundred times its own size, and 1 GiB in any case."""
+    told = os.environ.get(MOST_UNPACKED, "")
+    try:
+        return float(told) * 2**30 if told else max(2**30, 100 * path.stat().st_size)
+    except ValueError:
+        raise InputError(MOST_UNPACKED, told, "is not a number", "Give the GiB that a tar may unpack to") from None
 
 
 def _look_into_tar(path: Path, address: str) -> tuple[list[str], Shape]:
     """Names of the image files in a tar, and the shape of the first."""
     names: list[str] = []
     shape: Shape = (0, 0, 0)
-    with _tar(path, address) as tar:
-        for member in tar:
-            if member.isfile() and _is_image(member.name):
-                if not names:
-                    content = tar.extractfile(member)
-                    assert content is not None  # it is for files
-                    shape = header(content, member.name)
-                names.append(member.name)
+    with _tar(path, address) as images:
+        for name, member, tar in images:
+            if not names:
+                with TemporaryFile() as file:
+                    _copy(tar, member, file)
+                    shape = header(file, name)
+            names.append(name)
     return names, shape
 
 
 def _extracted(path: Path, into: Path, address: str) -> Path:
-    with _tar(path, address) as tar:
-        tar.extractall(into, (member for member in tar if _is_image(member.name)), filter="data")
+    """Write the image files of a tar below `into`. A file is made, never followed or overwritten."""
+    into.mkdir(parents=True)
+    with _tar(path, address) as images:
+        for name, member, tar in images:
+            target = into / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # the later of two members of one name holds
+            with open(target, "xb") as file:
+                _copy(tar, member, file)
     return into
+
+
+def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, file: IO[bytes]) -> None:
+    content = tar.extractfile(member)
+    assert content is not None  # it is for files
+    shutil.copyfileobj(content, file)
+    file.seek(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ from rco.config import ModelConfig, from_dict
 from rco.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from rco.data import Manifest
+
+_MOST_CHANNELS, _LARGEST_IMAGE = 64, 2**14
+_SPARE = 2**24  # parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +98,49 @@ def load_network(path: Path, *, expected_sha256: str | None = None, spec: Networ
                 f"is a factory of the user's code, named by {path.name}",
                 "Pass it as model= to say that it may run",
             )
-    model = spec.build()
+        _require_likeness(spec, state, path)
+        with _no_larger_than(state, path):
+            model = spec.build()
+    else:
+        model = spec.build()
     checkpoint.load_weights(model, state, path)
     return model.eval()
+
+
+def _require_likeness(spec: NetworkSpec, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a description that its weights cannot be of."""
+    sizes = {size for tensor in state.values() for size in tensor.shape}
+    for name in ("num_classes", "embedding_dim"):
+        if (value := getattr(spec, name)) and value not in sizes:
+            raise InputError(name, value, f"is no size of the weights in {path.name}", "Copy the file again")
+    for name, most in (("in_channels", _MOST_CHANNELS), ("image_size", _LARGEST_IMAGE)):
+        if (value := getattr(spec, name)) > most:
+            raise InputError(name, value, f"is more than {most}", "Pass the network as model=")
+
+
+@contextmanager
+def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
+    """Stop the building of a network that has many more parameters than there are weights, before they fill the memory."""
+    from torch import nn
+
+    # Some networks are built with layers that give way to others.
+    left = 2 * sum(tensor.numel() for tensor in state.values()) + _SPARE
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= parameter.numel() if parameter is not None else 0
+        if left < 0:  # what was allocated last has not been written to yet
+            raise InputError("weights", str(path), "are fewer than the described network has", "Copy the file again")
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, MemoryError):  # one layer alone may be too large to be allocated
+        raise InputError(
+            "weights", str(path), "are described as a network that cannot be built", "Copy the file again"
+        ) from None
+    finally:
+        hook.remove()
 
 
 def described(metadata: Mapping[str, Any], path: Path) -> NetworkSpec:

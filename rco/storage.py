@@ -23,6 +23,7 @@ growing waits.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -59,6 +61,8 @@ _REQUESTS = 16  # in flight, over all files together
 _PART_BYTES = 16 * 2**20
 _HASHED_BYTES = 4 * 2**30
 _READERS = 4
+_WAYS = 100  # to one folder, over links: two in each folder of a chain make millions
+_DEEPEST = 200
 _ATTEMPTS = 4  # at a whole file; each of its requests is sent up to three times, a broken stream is read up to three times
 _FIRST_WAIT = 1.0  # seconds
 _PROGRESS_SECONDS = 10.0
@@ -103,12 +107,26 @@ def local_path(uri: str) -> Path:
     Raises:
         InputError: an address of another kind.
     """
-    if uri.startswith("file://"):
-        return Path(unquote(urlsplit(uri).path))
     scheme, separator, _ = uri.partition("://")
-    if separator:
+    if separator and scheme != "file":
         raise InputError("uri", f"{scheme}://...", "is not a kind of address known here", "Give a path or an s3:// address")
-    return Path(uri).expanduser()
+    try:
+        if separator:
+            parts = urlsplit(uri)
+            if parts.netloc not in ("", "localhost") or not parts.path:
+                raise InputError("uri", uri, "names a host, not a path", "Write file:///path, with three slashes")
+            path = Path(unquote(parts.path))
+        else:
+            path = Path(uri).expanduser()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # no right to look, a circle of links, no such user's home
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError("uri", uri, f"is no path that can be looked at ({reason})", "Check path and permissions") from None
+    return path
 
 
 def listing(uri: str) -> list[Entry]:
@@ -174,24 +192,57 @@ def fingerprint(uri: str) -> str:
     """
     if not is_remote(uri):
         path = _existing(uri)
-        return content_digest(path, files(path)) if path.is_dir() else content_digest(path.parent, [path.name])
+        names = files(path) if path.is_dir() else [path.name]
+        with _readable(path):
+            return content_digest(path if path.is_dir() else path.parent, names)
     return _digest((entry.name, f"{entry.size} {entry.etag}") for entry in listing(uri))
 
 
 def files(folder: Path) -> list[str]:
-    """Relative POSIX paths of all files below `folder`, sorted. Links are followed, but not back to a folder above."""
+    """Relative POSIX paths of all files below `folder`, sorted. Links are followed, but not back to a folder above.
+
+    Raises:
+        InputError: a folder that cannot be read, or links that lead to one folder in too many ways.
+    """
     found: list[str] = []
+    visits: Counter[str] = Counter()
 
     def visit(path: str, prefix: str, above: frozenset[str]) -> None:
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.is_file():
+                kind = _kind(entry)
+                if kind == "file":
                     found.append(prefix + entry.name)
-                elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
+                elif kind == "folder" and (real := os.path.realpath(entry.path)) not in above:
+                    visits[real] += 1
+                    if visits[real] > _WAYS or len(above) > _DEEPEST:
+                        problem = (
+                            "is reached through links in too many ways" if visits[real] > _WAYS else "is nested too deeply"
+                        )
+                        raise InputError("uri", entry.path, problem, "Make the data set of plain files and folders")
                     visit(entry.path, f"{prefix}{entry.name}/", above | {real})
 
-    visit(str(folder), "", frozenset({os.path.realpath(folder)}))
+    with _readable(folder):
+        visit(str(folder), "", frozenset({os.path.realpath(folder)}))
     return sorted(found)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        return "file" if entry.is_file() else "folder" if entry.is_dir() else ""
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return ""
+        raise
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = os.fsdecode(error.filename) if error.filename else str(path)
+        raise InputError("uri", where, f"cannot be read ({error.strerror})", "Check its permissions") from None
 
 
 def content_digest(folder: Path, names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from rco import anchors as choosing
 from rco import checkpoint, openset, outbox, resume, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.errors import DivergenceError, InputError
+from rco.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.hardness import relative, route_hardness
 from rco.preflight import (
     AnchorSettings,
@@ -39,8 +39,8 @@ from rco.preflight import (
     preflight,
 )
 from rco.record import Record
-from rco.route import Route
-from rco.spec import NetworkSpec, load_network, save_network
+from rco.route import Anchor, Route
+from rco.spec import NetworkSpec, described, load_network, save_network
 
 log = logging.getLogger("rco")
 
@@ -50,6 +50,7 @@ OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; bes
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
 REFUSED = "refused: "  # marks, after the prefix, the one line that says which input a task could not work with
 DIVERGED = "diverged: "  # likewise, why a training came to nothing
+FULL = "disk full: "  # likewise, where there was no space
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,7 +58,8 @@ TASKS: dict[str, Callable[..., Any]] = {}
 
 
 def task(function: F) -> F:
-    """Make a function a task: bad input that only the task can find is one plain line in the log, above the traceback."""
+    """Make a function a task: what a person must mend (bad input that only the task can find, a training that diverges, a full
+    disk) is one plain line in the log, above the traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -70,6 +72,13 @@ def task(function: F) -> F:
         except DivergenceError as error:
             log.error("%s%s", DIVERGED, " ".join(str(error).split()))
             raise
+        except Exception as error:
+            paths = [value for value in [*args, *kwargs.values()] if isinstance(value, Path)]
+            full = disk_full(error, [*paths, gettempdir()])
+            if full is None:
+                raise
+            log.error("%s%s", FULL, full)
+            raise full from error
 
     TASKS[function.__name__] = wrapped
     return cast(F, wrapped)
@@ -346,12 +355,14 @@ def write_anchor(
     checkpoint.verify(source, point.sha256)
     checkpoint.atomically(folder / ANCHOR, lambda temporary: shutil.copyfile(source, temporary))
     checkpoint.save_arrays(folder / TARGETS, {"anchor": logits[i], "teacher": logits[-1]})
-    about = {**asdict(point), "model": route.network.model, "index": i}
-    if hardness is not None:
-        about |= {"hardness": float(hardness[i]), "hardness_of_route": [float(h) for h in hardness]}
-    if ratio is not None:
-        about["relative_hardness"] = float(ratio[i])
-    checkpoint.write_json(folder / "anchor.json", about)
+    Anchor(
+        **asdict(point),
+        model=route.network.model,
+        index=i,
+        hardness=None if hardness is None else float(hardness[i]),
+        hardness_of_route=() if hardness is None else tuple(float(h) for h in hardness),
+        relative_hardness=None if ratio is None else float(ratio[i]),
+    ).write(folder)
 
 
 @task
@@ -391,8 +402,8 @@ def distill_stage(
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)
     student_spec, anchor_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
-    about = checkpoint.read_json(anchor / "anchor.json")
-    teacher_model = load_network(anchor / ANCHOR, expected_sha256=about["sha256"], spec=anchor_spec)
+    about = Anchor.read(anchor)
+    teacher_model = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=anchor_spec)
     model = load_network(student / STUDENT, spec=student_spec)
     arrays, _ = checkpoint.load_arrays(anchor / TARGETS)
     targets = distill.ProbeTargets(arrays["anchor"], arrays["teacher"])
@@ -408,7 +419,7 @@ def distill_stage(
     if learns and stage > 1:
         checkpoint.load_weights(loss, checkpoint.load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
     who = "" if key == "student" else f"{key}, "
-    say = EpochLines(f"{who}stage {stage}, anchor epoch {about['epoch']}", first + epochs - 1)
+    say = EpochLines(f"{who}stage {stage}, anchor epoch {about.epoch}", first + epochs - 1)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)  # of an epoch
     passes = images * epochs if loss.needs_anchor else 0
@@ -423,7 +434,7 @@ def distill_stage(
         "settings": s,
         "selection": selection,
         "data": data.manifest.digest,
-        "anchor": about["sha256"],
+        "anchor": about.sha256,
         "targets": checkpoint.sha256(anchor / TARGETS),
         "student": checkpoint.sha256(student / STUDENT),
         "objective": checkpoint.sha256(student / OBJECTIVE) if learns and stage > 1 else "",
@@ -452,7 +463,7 @@ def distill_stage(
                 epochs=epochs,
                 first_epoch=first,
                 loss=loss,
-                anchor_id=about["sha256"],
+                anchor_id=about.sha256,
                 keeper=points,
             ):
                 tracker.log(row["epoch"], _logged(row))
@@ -461,14 +472,14 @@ def distill_stage(
         results = {name: rows[-1][name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
         this = {
             "stage": stage,
-            "anchor_epoch": about["epoch"],
-            "anchor_index": about["index"],
-            "anchor_val_accuracy": about["val_accuracy"],
-            "anchor_sha256": about["sha256"],
+            "anchor_epoch": about.epoch,
+            "anchor_index": about.index,
+            "anchor_val_accuracy": about.val_accuracy,
+            "anchor_sha256": about.sha256,
             "reason": selection["reason"],
             "first_epoch": first,
             "last_epoch": first + epochs - 1,
-            "hardness_before": about["hardness_of_route"],
+            "hardness_before": list(about.hardness_of_route),
             "train_seconds": sum(images / row["images_per_second"] for row in rows),
             "teacher_forward_passes": passes,
             **results,
@@ -478,7 +489,7 @@ def distill_stage(
         if learns:
             checkpoint.save_model(distilled / OBJECTIVE, loss)
         record.write(distilled)
-    return {"stage": stage, "anchor_epoch": about["epoch"], **results}
+    return {"stage": stage, "anchor_epoch": about.epoch, **results}
 
 
 @task
@@ -499,9 +510,9 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     data = Dataset.open(dataset)
     manifest = data.manifest
     test = data.split("test")
-    about = checkpoint.read_json(anchor / "anchor.json")
+    about = Anchor.read(anchor)
     models = {
-        "teacher": load_network(anchor / ANCHOR, expected_sha256=about["sha256"], spec=NetworkSpec.of(s.teacher, manifest)),
+        "teacher": load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=NetworkSpec.of(s.teacher, manifest)),
         "student": load_network(student / STUDENT, spec=NetworkSpec.of(s.student, manifest)),
     }
     result: dict[str, Any] = {}
@@ -617,7 +628,7 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
 
     arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
     _, metadata = checkpoint.load_state(weights)
-    spec = from_dict(NetworkSpec, metadata["network"])
+    spec = described(metadata, weights)
     if spec.model != s.student.model:
         raise InputError("student", s.student.model, f"is not the {spec.model} that was trained", "Run evaluate again")
     model = Normalized(
@@ -805,25 +816,37 @@ def _params(s: TeacherSettings | StageSettings) -> dict[str, Any]:
     return flat
 
 
+def _arguments(function: Callable[..., Any], file: Path) -> dict[str, Any]:
+    """Keyword arguments of a task from a JSON file.
+
+    Raises:
+        InputError: no such file, or other arguments than the task has.
+    """
+    values = checkpoint.read_json(file)
+    import inspect
+
+    hints = inspect.get_annotations(function, eval_str=False)
+    try:
+        inspect.signature(function).bind(**values)
+        return {
+            key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()
+        }
+    except TypeError as error:
+        raise InputError("arguments", str(file), f"are not those of the task ({error})", "Name them as it does") from None
+
+
 def main(arguments: list[str], module: str = "rco.tasks") -> int:
     """`python -m rco.tasks NAME arguments.json`: the keyword arguments of a task as JSON; paths as text."""
     if len(arguments) != 2 or arguments[0] not in TASKS:
         print(f"usage: python -m {module} {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
         return 2
     name, file = arguments
-    values = checkpoint.read_json(Path(file))
-    import inspect
-
-    hints = inspect.get_annotations(TASKS[name], eval_str=False)
-    kwargs = {
-        key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()
-    }
     try:
-        result = TASKS[name](**kwargs)
+        result = TASKS[name](**_arguments(TASKS[name], Path(file)))
     except InputError as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 2
-    except DivergenceError as error:
+    except (DivergenceError, DiskFullError) as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 1
     print(json.dumps(jsonable(result)))

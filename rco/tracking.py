@@ -19,6 +19,7 @@ Tracking never stops work. If the server cannot be reached, a warning is logged 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ from urllib.parse import urlsplit, urlunsplit
 from rco import checkpoint
 from rco.errors import InputError, why_unreachable
 from rco.record import Record
+from rco.route import ANCHOR, Anchor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,6 +54,7 @@ CHAMPION = "champion"
 _ANCHOR_FILE = "anchor.safetensors"
 _ANCHOR_TAG = "rco.anchor."
 _LONGEST_TAG = 8000
+_SQLITE = "sqlite:///"
 _PROBED = "rco.probe"
 _CURSOR = "epoch"  # logged with every row, whatever its metrics are: its last step says what the server has
 
@@ -109,7 +112,23 @@ class Context:
             logging.getLogger(name).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.tracking_uri)
+        if self.tracking_uri.startswith(_SQLITE):
+            _have_database(self.tracking_uri)
         return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
+
+
+@functools.cache
+def _have_database(uri: str) -> None:
+    """Have MLflow make its tables, if they are not there yet, while no other process does: it would break both."""
+    import mlflow
+    from filelock import FileLock
+
+    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    # What is wrong with a database is said by whoever uses it; where there can be no lock there are no tables to be made.
+    with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
 
 
 @dataclass
@@ -315,43 +334,43 @@ class ModelRun:
         """
         from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, RunTag
 
-        about = checkpoint.read_json(folder / "anchor.json")
-        tag = f"{_ANCHOR_TAG}{about['epoch']}"
+        about = Anchor.read(folder)
+        tag = f"{_ANCHOR_TAG}{about.epoch}"
         if tag in self.client.get_run(self.run_id).data.tags:
             return
         model_id, uploaded = self._anchor_model(folder, about)
         if uploaded:
-            self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about["epoch"])])
+            self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model_id, step=about.epoch)])
         else:
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
         now = time.time_ns() // 1_000_000
         metrics = [
-            Metric(f"anchor_{name}", about[name], now, about["epoch"], model_id=model_id)
+            Metric(f"anchor_{name}", getattr(about, name), now, about.epoch, model_id=model_id)
             for name in ("val_accuracy", "hardness", "relative_hardness", "lr", "train_loss")
-            if about.get(name) is not None
+            if getattr(about, name) is not None
         ]
         self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, model_id)])
 
-    def _anchor_model(self, folder: Path, about: Mapping[str, Any]) -> tuple[str, bool]:
+    def _anchor_model(self, folder: Path, about: Anchor) -> tuple[str, bool]:
         """The LoggedModel of an anchor, and whether it is this process that has uploaded it."""
-        sha256 = about["sha256"]
+        sha256 = about.sha256
         if known := self._claims(sha256, "READY"):
             return known[0].model_id, False
         checkpoint.verify(folder / _ANCHOR_FILE, sha256)
         # A claim first, the upload later: of several pipelines that need an anchor at the same time, the others wait.
         claim = self.client.create_logged_model(
             self.experiment_id,
-            name=f"anchor-epoch-{about['epoch']:04d}",
+            name=f"anchor-epoch-{about.epoch:04d}",
             source_run_id=self.run_id,
             model_type="anchor",
-            tags={"rco.sha256": sha256, "rco.epoch": str(about["epoch"])},
-            params={"model": str(about["model"]), "epoch": str(about["epoch"]), "sha256": sha256},
+            tags={"rco.sha256": sha256, "rco.epoch": str(about.epoch)},
+            params={"model": str(about.model), "epoch": str(about.epoch), "sha256": sha256},
         )
         try:
             if elder := self._elder(claim, sha256):
                 self.client.delete_logged_model(claim.model_id)
                 return elder, False
-            for file in (folder / _ANCHOR_FILE, folder / "anchor.json"):
+            for file in (folder / _ANCHOR_FILE, folder / ANCHOR):
                 self.client.log_model_artifact(claim.model_id, str(file))
         except Exception:
             self.client.finalize_logged_model(claim.model_id, "FAILED")
@@ -567,7 +586,7 @@ def of_run(records: Iterable[Record], anchors: Iterable[Path], student_metrics: 
         student_metrics: final figures of the student's run.
     """
     learnt: dict[int, Callable[[], contextlib.AbstractContextManager[Path]]] = {
-        int(checkpoint.read_json(folder / "anchor.json")["epoch"]): partial(_there, folder) for folder in anchors
+        Anchor.read(folder).epoch: partial(_there, folder) for folder in anchors
     }
     return [
         Delivery(record=record, anchors=learnt, metrics=student_metrics) if record.key == "student" else Delivery(record=record)

@@ -21,6 +21,7 @@ from pipelines.local import RunFailedError, _interruptible, run
 from rco import checkpoint
 from rco.config import RunConfig
 from rco.record import Record
+from tests.hostile import hostile_pickle, with_record
 
 pytestmark = pytest.mark.xdist_group("local")  # they share a home, and its cache
 
@@ -168,6 +169,25 @@ class TestFirstRun:
         with torch.inference_mode():
             expected = eager(torch.from_numpy((pixels - arrays["mean"]) / arrays["std"])).numpy()
         np.testing.assert_allclose(served.predict(pixels), expected, atol=1e-4)
+
+    def test_a_registered_student_that_somebody_changed_is_refused(
+        self, first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        import mlflow
+
+        client(first.home)
+        name, version = first.summary["registered"]["name"], first.summary["registered"]["version"]
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(tmp_path)))
+        (program,) = folder.rglob("*.pt2")
+        whole, canary = program.read_bytes(), tmp_path / "owned"
+        for part in ("sample_inputs", "weight_0"):
+            pickled = with_record(whole, part, hostile_pickle(canary))
+            config = json.dumps({"config": {"x": {"path_name": "weight_0", "use_pickle": True, "is_param": True}}})
+            program.write_bytes(with_record(pickled, "model_weights_config", config.encode()))
+            with pytest.raises(mlflow.exceptions.MlflowException, match="pickle"):
+                mlflow.pyfunc.load_model(str(folder))
+        assert not canary.exists()
 
 
 def test_second_run_trains_nothing_and_shows_everything(first: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import struct
 import subprocess
 import sys
@@ -33,7 +32,9 @@ from rco.data import Dataset, Manifest, Split
 from rco.errors import InputError
 from rco.images import ArrayImages, FileImages, header
 from rco.prepare import channel_statistics, prepare, split, stratified
+from rco.published import PUBLISHED, Published
 from rco.sources import check_source, lay_out, open_source, source_digest
+from tests.hostile import hostile_pickle
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -291,45 +292,42 @@ def test_digits(tmp_path: Path) -> None:
     assert info.counts == {part: len(rows) for part, rows in layout.parts.items()}
 
 
-def mnist(root: Path, name: str = "MNIST") -> tuple[np.ndarray, np.ndarray]:
+def shrunk(name: str, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Expect so many training and test images of a published data set."""
+    monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], counts=counts))
+    return PUBLISHED[name]
+
+
+def mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Files as published, with 40 + 20 images."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (60, 28, 28), np.uint8), np.arange(60, dtype=np.uint8) % 10
-    raw = root / name / "raw"
-    raw.mkdir(parents=True)
-    for part, rows in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
+    known = shrunk(name, (40, 20), monkeypatch)
+    (root / known.folder).mkdir(parents=True)
+    for part, rows in ((0, slice(0, 40)), (2, slice(40, 60))):
         count = len(labels[rows])
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels[rows].tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels[rows].tobytes())
+        (root / known.files[part]).write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels[rows].tobytes())
+        (root / known.files[part + 1]).write_bytes(struct.pack(">II", 2049, count) + labels[rows].tobytes())
     return pixels[:, None], labels
 
 
-def cifar(
-    root: Path, monkeypatch: pytest.MonkeyPatch, reader: Any, label_key: str, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Files laid out as published, with other content and so with other checksums."""
+def cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Files of the binary distribution, with four images of each class in each file."""
     rng = np.random.default_rng(0)
-    folder = root / reader.base_folder
-    folder.mkdir(parents=True)
-
-    def write(name: str, content: dict[str, Any]) -> str:
-        packed = pickle.dumps(content)
-        (folder / name).write_bytes(packed)
-        return hashlib.md5(packed).hexdigest()
-
+    size = 4 * PUBLISHED[name].num_classes
+    known = shrunk(name, ((len(PUBLISHED[name].files) - 2) * size, size), monkeypatch)
+    names, *batches = known.files
+    (root / known.folder).mkdir(parents=True)
+    (root / names).write_text("".join(f"class {i}\n" for i in range(known.num_classes)) + "\n")
     pixels, labels = [], []
-    for attribute in ("train_list", "test_list"):
-        listed = []
-        for name, _ in getattr(reader, attribute):
-            batch = rng.integers(0, 256, (4 * classes, 3072), np.uint8)
-            truth = (np.arange(4 * classes) * 7 % classes).tolist()
-            listed.append([name, write(name, {"data": batch, label_key: truth})])
-            pixels.append(batch.reshape(-1, 3, 32, 32))
-            labels += truth
-        monkeypatch.setattr(reader, attribute, listed)
-    meta = {reader.meta["key"]: [f"class {i}" for i in range(classes)]}
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": write(reader.meta["filename"], meta)})
-    return np.concatenate(pixels), np.array(labels)
+    for file in batches:
+        images = rng.integers(0, 256, (size, 3072), np.uint8)
+        truth = (np.arange(size, dtype=np.uint8) * 7 % known.num_classes)[:, None]
+        coarse = [truth // 5] if known.num_classes == 100 else []
+        (root / file).write_bytes(np.hstack([*coarse, truth, images]).tobytes())
+        pixels.append(images.reshape(-1, 3, 32, 32))
+        labels.append(truth[:, 0])
+    return np.concatenate(pixels), np.concatenate(labels).astype(np.int64)
 
 
 def svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
@@ -350,11 +348,7 @@ def published(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[n
     root.mkdir(exist_ok=True)
     if name == "svhn":
         return svhn(root, monkeypatch)
-    if name == "cifar10":
-        return cifar(root, monkeypatch, datasets.CIFAR10, "labels", 10)
-    if name == "cifar100":
-        return cifar(root, monkeypatch, datasets.CIFAR100, "fine_labels", 100)
-    return mnist(root, {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}[name])
+    return (cifar if name.startswith("cifar") else mnist)(root, monkeypatch, name)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashionmnist", "cifar10", "cifar100", "svhn"])
@@ -377,11 +371,54 @@ def test_torchvision_sets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert source_digest(config) != before
 
 
-def test_damaged_torchvision_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "svhn"])
+def test_damaged_published_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(name, tmp_path, monkeypatch)
+    whole = {file: (tmp_path / file).read_bytes() for file in PUBLISHED[name].files}
+    for file, content in whole.items():
+        almost = [content[:-1], content + b"\0"] if not file.endswith(".txt") else []
+        for damaged in (b"not what was published", b"", *almost):
+            (tmp_path / file).write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"{name}.*cannot be read"):
+                read_all(DataConfig(dataset=name, data_root=str(tmp_path)), tmp_path)
+        (tmp_path / file).write_bytes(content)
+
+
+def test_a_label_beyond_the_classes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published("cifar10", tmp_path, monkeypatch)
-    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"not what was published")
-    with pytest.raises(InputError, match=r"cifar10.*cannot be read"):
+    file = tmp_path / PUBLISHED["cifar10"].files[1]
+    file.write_bytes(b"\x0a" + file.read_bytes()[1:])
+    with pytest.raises(InputError, match="there is a label 10, but there are 10 classes"):
         read_all(DataConfig(dataset="cifar10", data_root=str(tmp_path)), tmp_path)
+
+
+def test_the_pickled_distribution_is_not_read(tmp_path: Path) -> None:
+    owned = tmp_path / "owned"
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
+        (folder / name).write_bytes(hostile_pickle(owned))
+    with pytest.raises(InputError, match=r"the Python distribution is pickled.*unpack cifar-10-binary.tar.gz"):
+        source_digest(DataConfig(dataset="cifar10", data_root=str(tmp_path)))
+    assert not owned.exists()
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+def test_download_is_checked_against_the_published_sum(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import utils
+
+    asked = []
+
+    def wrong_bytes(url: str, path: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append(url)
+        Path(path).write_bytes(b"something else")
+
+    monkeypatch.setattr(utils, "_urlretrieve", wrong_bytes)
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
+    with pytest.raises(InputError, match=r"could not be downloaded \(File not found or corrupted"):
+        source_digest(DataConfig(dataset=name, data_root=str(tmp_path), download=True))
+    assert all("python" not in url for url in asked)
+    assert asked
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -389,7 +426,7 @@ def test_failed_download(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(*args: Any, **kwargs: Any) -> None:
         raise URLError("no network")
 
-    monkeypatch.setattr(f"torchvision.datasets.{'mnist' if name == 'mnist' else 'cifar'}.download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
     config = DataConfig(dataset=name, data_root=str(tmp_path), download=True)
     check_source(config)
     with pytest.raises(InputError, match=rf"{name}.*could not be downloaded.*no network.*data_root"):
@@ -453,7 +490,7 @@ def test_tar_cannot_write_elsewhere(tmp_path: Path, animals: Path) -> None:
         link = tarfile.TarInfo("cat/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    with pytest.raises(InputError, match="would do harm"):
+    with pytest.raises(InputError, match="a member that is a link"):
         prepare(DataConfig(dataset=str(path)), tmp_path / "out", "")
     path = tar_of(animals, tmp_path / "outside.tar")
     with tarfile.open(path, "a") as tar:

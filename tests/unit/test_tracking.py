@@ -16,6 +16,7 @@ import torch
 from rco import checkpoint, tracking
 from rco.errors import InputError
 from rco.record import Record
+from rco.route import Anchor
 from rco.spec import NetworkSpec, save_network
 
 SPEC = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
@@ -58,8 +59,8 @@ def steps(client: Any, run_id: str) -> list[int]:
 
 def anchor(folder: Path, epoch: int, seed: int) -> Path:
     digest = save_network(folder / "anchor.safetensors", SPEC.build(seed), SPEC)
-    about = {"epoch": epoch, "sha256": digest, "model": SPEC.model, "val_accuracy": 0.5, "hardness": 0.25, "lr": None}
-    checkpoint.write_json(folder / "anchor.json", about)
+    known = {"lr": None, "train_loss": None, "val_accuracy": 0.5, "hardness": 0.25}
+    Anchor(epoch=epoch, sha256=digest, model=SPEC.model, index=0, file="anchor.safetensors", **known).write(folder)
     return folder
 
 

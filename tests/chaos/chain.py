@@ -1,0 +1,213 @@
+"""The tasks of a small pipeline run as processes of their own, through the door that launchers use, and what they must make."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rco import checkpoint
+from rco.config import RunConfig, jsonable
+from rco.preflight import Settings, preflight
+
+ROOT = Path(__file__).parents[2]
+STAGES = 2
+PARAMETERS: dict[str, Any] = {
+    "teacher": "digits-cnn-s",
+    "student": "digits-mlp",
+    "teacher_epochs": 120,
+    "teacher_milestones": [0.5],
+    "checkpoint_every": 30,
+    "epochs": 160,
+    "strategy": "equal-interval",
+    "n_anchors": STAGES,
+    "augment": "shift",
+    "device": "cpu",
+    "precision": "fp32",
+    "threads": 1,
+    "workers": 0,
+    "experiment": "chaos",
+    "registered_model": "chaos",
+}
+
+
+def small_run() -> dict[str, Any]:
+    """Parameters of a whole local run that is over soon."""
+    return {**PARAMETERS, "teacher_epochs": 4, "checkpoint_every": 1, "epochs": 4, "n_anchors": 1, "registered_model": ""}
+
+
+_VOLATILE = ("images_per_second", "time", "train_seconds", "origin", "latency_ms", "latency_p95_ms")
+LIMIT = 300.0  # seconds; a task that takes longer hangs
+
+
+@dataclass(frozen=True)
+class Step:
+    """One task with its arguments.
+
+    Attributes:
+        name: unique in the chain.
+        task: a function of `rco.tasks`.
+        arguments: JSON; paths of inputs as text.
+        outputs: arguments that name folders which the task makes.
+    """
+
+    name: str
+    task: str
+    arguments: Mapping[str, Any]
+    outputs: Sequence[str] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has resume points and a run of its own."""
+        return self.task in ("train_teacher", "distill_stage")
+
+
+@dataclass
+class Ended:
+    """A process that has ended.
+
+    Attributes:
+        code: exit status; negative: by that signal.
+        text: what it printed.
+        seconds: how long it took.
+    """
+
+    code: int
+    text: str
+    seconds: float
+
+    @property
+    def result(self) -> Any:
+        """What the task returned."""
+        return json.loads(self.text.strip().splitlines()[-1])
+
+    @property
+    def said(self) -> list[str]:
+        """Its lines for people."""
+        return [line for line in self.text.splitlines() if line.startswith("rco | ")]
+
+
+def run(
+    step: Step,
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    kill_after: float | None = None,
+    number: int = signal.SIGKILL,
+    prefix: Sequence[str] = (sys.executable, "-m"),
+    module: Sequence[str] = ("rco.tasks",),
+) -> Ended:
+    """Run a step in `folder`, where its outputs go.
+
+    Args:
+        environment: added to this process's.
+        kill_after: seconds until its process group is sent `number`.
+        prefix, module: what comes before the name of the task.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = folder / "arguments.json"
+    arguments.write_text(json.dumps({**step.arguments, **{name: str(folder / name) for name in step.outputs}}))
+    began = time.monotonic()
+    log = folder / f"log-{time.monotonic_ns()}.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*prefix, *module, step.task, str(arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(LIMIT if kill_after is None else kill_after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, number if kill_after is not None else signal.SIGKILL)
+            process.wait(60)
+    return Ended(process.returncode, log.read_text(errors="replace"), time.monotonic() - began)
+
+
+@dataclass
+class Chain:
+    """A run without faults: what every step is given, what it makes, and how long that takes."""
+
+    root: Path
+    settings: Settings
+    steps: list[Step] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, root: Path) -> Chain:
+        """Run every step once."""
+        self = cls(root, preflight(RunConfig.from_flat(PARAMETERS)))
+        s = {name: {k: v for k, v in values.items() if v is not None} for name, values in jsonable(self.settings).items()}
+        self._do(Step("check", "check", {"parameters": PARAMETERS, "max_stages": STAGES}))
+        data = self._do(Step("prepare_data", "prepare_data", {"settings": s["data"]}, ["dataset"])) / "dataset"
+        given: dict[str, Any] = {"settings": s["teacher"], "dataset": str(data)}
+        teacher = self._do(Step("train_teacher", "train_teacher", given, ["route", "route_index"]))
+        given = {"settings": s["student"], "dataset": str(data)}
+        student = self._do(Step("init_student", "init_student", given, ["student"])) / "student"
+        selection: Any = {}
+        for k in range(1, STAGES + 1):
+            given = {"settings": s["anchors"], "previous": selection, "student": str(student), "last_stage": k == STAGES}
+            given |= {"route": str(teacher / "route"), "route_index": str(teacher / "route_index")}
+            chosen = self._do(Step(f"select_anchor-{k}", "select_anchor", given, ["anchor", "anchors"]))
+            selection = self.last.result
+            given = {"settings": s["stage"], "selection": selection, "dataset": str(data), "student": str(student)}
+            given["anchor"] = str(chosen / "anchor")
+            student = self._do(Step(f"distill_stage-{k}", "distill_stage", given, ["distilled"])) / "distilled"
+        given = {"settings": s["evaluate"], "dataset": str(data), "student": str(student), "anchor": str(chosen / "anchor")}
+        evaluation = self._do(Step("evaluate", "evaluate", given, ["evaluation"])) / "evaluation"
+        given = {"settings": s["filing"], "student": str(student), "evaluation": str(evaluation)}
+        self._do(Step("register_student", "register_student", given))
+        given |= {"registered": {}, "route_index": str(teacher / "route_index"), "anchors": str(chosen / "anchors")}
+        self._do(Step("report", "report", given, ["folder"]))
+        return self
+
+    def _do(self, step: Step) -> Path:
+        folder = self.root / "reference" / step.name
+        self.last = run(step, folder, {})
+        if self.last.code != 0:
+            raise RuntimeError(f"{step.name} fails without any fault:\n{self.last.text[-3000:]}")
+        self.steps.append(step)
+        self.seconds[step.name] = self.last.seconds
+        self.made[step.name] = content(step, folder)
+        return folder
+
+
+def content(step: Step, folder: Path) -> dict[str, Any]:
+    """What a step has made, comparable: hashes of tensors and pictures aside, documents without times."""
+    made: dict[str, Any] = {}
+    for output in step.outputs:
+        for path in sorted((folder / output).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_dir() or path.name.startswith(".") or "outbox" in path.parts:
+                continue
+            if path.suffix == ".safetensors":
+                made[name] = checkpoint.sha256(path)
+            elif path.suffix == ".json" and path.name != "summary.json":
+                made[name] = _still(json.loads(path.read_text()))
+            elif path.name == "summary.json":
+                made[name] = _still(json.loads(path.read_text())["stages"])
+            else:
+                made[name] = path.stat().st_size > 0
+    return made
+
+
+def _still(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _still(v) for k, v in value.items() if k not in _VOLATILE}
+    return [_still(v) for v in value] if isinstance(value, list) else value
+
+
+def differences(expected: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Names of what is not as expected."""
+    return sorted(name for name in {*expected, *made} if expected.get(name) != made.get(name))

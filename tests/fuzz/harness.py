@@ -1,0 +1,204 @@
+"""Runs a reader on many inputs and judges each: a result or InputError, soon, in bounded memory, no side effects.
+
+A process for readers: its address space is limited, an audit hook sees what they open, and a folder of sentinels must stay as
+it is. To fuzz one more reader, add an entry to `tests.fuzz.readers.READERS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from rco.errors import InputError
+
+SECONDS, ROOM = 20, 3 * 2**30  # for one input; of address space beside what is taken when a reader begins
+GROWTH_MIB = 1024  # of memory really used, over all inputs of a reader
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader and its inputs.
+
+    Attributes:
+        cases: given a folder for seeds, the strategy of its inputs.
+        read: writes an input below a folder and reads it from there. Raises InputError, or nothing.
+    """
+
+    cases: Callable[[Path], st.SearchStrategy[Any]]
+    read: Callable[[Any, Path], object]
+
+
+@dataclass
+class Figures:
+    """What came of it."""
+
+    inputs: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    grown_mib: float = 0.0
+
+
+class MisbehavedError(Exception):
+    """A reader did what none may do."""
+
+
+class _TooSlowError(BaseException):
+    """No reader may catch it."""
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_PATHS = {"os.mkdir": (0,), "os.remove": (0,), "os.rename": (0, 1), "os.rmdir": (0,), "os.symlink": (1,), "os.link": (1,)}
+_PATHS |= {"os.truncate": (0,), "shutil.rmtree": (0,)}
+_FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.putenv",
+    "subprocess.Popen",
+    "socket.connect",
+    "pickle.load",
+)
+
+
+class Watch:
+    """An audit hook that notes what is written outside a folder, and every process or connection that is begun."""
+
+    def __init__(self, allowed: Path) -> None:
+        self.allowed, self.on = str(allowed), False
+        self.seen: list[str] = []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event.startswith(_FORBIDDEN):
+            self.seen.append(event)
+        elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING and not isinstance(args[0], int):
+            self._note(event, args[0])
+        elif event in _PATHS:
+            for i in _PATHS[event]:
+                self._note(event, args[i], args[-1])
+
+    def _note(self, event: str, path: Any, folder: Any = -1) -> None:
+        base = f"/proc/self/fd/{folder}" if isinstance(folder, int) and folder >= 0 else os.getcwd()
+        where = os.path.realpath(os.path.dirname(os.path.join(os.path.realpath(base), os.fsdecode(path))))
+        if not f"{where}/".startswith(self.allowed) and os.fsdecode(path) != os.devnull:
+            self.seen.append(f"{event} {os.fsdecode(path)!r}")
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look on; MisbehavedError if there was anything to see."""
+        self.seen.clear()
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+        if self.seen:
+            raise MisbehavedError(f"side effects: {self.seen[:5]}")
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _TooSlowError(f"still reading after {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _tree(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted((str(p), p.lstat().st_size, p.lstat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+def fuzz(reader: Reader, examples: int, start: int, watch: Watch, base: Path) -> Figures:
+    """Run a reader.
+
+    Args:
+        examples: how many inputs at most; fewer if there are no more.
+        start: the seed of the inputs.
+        base: a new folder.
+
+    Raises:
+        AssertionError, Exception: what the reader did wrong, with the smallest input that was found for it.
+    """
+    sentinels, work = base / "sentinels", base / "work"
+    for folder in (sentinels, work, base / "seeds"):
+        folder.mkdir(parents=True)
+    (sentinels / "untouched").write_text("as it was")
+    figures, before = Figures(), _tree(sentinels)
+    cases = reader.cases(base / "seeds")
+
+    @seed(start)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(cases)
+    def judge(case: Any) -> None:
+        figures.inputs += 1
+        shutil.rmtree(work)
+        work.mkdir()
+        with _in_time(), watch.watching():
+            try:
+                reader.read(case, work)
+            except InputError as error:
+                figures.refused += 1
+                said = str(error)
+            else:
+                said = ""
+        assert said.isprintable(), "a message that a terminal cannot show"
+        assert _tree(sentinels) == before, "a file outside the target was touched"
+        assert {p.name for p in base.iterdir()} == {"sentinels", "work", "seeds"}, "a file outside the target was made"
+        assert "rco_fuzz_canary" not in sys.modules, "code was imported because a file named it"
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    judge()
+    figures.seconds = time.monotonic() - started
+    figures.grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) / 1024
+    assert figures.grown_mib < GROWTH_MIB, f"the memory has grown by {figures.grown_mib:.0f} MiB"
+    return figures
+
+
+def limited() -> None:
+    """Leave this process `ROOM` more address space than it has taken."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
+
+
+@contextlib.contextmanager
+def scene() -> Iterator[tuple[Path, Watch]]:
+    """A folder that is this process's whole world, and a module on its path that nobody may import."""
+    with tempfile.TemporaryDirectory(prefix="rco-fuzz-") as name:
+        world = Path(name).resolve()
+        (world / "code").mkdir()
+        (world / "code" / "rco_fuzz_canary.py").write_text("def factory(**_):\n    raise SystemExit('ran')\n")
+        (world / "tmp").mkdir()
+        sys.path.append(str(world / "code"))
+        tempfile.tempdir = str(world / "tmp")
+        yield world, Watch(world)

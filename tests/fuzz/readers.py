@@ -1,0 +1,780 @@
+"""Every reader of files that others wrote, each with valid seeds and ways to damage them."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import struct
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import yaml
+from hypothesis import strategies as st
+from PIL import Image
+
+from rco import checkpoint, published, sources, storage
+from rco.config import DataConfig, RunConfig, from_dict, jsonable
+from rco.data import Dataset, Manifest
+from rco.errors import InputError
+from rco.images import FileImages, header
+from rco.record import Record
+from rco.route import Anchor, Checkpoint, Route
+from rco.spec import NetworkSpec, load_network, save_network
+from tests.fuzz.harness import Reader
+from tests.fuzz.mutations import changed, damaged, json_texts
+from tests.hostile import hostile_pickle
+
+SPEC = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=3, image_size=8)
+warnings.simplefilter("ignore")
+
+
+def warm_up() -> None:
+    """Import and run once what readers import when they are first used: it must not count as theirs."""
+    import torch
+    import torchvision  # noqa: F401
+
+    from pipelines import deployment  # noqa: F401
+    from rco import outbox, preflight, resume, tasks  # noqa: F401
+
+    with TemporaryDirectory() as folder:
+        torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")
+        _read_state(Path(folder) / "a.pt")
+        with contextlib.suppress(InputError):
+            _file("b.pt", _read_state)(hostile_pickle(Path(folder) / "owned"), Path(folder))
+    torch.zeros(2, device="meta")
+
+
+def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
+    """A reader of one file."""
+
+    def act(content: bytes, folder: Path) -> object:
+        path = folder / name
+        path.write_bytes(content)
+        return read(path)
+
+    return act
+
+
+# --- safetensors ---
+
+
+@st.composite
+def _safetensors(draw: st.DrawFn, whole: bytes) -> bytes:
+    size = int.from_bytes(whole[:8], "little")
+    head, body = json.loads(whole[8 : 8 + size]), whole[8 + size :]
+    match draw(st.sampled_from(["bytes", "head", "head", "described", "described", "length", "text"])):
+        case "bytes":
+            return draw(damaged(whole))
+        case "described":
+            about = json.loads(head["__metadata__"]["rco"])
+            head["__metadata__"]["rco"] = draw(json_texts(about)).decode("utf-8", "surrogateescape")
+        case "head":
+            head = draw(changed(head))
+        case "length":
+            length = draw(st.sampled_from([0, 1, size - 1, size + 1, size + 8, 2**24, 2**27, 2**32, 2**63, 2**64 - 1]))
+            return length.to_bytes(8, "little") + whole[8:]
+        case "text":
+            raw = draw(json_texts(head))
+            return len(raw).to_bytes(8, "little") + raw + body
+    raw = json.dumps(head).encode("utf-8", "surrogateescape")
+    return len(raw).to_bytes(8, "little") + raw + draw(st.sampled_from([body, body[:-1], body + b"\0", b""]))
+
+
+def _network_files(seeds: Path) -> st.SearchStrategy[bytes]:
+    save_network(seeds / "a.safetensors", SPEC.build(0), SPEC, epoch=3)
+    large = replace(SPEC, model="resnet8", image_size=128, in_channels=3)
+    save_network(seeds / "b.safetensors", large.build(0), large)
+    return st.one_of(_safetensors((seeds / "a.safetensors").read_bytes()), _safetensors((seeds / "b.safetensors").read_bytes()))
+
+
+def _array_files(seeds: Path) -> st.SearchStrategy[bytes]:
+    kinds = {str(np.dtype(kind)): np.ones((2, 3), kind) for kind in ("f4", "f2", "f8", "i8", "u1", "?")}
+    checkpoint.save_arrays(seeds / "a.safetensors", {**kinds, "empty": np.ones((0, 4), "f4"), "one": np.array(1.0)}, {"k": [1]})
+    return _safetensors((seeds / "a.safetensors").read_bytes())
+
+
+# --- torch files ---
+
+_PICKLES = [
+    b"\x80\x02N.",
+    b"\x80\x02}q\0.",
+    b"\x80\x02cos\nsystem\nX\x04\0\0\0trueq\0\x85q\1Rq\2.",
+    b"\x80\x02cbuiltins\neval\nX\x03\0\0\x001+1\x85R.",
+    b"\x80\x02c__builtin__\nbytearray\n\x8a\x08\0\0\0\0\0\0\0\x40\x85R.",
+    b"\x80\x02ctorch\nTensor\n\x8a\x06\0\0\0\0\0\x10\x85R.",
+    b"\x80\x02crco_fuzz_canary\nfactory\n)R.",
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\0)tR.",
+    b"\x80\x02" + b"(" * 5000 + b".",
+    b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
+]
+
+
+def _packed(records: dict[str, bytes], compression: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@st.composite
+def _torch_zip(draw: st.DrawFn, whole: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        records = {member.filename: archive.read(member) for member in archive.infolist()}
+    name = draw(st.sampled_from(sorted(records)))
+    other = st.sampled_from([b"", b"little", b"big", b"\0" * 100, b"\0" * 2**24, *_PICKLES])
+    records[name] = draw(st.one_of(damaged(records[name]), damaged(records[name], 1), other))
+    if draw(st.booleans()):
+        pickled = next(n for n in sorted(records) if n.endswith("data.pkl"))
+        records[pickled] = draw(st.one_of(st.sampled_from(_PICKLES), damaged(records[pickled])))
+    return _packed(records, draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
+
+
+def _torch_files(seeds: Path) -> st.SearchStrategy[bytes]:
+    import torch
+
+    state = SPEC.build(0).state_dict()
+    torch.save({"epoch": 3, "state_dict": state}, seeds / "a.pt")
+    torch.save(state, seeds / "old.pt", _use_new_zipfile_serialization=False)
+    new, old = (seeds / "a.pt").read_bytes(), (seeds / "old.pt").read_bytes()
+    hostile = st.sampled_from([hostile_pickle(seeds.parent / "sentinels" / "owned"), *_PICKLES])
+    return st.one_of(_torch_zip(new), _torch_zip(new), damaged(new), damaged(old), hostile)
+
+
+def _read_state(path: Path) -> object:
+    from rco.teacher import read_state
+
+    return checkpoint.require_fit(SPEC.build(), read_state(path), path)
+
+
+# --- documents ---
+
+
+def _a_route(folder: Path) -> Route:
+    digests = [save_network(folder / f"epoch-{e:04d}.safetensors", SPEC.build(e), SPEC, epoch=e) for e in (2, 4)]
+    points = [
+        Checkpoint(epoch=e, lr=0.1, train_loss=1.0, val_accuracy=0.5, file=f"epoch-{e:04d}.safetensors", sha256=digest)
+        for e, digest in zip((2, 4), digests, strict=True)
+    ]
+    return Route.write(
+        folder,
+        network=SPEC,
+        data_digest="0" * 64,
+        checkpoints=points,
+        decay_epochs=[3],
+        history=[{"epoch": e, "lr": 0.1, "loss": 1.0, "val_accuracy": 0.5} for e in range(1, 5)],
+        probe_labels=np.arange(3),
+        probe_logits=np.ones((2, 3, 3), np.float32),
+    )
+
+
+def _route_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, bytes, bytes]]:
+    _a_route(seeds)
+    manifest, probe = seeds / "manifest.json", (seeds / "probe.safetensors").read_bytes()
+    damaged_probe = st.one_of(st.just(probe), st.just(probe), _safetensors(probe))
+    return st.tuples(st.just(seeds), json_texts(json.loads(manifest.read_text())), damaged_probe)
+
+
+def _read_route(case: tuple[Path, bytes, bytes], folder: Path) -> None:
+    seeds, manifest, probe = case
+    for path in seeds.glob("epoch-*"):
+        os.link(path, folder / path.name)
+    (folder / "probe.safetensors").write_bytes(probe)
+    if probe != (seeds / "probe.safetensors").read_bytes():  # a forger writes the matching hash
+        document = json.loads((seeds / "manifest.json").read_text())
+        manifest = json.dumps({**document, "probe_sha256": checkpoint.sha256(folder / "probe.safetensors")}).encode()
+    (folder / "manifest.json").write_bytes(manifest)
+    route = Route.open(folder)
+    route.probe()
+    route.verify()
+    assert route.epochs[0] >= 1
+
+
+_STAGE = {
+    **{"stage": 1, "anchor_epoch": 2, "anchor_index": 0, "anchor_val_accuracy": 0.5, "anchor_sha256": "0" * 64, "reason": "x"},
+    **{"first_epoch": 1, "last_epoch": 2, "hardness_before": [1.0, 2.0], "train_seconds": 1.5, "teacher_forward_passes": 10},
+    **{"val_accuracy": 0.5, "kl_to_anchor": 0.1, "kl_to_teacher": 0.2},
+}
+_RECORD = {
+    **{"key": "student", "params": {"tau": 4.0}, "data": {"name": "digits", "source": "digits", "digest": "0" * 64}},
+    "rows": [{"step": k, "time": 1_700_000_000_000 + k, "metrics": {"loss": 1.0 / k, "val_accuracy": 0.5}} for k in (1, 2)],
+    **{"stages": [_STAGE], "tags": {"rco.seed": "0"}, "origin": {"tracking_uri": "x", "run_id": "y", "pipeline_run": "z"}},
+}
+_ANCHOR = {
+    **{"epoch": 2, "lr": 0.1, "train_loss": None, "val_accuracy": 0.5, "file": "epoch-0002.safetensors", "sha256": "0" * 64},
+    **{"model": "digits-mlp", "index": 0, "hardness": 0.5, "hardness_of_route": [0.5, 1.0], "relative_hardness": 1.0},
+}
+
+
+def _read_record(path: Path) -> None:
+    record = Record.read(path.parent)
+    for row in record.rows:
+        assert row["step"] + row["time"] + sum(row["metrics"].values()) is not None
+    for stage in record.stages:
+        assert stage["last_epoch"] - stage["first_epoch"] + sum(stage["hardness_before"]) is not None
+
+
+def _read_anchor(path: Path) -> None:
+    about = Anchor.read(path.parent)
+    about.write(path.parent)
+    assert Anchor.read(path.parent) == about
+
+
+# --- prepared data sets ---
+
+
+def _dataset_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
+    from rco.prepare import prepare
+
+    _pictures(seeds / "pictures")
+    config = DataConfig(dataset=str(seeds / "pictures"), probe_size=4)
+    prepare(config, seeds / "data", "x")
+    arrays = seeds / "data"
+    manifest = json.loads((arrays / "manifest.json").read_text())
+    files = {**manifest, "storage": "files", "root": "images"}
+    parts = {"paths": [f"{i}.png" for i in range(manifest["sizes"]["val"])], "labels": [0] * manifest["sizes"]["val"]}
+    (seeds / "data" / "val.json").write_text(json.dumps(parts))
+    validation = (arrays / "val.safetensors").read_bytes()
+    return st.one_of(
+        st.tuples(st.just(arrays), st.just("manifest.json"), json_texts(manifest)),
+        st.tuples(st.just(arrays), st.just("manifest.json"), json_texts(files)),
+        st.tuples(st.just(arrays), st.just("val.safetensors"), _safetensors_plain(validation)),
+        st.tuples(st.just(arrays), st.just("val.json"), json_texts(parts)),
+    )
+
+
+def _safetensors_plain(whole: bytes) -> st.SearchStrategy[bytes]:
+    return st.one_of(_safetensors(whole), damaged(whole))
+
+
+def _read_dataset(case: tuple[Path, str, bytes], folder: Path) -> None:
+    seeds, name, content = case
+    for path in seeds.iterdir():
+        if path.is_file():
+            os.link(path, folder / path.name)
+    (folder / "images").mkdir()
+    for i in range(40):
+        Image.new("RGB", (8, 8)).save(folder / "images" / f"{i}.png")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_bytes(content)
+    if name == "val.json":
+        manifest = json.loads((seeds / "manifest.json").read_text())
+        (folder / "manifest.json").unlink()
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "storage": "files", "root": "images"}))
+    data = Dataset.open(folder)
+    assert isinstance(data.manifest, Manifest)
+    for x, y in data.split("val").batches(4, workers=0):
+        assert x.shape[1:] == data.manifest.image_shape
+        assert int(y.max()) < data.manifest.num_classes
+
+
+# --- what is kept for later ---
+
+
+def _outbox_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, bytes, bytes, bytes]]:
+    index = {
+        **{"pipeline_run": "p", "tracking_uri": "http://localhost", "headline": {"accuracy": 0.5}, "note": "n"},
+        **{"parent": {"experiment": "rco", "name": "n", "params": {"tau": 4}}},
+        "models": [{"metrics": {"a": 1.0}, "tags": {"b": "c"}, "anchors": [2]}],
+    }
+    digest = save_network(seeds / "weights", SPEC.build(0), SPEC)
+    documents = (index, _RECORD, {**_ANCHOR, "sha256": digest})
+    kinds = [st.just(json.dumps(document).encode()) for document in documents]
+    changed_one = [
+        st.tuples(st.just(seeds), *(json_texts(documents[i]) if i == k else kinds[i] for i in range(3))) for k in range(3)
+    ]
+    return st.one_of(*changed_one)
+
+
+def _read_outbox(case: tuple[Path, bytes, bytes, bytes], folder: Path) -> None:
+    from rco import outbox
+
+    seeds, index, record, anchor = case
+    box = folder / "outbox"
+    (box / "models" / "0" / "epoch-0002").mkdir(parents=True)
+    (box / "weights").mkdir()
+    os.link(seeds / "weights", box / "weights" / checkpoint.sha256(seeds / "weights"))
+    (box / "outbox.json").write_bytes(index)
+    (box / "models" / "0" / "record.json").write_bytes(record)
+    (box / "models" / "0" / "epoch-0002" / "anchor.json").write_bytes(anchor)
+    letter, _, _ = outbox.take(folder)
+    for delivery in letter.deliveries:
+        for make in delivery.anchors.values():
+            with make() as made:
+                Anchor.read(made)
+
+
+_IDENTITY = {"settings": {"epochs": 3}, "data": "0" * 64}
+
+
+def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    import torch
+
+    from rco.resume import Points
+
+    points = Points(str(seeds), _IDENTITY)
+    state = {"progress": {"epoch": 1, "batches": 2}, "model": {"w": torch.ones(2, 3)}, "rng": torch.zeros(8, dtype=torch.uint8)}
+    points.add("training", lambda: state)
+    points.add("record", lambda: _RECORD)
+    points.keep()
+    (file,) = seeds.glob("point-*.safetensors")
+    return _safetensors(file.read_bytes())
+
+
+def _read_point(content: bytes, folder: Path) -> None:
+    """A point whose name says the sha256 of what somebody has put into it."""
+    from rco.resume import Points
+
+    name = f"point-00001-000002-{hashlib.sha256(content).hexdigest()}.safetensors"
+    (folder / name).write_bytes(content)
+    points = Points(str(folder), _IDENTITY)
+    if (training := points.take("training")) is None:  # it was set aside with a warning, as a damaged point is
+        raise InputError("resume point", name, "is damaged", "Start anew")
+    assert training is not None
+
+
+# --- settings ---
+
+
+def _deployment_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "kubernetes" / "deployment.yaml").read_text()
+    pieces = st.sampled_from([*(t.encode("utf-8", "surrogatepass") for t in _YAML), text.encode()])
+    values = changed(yaml.safe_load(text)).map(lambda d: json.dumps(d).encode())
+    return st.one_of(
+        values, values, damaged(text.encode()), pieces.flatmap(damaged), st.lists(pieces, max_size=3).map(b"".join)
+    )
+
+
+def _read_deployment(path: Path) -> None:
+    from pipelines.deployment import read_deployment
+
+    read_deployment(path)
+
+
+_YAML = [
+    *("a: &a [x]\nb: [*a, *a]\n", "!!python/object/apply:os.system ['true']\n", "x: !!python/name:os.system\n", "<<: {a: 1}\n"),
+    *(
+        "&a : *a\n",
+        "tau: &x 1\nlr: *x\n",
+        "- 1\n- 2\n",
+        "? [1, 2]\n: 3\n",
+        "{" * 3000,
+        "[" * 3000,
+        "a: " * 300,
+        "tau: 0x" + "f" * 9000,
+    ),
+    *(
+        "tau: 1" + "0" * 6000,
+        "tau: 2026-99-99\n",
+        "tau: 1:60:99\n",
+        "tau: .inf\n",
+        "tau: .nan\n",
+        "epochs: 1e999\n",
+        "tau: 1\ntau: 2\n",
+    ),
+    *(
+        "--- 1\n--- 2\n",
+        "%YAML 9.9\n---\n",
+        "\0",
+        "\ud800",
+        "tau: !!binary '####'\n",
+        "tau: !!float x\n",
+        "tau: !!int ''\n",
+        "tau: !!set {a}\n",
+    ),
+    *(
+        "strategy: !!timestamp 2001-01-01\n",
+        "? &a {}\n: 1\n",
+        "a" * 5000 + ": 1\n",
+        "\x1b[2J: 1\n",
+        'dataset: "\\ud800"\n',
+        "1: 2\n",
+    ),
+]
+
+
+def _recipe_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    from pipelines.cli import RECIPES
+
+    texts = [path.read_bytes() for path in sorted(RECIPES.glob("*.yaml"))]
+    pieces = st.sampled_from([*(t.encode("utf-8", "surrogatepass") for t in _YAML), *texts])
+    flat = changed(RunConfig().to_flat()).map(lambda d: json.dumps(d).encode())  # JSON is YAML
+    return st.one_of(flat, flat, pieces.flatmap(damaged), st.lists(pieces, max_size=3).map(b"".join))
+
+
+def _read_recipe(path: Path) -> None:
+    from pipelines.cli import read_recipe
+
+    RunConfig.from_flat(read_recipe(str(path)))
+
+
+def _setting_cases(seeds: Path) -> st.SearchStrategy[tuple[str, bytes]]:
+    from rco.preflight import preflight
+
+    settings = jsonable(preflight(RunConfig()))
+    return st.one_of(*(st.tuples(st.just(name), json_texts(values)) for name, values in settings.items()))
+
+
+def _read_settings(case: tuple[str, bytes], folder: Path) -> None:
+    import typing
+
+    from rco import tasks
+    from rco.preflight import Settings
+
+    name, content = case
+    path = folder / "arguments.json"
+    path.write_bytes(content)
+    with_suppressed: list[InputError] = []
+    try:
+        tasks._arguments(tasks.TASKS["init_student"], path)
+    except InputError as error:
+        with_suppressed.append(error)
+    cls = typing.get_type_hints(Settings)[name]
+    settings = from_dict(cls, checkpoint.read_json(path))
+    assert from_dict(cls, jsonable(settings)) == settings
+
+
+# --- images, and what holds them ---
+
+
+def _image_seeds() -> list[tuple[str, bytes]]:
+    rng = np.random.default_rng(0)
+    whole = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
+    wanted = [
+        *(("png", mode, {}) for mode in ("RGB", "L", "P", "RGBA", "LA", "1", "I;16")),
+        *(("jpg", mode, {}) for mode in ("RGB", "L", "CMYK")),
+        *(("gif", mode, {}) for mode in ("P", "L")),
+        *(("tif", mode, {"compression": c}) for mode in ("RGB", "L", "CMYK", "I;16", "F") for c in (None, "tiff_lzw")),
+        *(("bmp", mode, {}) for mode in ("RGB", "1", "P")),
+        *(("webp", mode, {}) for mode in ("RGB", "RGBA")),
+        *(("ppm", mode, {}) for mode in ("RGB", "L")),
+    ]
+    names = {"jpg": "JPEG", "tif": "TIFF"}
+    seeds = []
+    for suffix, mode, options in wanted:
+        file = io.BytesIO()
+        image = whole.convert("L").convert("I").convert("I;16") if mode == "I;16" else whole.convert(mode)
+        image.save(file, names.get(suffix, suffix.upper()), **{k: v for k, v in options.items() if v})
+        seeds.append((suffix, file.getvalue()))
+    frames = io.BytesIO()
+    whole.save(frames, "GIF", save_all=True, append_images=[whole.rotate(90 * k) for k in range(1, 4)])
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    wide = b"P6 99999999 99999999 255\n" + b"\0" * 64
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    return [*seeds, ("gif", frames.getvalue()), ("png", bomb.getvalue()), ("ppm", wide), ("png", postscript)]
+
+
+def _image_cases(seeds: Path) -> st.SearchStrategy[tuple[str, bytes, int]]:
+    each = [st.tuples(st.just(suffix), damaged(content, 4), st.sampled_from([0, 8])) for suffix, content in _image_seeds()]
+    return st.one_of(*each)
+
+
+def _read_image(case: tuple[str, bytes, int], folder: Path) -> None:
+    suffix, content, size = case
+    path = folder / f"x.{suffix}"
+    path.write_bytes(content)
+    shape = header(path)
+    images = FileImages.of(folder, [path.name], size)
+    pixels = images.read(np.array([0]))
+    assert pixels.shape == (1, shape[0], size or shape[1], size or shape[2])
+
+
+_NAMES = [
+    *("cat/{}.png", "dog/{}.png", "train/cat/{}.png", "train/dog/{}.png", "val/cat/{}.png", "test/dog/{}.png", "x/cat/{}.png"),
+    *("../owned{}.png", "/abs/cat/{}.png", "cat/../../owned{}.png", "./cat/{}.png", "cat//{}.png", "cat/{}.txt", "{}.png"),
+    *("\x1b[2Jcat/{}.png", "ca\nt/{}.png", "\udc80\udcff/{}.png", "é/{}.png", ".hidden/{}.png", "cat/" + "n" * 300 + "{}.png"),
+    *("cat/{}.png/inner.png", "c" * 90 + "/" + "d" * 120 + "/{}.png", "a/" * 60 + "{}.png", "cat\\dog/{}.png", "cat/\0{}.png"),
+]
+_KINDS = [tarfile.REGTYPE] * 8 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+_KINDS += [tarfile.DIRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"Z"]
+
+
+def _packer(compression: str) -> Callable[[bytes], bytes]:
+    return {"": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[compression]
+
+
+@st.composite
+def _tars(draw: st.DrawFn, outside: Path, pictures: list[bytes]) -> bytes:
+    file = io.BytesIO()
+    formats = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    with tarfile.open(fileobj=file, mode="w", format=draw(formats)) as tar:
+        honest = draw(st.booleans())
+        names = _NAMES[:2] if honest else [*_NAMES, f"{outside}/owned{{}}.png"]
+        for i in range(draw(st.integers(6, 12) if honest else st.integers(0, 14))):
+            member = tarfile.TarInfo((names[i % 2] if i < 8 else draw(st.sampled_from(names))).format(i))
+            member.type = draw(st.sampled_from(_KINDS)) if i >= 8 and not honest else tarfile.REGTYPE
+            links = ["cat/0.png", "/etc/passwd", "../../owned", str(outside / "untouched"), member.name, ".", "cat"]
+            member.linkname = draw(st.sampled_from(links))
+            content = (
+                draw(st.sampled_from(pictures))
+                if honest or i < 8
+                else draw(st.sampled_from([*pictures, _png(4, 9), b"", b"x"]))
+            )
+            if not honest and draw(st.booleans()):
+                member.pax_headers = {
+                    draw(st.sampled_from(["size", "path", "GNU.sparse.major", "comment", "linkpath"])): "1" * 9
+                }
+            member.size = len(content)
+            try:
+                tar.addfile(member, io.BytesIO(content))
+            except (ValueError, UnicodeError):
+                continue  # a name that this format cannot write
+    whole = bytearray(file.getvalue())
+    if not honest and draw(st.booleans()):
+        _lie(draw, whole)
+    packed = _packer(draw(st.sampled_from(["", "", "gz", "xz", "bz2"])))(bytes(whole))
+    return packed if draw(st.integers(0, 2)) else draw(damaged(packed, 3))
+
+
+def _lie(draw: st.DrawFn, whole: bytearray) -> None:
+    """Change a member's size or type in its header, with a checksum that fits."""
+    block = 512 * draw(st.integers(0, max(0, len(whole) // 512 - 1)))
+    sizes = [b"00000000000\0", b"77777777777\0", b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff", b"00100000000\0", b"-0000000001\0"]
+    whole[block + 124 : block + 136] = draw(st.sampled_from(sizes))
+    whole[block + 156 : block + 157] = draw(st.sampled_from([b"0", b"S", b"x", b"g", b"L", b"K", b"5", b"1", b"2", b"D", b"V"]))
+    whole[block + 148 : block + 156] = b" " * 8
+    whole[block + 148 : block + 156] = f"{sum(whole[block : block + 512]):06o}\0 ".encode()
+
+
+def _png(seed: int, size: int = 8) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _pictures(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(5):
+            (folder / name / f"{i}.png").write_bytes(_png(i))
+
+
+def _bombs() -> list[bytes]:
+    """Small archives that are large inside: one file, one header, many files."""
+    bombs = []
+    for pack in (gzip.compress, lzma.compress):
+        zeros = pack(bytes(2**24))  # both formats are read on where one part ends and another begins
+        for kind, mib in ((tarfile.REGTYPE, 1200), (tarfile.GNUTYPE_LONGNAME, 1200), (tarfile.XHDTYPE, 1200)):
+            member = tarfile.TarInfo("cat/0.png")
+            member.type, member.size = kind, mib * 2**20
+            bombs.append(pack(member.tobuf()) + zeros * (mib // 16))
+    many = gzip.compress(tarfile.TarInfo("cat/0.png").tobuf() * 2**10)
+    return [*bombs, many * 200]
+
+
+def _tar_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    made, bombs = _tars(seeds.parent / "sentinels", [_png(0), _png(1), _png(2), _png(3)]), _bombs()
+    # A bomb takes seconds: a few of them, among thousands.
+    return st.integers(0, 400).flatmap(lambda n: st.sampled_from(bombs) if n == 400 else made)
+
+
+def _prepare(source: Path | str, folder: Path) -> None:
+    config = DataConfig(dataset=str(source))
+    sources.check_source(config)
+    sources.source_digest(config)
+    with sources.open_source(config, folder) as source_:
+        pixels = source_.images.read(np.arange(len(source_.layout.labels)))
+        assert len(pixels) == len(source_.layout.labels)
+
+
+def _read_tar(path: Path) -> None:
+    _prepare(path, path.parent)
+
+
+_STEPS = ["file", "file", "file", "link", "loop", "out", "fifo", "broken", "folder", "bad", "dotted", "twice", "socket"]
+
+
+def _folder_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, list[tuple[str, str]]]]:
+    names = st.sampled_from([n for n in _NAMES if "\0" not in n and ".." not in n and not n.startswith("/")])
+    step = st.tuples(st.sampled_from(_STEPS), names)
+    return st.tuples(st.just(seeds.parent / "sentinels"), st.lists(step, max_size=12))
+
+
+def _build(root: Path, steps: list[tuple[str, str]], outside: Path) -> None:
+    _pictures(root)
+    for i, (step, name) in enumerate(steps):
+        path = root / name.format(100 + i)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            match step:
+                case "file" | "dotted":
+                    path.write_bytes(_png(i))
+                case "bad":
+                    path.write_bytes(b"no image")
+                case "link":
+                    path.symlink_to(root / "cat" / "0.png")
+                case "loop":
+                    path.symlink_to(path.parent)
+                case "out":
+                    path.symlink_to(outside)
+                case "broken":
+                    path.symlink_to(path)
+                case "fifo":
+                    os.mkfifo(path)
+                case "folder":
+                    path.mkdir()
+                case "twice":
+                    for k in range(2):
+                        (path.parent / f"l{i}{k}").symlink_to(root / ("dog" if "cat" in name else "cat"))
+        except OSError:
+            continue  # this file system has no such name
+
+
+def _read_folder(case: tuple[Path, list[tuple[str, str]]], folder: Path) -> None:
+    outside, steps = case
+    _build(folder / "data", steps, outside)
+    (folder / "scratch").mkdir()
+    _prepare(folder / "data", folder / "scratch")
+
+
+_URIS = [
+    *(
+        "file://",
+        "file:///",
+        "file://host/x",
+        "file://[",
+        "file:///%00",
+        "file:///a%2f..%2f..%2fetc",
+        "FILE:///x",
+        "~",
+        "~nobody-here/x",
+    ),
+    *(
+        "s3://",
+        "s3:///",
+        "s3://bucket",
+        "s3://bucket/",
+        "s3://bucket/key",
+        "s3://u:p@bucket/x",
+        "s3://b\0/x",
+        "s3:///key",
+        "S3://b/k",
+    ),
+    *(
+        "http://x/y",
+        "gs://b",
+        "://",
+        "a://",
+        "",
+        " ",
+        ".",
+        "/",
+        "a" * 5000,
+        "\0",
+        "\ud800",
+        "x.tar",
+        "x" * 300 + ".tar.gz",
+        "/dev/null",
+    ),
+    *("digits", "Digits", "cifar10", "/proc/self/mem", "/proc/self/fd/0", "file:/x", "file:///" + "../" * 50 + "etc/passwd"),
+]
+
+
+def _uri_cases(seeds: Path) -> st.SearchStrategy[str]:
+    base = st.sampled_from(_URIS)
+    edited = st.tuples(
+        base, st.integers(0, 60), st.sampled_from(["", "/", ":", "%", "..", "\0", "?", "#", "@", "[", " ", "é", "\n"])
+    )
+    joined = st.tuples(base, base).map("".join)
+    return st.one_of(base, joined, edited.map(lambda e: e[0][: e[1]] + e[2] + e[0][e[1] :]), st.text(max_size=40))
+
+
+def _read_uri(uri: str, folder: Path) -> None:
+    os.chdir(folder)
+    if storage.is_remote(uri):
+        storage._split(uri)
+        return
+    storage.exists(uri)
+    if uri.strip() and not uri.startswith("/proc"):
+        config = DataConfig(dataset=uri, data_root=str(folder / "root"))
+        path = storage.local_path(uri)
+        if path.is_dir() and not path.is_relative_to(folder):
+            return  # somebody's real folder, perhaps a large one
+        sources.check_source(config)
+        sources.source_digest(config)
+
+
+# --- published data sets ---
+
+
+def _published_cases(seeds: Path) -> st.SearchStrategy[tuple[str, str, bytes]]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(20, dtype=np.uint8) % 10
+    known = _small_published()
+    whole: dict[str, dict[str, bytes]] = {"mnist": {}, "cifar10": {}}
+    for part in (0, 2):
+        pixels = rng.integers(0, 256, (20, 28, 28), np.uint8).tobytes()
+        whole["mnist"][known["mnist"].files[part]] = struct.pack(">IIII", 2051, 20, 28, 28) + pixels
+        whole["mnist"][known["mnist"].files[part + 1]] = struct.pack(">II", 2049, 20) + labels.tobytes()
+    names, *batches = known["cifar10"].files
+    whole["cifar10"][names] = b"".join(b"class %d\n" % i for i in range(10))
+    for file in batches:
+        whole["cifar10"][file] = np.hstack([labels[:, None], rng.integers(0, 256, (20, 3072), np.uint8)]).tobytes()
+    for name, files in whole.items():
+        for file, content in files.items():
+            path = seeds / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return st.one_of(
+        *(
+            st.tuples(st.just(str(seeds / name)), st.just(file), damaged(content, 3))
+            for name, files in whole.items()
+            for file, content in files.items()
+        )
+    )
+
+
+def _small_published() -> dict[str, published.Published]:
+    return {
+        "mnist": replace(published.PUBLISHED["mnist"], counts=(20, 20)),
+        "cifar10": replace(published.PUBLISHED["cifar10"], counts=(100, 20)),
+    }
+
+
+def _read_published(case: tuple[str, str, bytes], folder: Path) -> None:
+    seeds, victim, content = case
+    name = Path(seeds).name
+    for file in _small_published()[name].files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content if file == victim else (Path(seeds) / file).read_bytes())
+    kept = dict(published.PUBLISHED)
+    try:
+        sources.PUBLISHED.update(_small_published())
+        with sources.open_source(DataConfig(dataset=name, data_root=str(folder)), folder) as source:
+            assert source.layout.labels.max() < 10
+    finally:
+        sources.PUBLISHED.update(kept)
+
+
+READERS = {
+    "route": Reader(_route_cases, _read_route),
+    "record": Reader(lambda _: json_texts(_RECORD), _file("record.json", _read_record)),
+    "anchor": Reader(lambda _: json_texts(_ANCHOR), _file("anchor.json", _read_anchor)),
+    "checkpoint": Reader(_network_files, _file("a.safetensors", load_network)),
+    "arrays": Reader(_array_files, _file("a.safetensors", checkpoint.load_arrays)),
+    "torch-file": Reader(_torch_files, _file("a.pt", _read_state)),
+    "dataset": Reader(_dataset_cases, _read_dataset),
+    "recipe": Reader(_recipe_cases, _file("mine.yaml", _read_recipe)),
+    "settings": Reader(_setting_cases, _read_settings),
+    "tar": Reader(_tar_cases, _file("data.tar", _read_tar)),
+    "image": Reader(_image_cases, _read_image),
+    "folder": Reader(_folder_cases, _read_folder),
+    "uri": Reader(_uri_cases, _read_uri),
+    "deployment": Reader(_deployment_cases, _file("site.yaml", _read_deployment)),
+    "outbox": Reader(_outbox_cases, _read_outbox),
+    "resume-point": Reader(_point_cases, _read_point),
+    "published": Reader(_published_cases, _read_published),
+}
