@@ -826,11 +826,15 @@ def _arguments(function: Callable[..., Any], file: Path) -> dict[str, Any]:
     import inspect
 
     hints = inspect.get_annotations(function, eval_str=False)
+
+    def typed(name: str, value: Any) -> Any:
+        if "Path" not in str(hints.get(name)) or value is None:
+            return value
+        return [Path(one) for one in value] if isinstance(value, list) else Path(value)
+
     try:
         inspect.signature(function).bind(**values)
-        return {
-            key: Path(value) if "Path" in str(hints.get(key)) and value is not None else value for key, value in values.items()
-        }
+        return {name: typed(name, value) for name, value in values.items()}
     except TypeError as error:
         raise InputError("arguments", str(file), f"are not those of the task ({error})", "Name them as it does") from None
 

@@ -1,4 +1,4 @@
-"""The fault campaign: python -m tests.chaos.campaign [--short] [--faults 60] [--seed 0] [--output FILE]
+"""The fault campaign: python -m tests.chaos.campaign [--short] [--faults 78] [--seed 0] [--output FILE]
 
 After every fault the task is run again, as a cluster or a person would. It must then have made, to the last bit, what it makes
 without faults, and MLflow must have every epoch once. Where a fault is met with an error, it must say what is wrong in words.
@@ -17,22 +17,26 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
 
 from rco import checkpoint, tracking
 from rco.record import Record
 from tests import faults
 from tests.chaos import disk, trap
-from tests.chaos.chain import LIMIT, ROOT, Chain, Ended, Step, content, differences, run, small_run
+from tests.chaos.chain import LIMIT, ROOT, TRAINING, Chain, Ended, Step, content, differences, run, small_run
 from tests.servers import Postgres, Seaweed, mlflow_server, postgres, seaweed
 
 _TEMPORARY = re.compile(r"^\..+\.[a-z0-9_]{8}$")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Fault:
     Attributes:
         kind: what was done.
         task: to which task.
+        turn: which of its kind it is, so that every variant has its turn.
         detail: when, or where.
         outcome: "same result", or "clear error, then same result"; anything else breaks the promise.
         kept: of a training, the part of the work that the second attempt did not have to do again, 0 to 1; None: not known.
@@ -50,10 +55,15 @@ class Fault:
 
     kind: str
     task: str
+    turn: int = 0
     detail: str = ""
     outcome: str = ""
     kept: float | None = None
     seconds_lost: float = 0.0
+
+    def variant(self, of: Sequence[T]) -> T:
+        """The one whose turn it is."""
+        return of[self.turn % len(of)]
 
     @property
     def survived(self) -> bool:
@@ -121,10 +131,12 @@ def same(place: Place, step: Step, folder: Path) -> None:
 
 def tracked(place: Place, step: Step, folder: Path, context: tracking.Context) -> None:
     """Raise unless the server has every epoch of the step's record once, and nothing of it runs."""
-    if not step.trains:
-        return
-    record = Record.read(folder / ("route_index" if step.task == "train_teacher" else "distilled"))
     client = context.client()
+    for path in sorted(folder.rglob("record.json")) if step.trains else ():
+        _tracked(Record.read(path.parent), client, context)
+
+
+def _tracked(record: Record, client: MlflowClient, context: tracking.Context) -> None:
     parent = tracking.require_parent(context, client)
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`rco.pipeline_run` = '{context.pipeline_run}' AND tags.`rco.key` = '{record.key}'"
@@ -196,7 +208,7 @@ def again(
         raise BrokenPromiseError(f"the next attempt fails: {last.text[-800:]}")
     same(place, step, folder)
     tracked(place, step, folder, context)
-    fault.kept = going_on(last) if step.trains else None
+    fault.kept = going_on(last) if step.task in ("train_teacher", "distill_stage") else None
     fault.seconds_lost = spent + last.seconds - place.chain.seconds[step.name]
     fault.outcome = fault.outcome or "same result"
 
@@ -204,7 +216,7 @@ def again(
 def killed_writing(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """kill -9 between the content of a file and its name, before, or after."""
     folder, environment, context = place.root / "faults" / name, place.environment(name), open_parent(place, name)
-    call = rng.choice(trap.CALLS)
+    call = fault.variant(trap.CALLS)
     # A resume point after every step: most of the writing is theirs.
     environment["RCO_RESUME_EVERY"] = "0" if rng.random() < 0.5 else "0.003"
     number = rng.randint(1, 12 if step.trains else 2)
@@ -222,7 +234,7 @@ def disk_full(place: Place, fault: Fault, step: Step, name: str, rng: random.Ran
     """The file system of outputs and resume points fills up, and is then made larger."""
     environment, context = place.environment(name), open_parent(place, name)
     mounted = place.root / "faults" / name
-    with disk.small(mounted, kilobytes=rng.choice((24, 64, 160))) as grow:
+    with disk.small(mounted, kilobytes=fault.variant((24, 64, 160))) as grow:
         environment["RCO_RESUME"] = str(mounted / "resume")
         first = run(step, mounted / "work", environment)
         clear(first, r"disk full: no space is left .*Make room")
@@ -260,7 +272,7 @@ def disk_full_under_a_run(place: Place, fault: Fault, step: Step, name: str, rng
     if usual.code != 0:
         raise RuntimeError(f"a run fails without any fault: {usual.text[-2000:]}")
     mounted = place.root / "faults" / name
-    kilobytes = rng.choice((64, 1200, 2400, 3600))
+    kilobytes = fault.variant((2400, 1200, 3600, 64))
     with disk.small(mounted, kilobytes) as grow:
         first = whole(mounted / "home")
         fault.detail = f"{kilobytes} kB; the run " + ("went on" if first.code == 0 else "stopped with a clear error")
@@ -279,7 +291,7 @@ def disk_full_under_a_run(place: Place, fault: Fault, step: Step, name: str, rng
 def clock_wrong(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """The clock of the first attempt is far off, and right again for the second."""
     folder, environment, context = place.root / "faults" / name, place.environment(name), open_parent(place, name)
-    offset = rng.choice(("+400d", "-400d", "+3h", "-3h"))
+    offset = fault.variant(("+400d", "-400d", "+3h", "-3h"))
     moment = rng.uniform(0.5, 0.95) * place.chain.seconds[step.name]
     clock = {"LD_PRELOAD": disk.faketime(), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
     first = run(step, folder, {**environment, **clock}, kill_after=moment)
@@ -292,7 +304,7 @@ def tracking_down(place: Place, fault: Fault, step: Step, name: str, rng: random
     context = open_parent(place, name)
     folder, proxy = place.root / "faults" / name, place.mlflow_proxy
     environment = place.environment(name, MLFLOW_TRACKING_URI=proxy.address)
-    fault.detail = rng.choice(("from the start", "from the middle", "for three seconds", "connections cut", "answers lost"))
+    fault.detail = fault.variant(("from the start", "from the middle", "for three seconds", "connections cut", "answers lost"))
     usual = place.chain.seconds[step.name]
     try:
         if fault.detail == "from the start":
@@ -342,7 +354,7 @@ def store_hurts(place: Place, fault: Fault, step: Step, name: str, rng: random.R
         "is overloaded": faults.SLOW_DOWN,
         "is away": None,
     }
-    fault.detail = rng.choice(list(met))
+    fault.detail = fault.variant(list(met))
     try:
         if (kind := met[fault.detail]) is None:
             proxy.down()
@@ -382,14 +394,14 @@ Inject = Callable[[Place, Fault, Step, str, random.Random], None]
 
 #: kind, what does it, whether it must be alone, the tasks (None: all), its share of a full campaign.
 KINDS: tuple[tuple[str, Inject, bool, tuple[str, ...] | None, int], ...] = (
-    ("kill -9", killed, False, None, 33),
-    ("kill -9, three times", lambda *given: killed(*given, times=3), False, ("train_teacher", "distill_stage"), 4),
+    ("kill -9", killed, False, None, 34),
+    ("kill -9, three times", lambda *given: killed(*given, times=3), False, TRAINING, 4),
     (
         "kill -9 while writing",
         killed_writing,
         False,
-        ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage"),
-        12,
+        ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage", "distill_students"),
+        14,
     ),
     ("disk full", disk_full, False, ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage"), 6),
     ("disk full, whole run", disk_full_under_a_run, True, ("report",), 2),
@@ -414,21 +426,21 @@ def prepared(root: Path) -> Iterator[Place]:
         yield Place(chain, root, server, mlflow_proxy, database, store, store_proxy)
 
 
-def plan(chain: Chain, faults: int, seed: int) -> list[tuple[str, Inject, bool, Step, int]]:
+def plan(chain: Chain, faults: int, seed: int) -> list[tuple[str, Inject, bool, Step, int, int]]:
     """Which faults, in which tasks, with which seeds: shares are kept, and every kind and every task has its turn."""
     total = sum(share for *_, share in KINDS)
     planned = []
     for kind, inject, alone, tasks, share in KINDS:
         steps = [s for s in chain.steps if tasks is None or s.task in tasks]
         for i in range(max(1, round(faults * share / total))):
-            planned.append((kind, inject, alone, steps[i % len(steps)], seed * 1_000_003 + len(planned)))
+            planned.append((kind, inject, alone, steps[i % len(steps)], i + seed, seed * 1_000_003 + len(planned)))
     return planned
 
 
-def inflict(place: Place, number: int, kind: str, inject: Inject, step: Step, seed: int) -> Fault:
+def inflict(place: Place, number: int, kind: str, inject: Inject, step: Step, turn: int, seed: int) -> Fault:
     """One fault, from its injection to its verdict."""
     name = f"fault-{number:03d}"
-    fault = Fault(kind, step.name)
+    fault = Fault(kind, step.name, turn)
     began = time.monotonic()
     try:
         inject(place, fault, own(step, name), name, random.Random(seed))
@@ -467,7 +479,7 @@ def table(faults: list[Fault]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=73, help="how many, about")
+    parser.add_argument("--faults", type=int, default=78, help="how many, about")
     parser.add_argument("--short", action="store_true", help="a dozen faults, one of each kind and some kills more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds that hold this text")
@@ -486,8 +498,8 @@ def main(arguments: list[str] | None = None) -> int:
         numbered = list(enumerate(planned, start=1))
 
         def one(item: tuple[int, Any]) -> Fault:
-            number, (kind, inject, _, step, seed) = item
-            return inflict(place, number, kind, inject, step, seed)
+            number, (kind, inject, _, step, turn, seed) = item
+            return inflict(place, number, kind, inject, step, turn, seed)
 
         with ThreadPoolExecutor(given.workers) as pool:
             faults = list(pool.map(one, [item for item in numbered if not item[1][2]]))

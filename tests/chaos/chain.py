@@ -38,12 +38,25 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
+COMPARED = {name: value for name, value in PARAMETERS.items() if name not in ("strategy", "registered_model")}
+COMPARED |= {"branches": ["kd", "equal-interval"], "seeds": [0, 1], "epochs": 80}
+
+
 def small_run() -> dict[str, Any]:
     """Parameters of a whole local run that is over soon."""
     return {**PARAMETERS, "teacher_epochs": 4, "checkpoint_every": 1, "epochs": 4, "n_anchors": 1, "registered_model": ""}
 
 
-_VOLATILE = ("images_per_second", "time", "train_seconds", "origin", "latency_ms", "latency_p95_ms")
+TRAINING = ("train_teacher", "distill_stage", "distill_students")
+COMPARISON = (
+    "check_comparison",
+    "init_students",
+    "select_anchors",
+    "distill_students",
+    "evaluate_students",
+    "report_comparison",
+)
+_VOLATILE = ("images_per_second", "time", "seconds", "origin", "latency")  # parts of names
 LIMIT = 300.0  # seconds; a task that takes longer hangs
 
 
@@ -65,8 +78,13 @@ class Step:
 
     @property
     def trains(self) -> bool:
-        """Whether it has resume points and a run of its own."""
-        return self.task in ("train_teacher", "distill_stage")
+        """Whether it has resume points, and models with runs of their own."""
+        return self.task in TRAINING
+
+    @property
+    def module(self) -> str:
+        """Which launcher knows it."""
+        return "rco.comparison_tasks" if self.task in COMPARISON else "rco.tasks"
 
 
 @dataclass
@@ -102,14 +120,14 @@ def run(
     kill_after: float | None = None,
     number: int = signal.SIGKILL,
     prefix: Sequence[str] = (sys.executable, "-m"),
-    module: Sequence[str] = ("rco.tasks",),
+    module: Sequence[str] = (),
 ) -> Ended:
     """Run a step in `folder`, where its outputs go.
 
     Args:
         environment: added to this process's.
         kill_after: seconds until its process group is sent `number`.
-        prefix, module: what comes before the name of the task.
+        prefix, module: what comes before the name of the task; default: its launcher.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = folder / "arguments.json"
@@ -118,7 +136,7 @@ def run(
     log = folder / f"log-{time.monotonic_ns()}.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*prefix, *module, step.task, str(arguments)],
+            [*prefix, *(module or (step.module,)), step.task, str(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -170,16 +188,42 @@ class Chain:
         self._do(Step("register_student", "register_student", given))
         given |= {"registered": {}, "route_index": str(teacher / "route_index"), "anchors": str(chosen / "anchors")}
         self._do(Step("report", "report", given, ["folder"]))
+        self._compare(data, teacher)
         return self
 
-    def _do(self, step: Step) -> Path:
+    def _compare(self, data: Path, teacher: Path) -> None:
+        """The tasks of a comparison with the same teacher. Of its two branches only the second one's are hurt."""
+        slots = [1, 1]
+        given: dict[str, Any] = {"parameters": COMPARED, "slots": slots}
+        self._do(Step("check_comparison", "check_comparison", given))
+        s = self.last.result
+        route = {"route": str(teacher / "route"), "route_index": str(teacher / "route_index")}
+        evaluations = []
+        for n in (1, 2):
+
+            def do(task: str, arguments: Mapping[str, Any], output: str, n: int = n) -> str:
+                step = Step(task if n == 2 else f"{task}-of-the-other", task, arguments, [output])
+                return str(self._do(step, hurt=n == 2) / output)
+
+            students = do("init_students", {"settings": s[f"students_{n}"], "dataset": str(data)}, "students")
+            given = {"settings": s[f"choice_{n}"], "previous": {}, "students": students, **route}
+            anchors = do("select_anchors", given, "anchors")
+            given = {"settings": s[f"branch_{n}"], "selection": self.last.result, "dataset": str(data)}
+            distilled = do("distill_students", {**given, "anchors": anchors, "students": students}, "distilled")
+            given = {"settings": s[f"measure_{n}"], "dataset": str(data), "students": distilled, "anchors": anchors}
+            evaluations.append(do("evaluate_students", given, "evaluation"))
+        given = {"settings": s["filing"], "evaluations": evaluations, **route}
+        self._do(Step("report_comparison", "report_comparison", given, ["folder"]))
+
+    def _do(self, step: Step, *, hurt: bool = True) -> Path:
         folder = self.root / "reference" / step.name
         self.last = run(step, folder, {})
         if self.last.code != 0:
             raise RuntimeError(f"{step.name} fails without any fault:\n{self.last.text[-3000:]}")
-        self.steps.append(step)
-        self.seconds[step.name] = self.last.seconds
-        self.made[step.name] = content(step, folder)
+        if hurt:
+            self.steps.append(step)
+            self.seconds[step.name] = self.last.seconds
+            self.made[step.name] = content(step, folder)
         return folder
 
 
@@ -196,7 +240,8 @@ def content(step: Step, folder: Path) -> dict[str, Any]:
             elif path.suffix == ".json" and path.name != "summary.json":
                 made[name] = _still(json.loads(path.read_text()))
             elif path.name == "summary.json":
-                made[name] = _still(json.loads(path.read_text())["stages"])
+                summary = json.loads(path.read_text())
+                made[name] = _still(summary.get("stages") or summary["branches"])
             else:
                 made[name] = path.stat().st_size > 0
     return made
@@ -204,7 +249,7 @@ def content(step: Step, folder: Path) -> dict[str, Any]:
 
 def _still(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _still(v) for k, v in value.items() if k not in _VOLATILE}
+        return {k: _still(v) for k, v in value.items() if not any(part in k for part in _VOLATILE)}
     return [_still(v) for v in value] if isinstance(value, list) else value
 
 
