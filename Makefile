@@ -70,7 +70,7 @@ chaos: $(VENV)/.dev ## the fault campaign: kill -9, full disks, wrong clocks, fa
 .PHONY: audit
 audit: $(VENV)/.uv ## look the locked dependencies up among known vulnerabilities (needs the network; ARGS="-s osv" asks OSV)
 	@$(UV) tool run --from 'pip-audit==2.10.0' pip-audit --strict --require-hashes --disable-pip \
-		-r requirements.lock -r requirements-dev.lock $(ARGS)
+		-r requirements-uv.lock -r requirements.lock -r requirements-dev.lock -r docker/mlflow-requirements.lock $(ARGS)
 
 .PHONY: test-integration
 test-integration: $(VENV)/.dev ## run the tests against real servers, which they start on the loopback interface
@@ -165,7 +165,7 @@ stack-down: ## stop them; their data stay, but with ARGS=--volumes
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.rco/mlflow.db $(ARGS)
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.rco/mlflow.db $(ARGS)
 
 .PHONY: setup
 setup: $(VENV)/.run ## install what `make run` needs

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from rco.config import has_credentials
 from rco.errors import InputError, choice
 
 MAX_BYTES = 64 * 1024
@@ -298,7 +299,7 @@ class Deployment:
                 )
 
     def _check_resume(self) -> None:
-        if "@" in self.resume.removeprefix("s3://").split("/")[0] or "?" in self.resume:
+        if has_credentials(self.resume) or "?" in self.resume:
             raise InputError("resume", "...", "holds credentials", "Put them into the Secret that environment names")
         if not self.resume or re.fullmatch(r"s3://[^/]+(/.+)?", self.resume):
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def parse_json(text: str, source: object, *, surrogates: bool = False) -> Any:
         InputError: it is none.
     """
     try:
-        document = json.loads(text, parse_constant=_no_number, object_pairs_hook=_named_once)
+        document = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_named_once)
         if not surrogates and "\\ud" in text.lower():
             json.dumps(document, ensure_ascii=False).encode()
     except RecursionError:
@@ -92,11 +93,12 @@ def parse_json(text: str, source: object, *, surrogates: bool = False) -> Any:
     return document
 
 
-def read_as(cls: type[T], path: Path, remedy: str, *, surrogates: bool = False) -> T:
+def read_as(cls: type[T], path: Path, remedy: str, *, partial: bool = False, surrogates: bool = False) -> T:
     """A dataclass from the JSON file that it was written to.
 
     Args:
         remedy: what to do if it is not one, for messages.
+        partial: whether values without a field are passed over.
         surrogates: as in `read_json`.
 
     Raises:
@@ -104,13 +106,19 @@ def read_as(cls: type[T], path: Path, remedy: str, *, surrogates: bool = False) 
     """
     document = read_json(path, surrogates=surrogates)
     try:
-        return from_dict(cls, document)
+        return from_dict(cls, document, partial=partial)
     except InputError as error:
         raise InputError("file", str(path), f"cannot be used: {error.parameter} {error.problem}", remedy) from None
 
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        _no_number(digits)
+    return number
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -146,13 +154,16 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
     return sha256(path)
 
 
-def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def load_arrays(path: Path, *names: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Read NumPy arrays and metadata.
 
     Raises:
         InputError: the file is missing or is not a safetensors file.
     """
-    return _read(path, "numpy")
+    arrays, metadata = _read(path, "numpy")
+    if missing := [name for name in names if name not in arrays]:
+        raise InputError("file", str(path), f"has no {' and no '.join(missing)}", "Run the step that writes it again")
+    return arrays, metadata
 
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:

@@ -6,17 +6,41 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rco import checkpoint
 from rco.comparison import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.comparison_preflight import ComparisonFiling
+from rco.errors import InputError
 from rco.record import Record
 from rco.report import Table, as_markdown, as_page
 from rco.route import Route
 from rco.tracking import Context, without_credentials
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is needed of what `rco.comparison_tasks.evaluate_students` says of a network."""
+
+    accuracy: float
+    ece: float
+    parameters: int
+    macs: int
+    open_set: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation:
+    branch: str
+    seed: int
+    student: _Measured
+    teacher: _Measured
+    congruence_kl: float
+    tau: float
+    student_sha256: str
+    teacher_sha256: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +49,20 @@ class Student:
 
     record: Record
     evaluation: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Student:
+        """Read both.
+
+        Raises:
+            InputError: one is missing, or is something else.
+        """
+        path = folder / "evaluation.json"
+        checkpoint.read_as(_Evaluation, path, "Run the evaluation of its branch again", partial=True)
+        record = Record.read(folder)
+        if not record.stages:
+            raise InputError("record", str(folder), "is of a student that has not learnt", "Run its branch again")
+        return cls(record, checkpoint.read_json(path))
 
     @property
     def branch(self) -> str:

@@ -141,7 +141,7 @@ def select_anchors(
     selection: dict[str, Any] = {}
     needed = {len(index.epochs) - 1}
     for seed in s.seeds:
-        arrays, _ = checkpoint.load_arrays(_folder(students, seed) / tasks.PROBE)
+        arrays, _ = checkpoint.load_arrays(_folder(students, seed) / tasks.PROBE, "logits")
         hardness = route_hardness(route_logits, arrays["logits"], s.anchors.tau)
         last = dict(previous.get(str(seed), {}).get("last", {}))
         todo: list[dict[str, Any]] = []
@@ -223,7 +223,7 @@ def _stage(
 ) -> None:
     """One stage of one student, by the task of a single run. A retried task finds those that are finished among the resume
     points."""
-    arrays, _ = checkpoint.load_arrays(student / tasks.PROBE)
+    arrays, _ = checkpoint.load_arrays(student / tasks.PROBE, "logits")
     _write_anchor(
         anchor, Route.open(anchors), int(stage["chosen"][-1]), _before(student), arrays["logits"], s.stage.objective.tau
     )
@@ -284,8 +284,8 @@ def evaluate_students(
     test, manifest = data.split("test"), data.manifest
     converged = Route.open(anchors).checkpoints[-1]
 
-    def answers(path: Path, spec: NetworkSpec, sha256: str | None = None) -> tuple[Any, dict[str, Any]]:
-        model = load_network(path, expected_sha256=sha256, spec=spec).to(s.compute.device)
+    def answers(model: Any) -> tuple[Any, dict[str, Any]]:
+        model.to(s.compute.device)
         logits, labels = measure.predict(
             model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
         )
@@ -296,11 +296,12 @@ def evaluate_students(
             **({"open_set": openset.figures(tasks.measure_unseen(model, data, s.compute))} if manifest.open_classes else {}),
         }
 
-    teacher_logits, teacher = answers(anchors / converged.file, NetworkSpec.of(s.teacher, manifest), converged.sha256)
+    weights, spec = anchors / converged.file, NetworkSpec.of(s.teacher, manifest)
+    teacher_logits, teacher = answers(load_network(weights, expected_sha256=converged.sha256, spec=spec))
     accuracies = []
     for seed in s.seeds:
         student = _folder(students, seed)
-        logits, figures = answers(student / tasks.STUDENT, NetworkSpec.of(s.student, manifest))
+        logits, figures = answers(tasks.load_student(student, NetworkSpec.of(s.student, manifest)))
         accuracies.append(figures["accuracy"])
         out = _folder(evaluation, seed)
         document = {
@@ -313,7 +314,7 @@ def evaluate_students(
             "student_sha256": checkpoint.sha256(student / tasks.STUDENT),
             "teacher_sha256": converged.sha256,
         }
-        checkpoint.write_json(out / "evaluation.json", document)
+        checkpoint.write_json(out / tasks.EVALUATION, document)
         Record.read(student).write(out)
         log.info("%s: test accuracy %.2f %%", _key(s.branch, seed), 100 * figures["accuracy"])
     return {"test_accuracy_mean": sum(accuracies) / len(accuracies), "teacher_test_accuracy": teacher["accuracy"]}
@@ -343,7 +344,7 @@ def report_comparison(
         with tracking.forgiving("The parent run"):
             parent = tracking.open_parent(context, **_parent(s))
     students = [
-        telling.Student(record=Record.read(path), evaluation=checkpoint.read_json(path / "evaluation.json"))
+        telling.Student.read(path)
         for evaluation in evaluations
         for path in sorted(p for p in evaluation.iterdir() if p.is_dir())
     ]

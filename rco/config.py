@@ -49,9 +49,23 @@ def _fraction(name: str, value: float) -> None:
         raise InputError(name, value, "must lie strictly between 0 and 1", "Give a fraction such as 0.2")
 
 
-def _no_credentials(name: str, address: str) -> None:
+LARGEST_IMAGE = 4096  # pixels, of the side to which images are brought
+
+
+def has_credentials(address: str) -> bool:
+    """Whether an address holds more than the name of a host or bucket: it would be written into logs, files and MLflow.
+
+    A password may hold a slash. Then what stands before it has a colon, which no bucket's name has; a key may hold an @.
+    """
     scheme, separator, rest = address.partition("://")
-    if separator and "@" in rest.partition("/")[0]:  # it would be written into logs, files and MLflow
+    if scheme == "s3":
+        return any(mark in rest.partition("/")[0] for mark in "@:")
+    return bool(separator) and "@" in rest and scheme != "file"
+
+
+def _no_credentials(name: str, address: str) -> None:
+    if has_credentials(address):
+        scheme = address.partition("://")[0]
         raise InputError(
             name, f"{scheme}://...", "holds credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
         )
@@ -85,6 +99,10 @@ class DataConfig:
             raise InputError("dataset", self.dataset, "is empty", "Name a data set, a folder or an s3:// address")
         _no_credentials("dataset", self.dataset)
         _at_least("image_size", self.image_size, 0)
+        if self.image_size > LARGEST_IMAGE:
+            raise InputError(
+                "image_size", self.image_size, f"is more than {LARGEST_IMAGE}", "Images are made square, of this side"
+            )
         _fraction("val_fraction", self.val_fraction)
         _fraction("test_fraction", self.test_fraction)
         _at_least("probe_size", self.probe_size, 1)
@@ -565,8 +583,11 @@ def jsonable(value: Any) -> Any:
 T = TypeVar("T")
 
 
-def from_dict(cls: type[T], values: Any) -> T:
+def from_dict(cls: type[T], values: Any, *, partial: bool = False) -> T:
     """The reverse of `jsonable` for a dataclass: every value has the type of its field, nested dataclasses and tuples too.
+
+    Args:
+        partial: whether values without a field are passed over.
 
     Raises:
         InputError: no mapping, a field that `cls` does not have, one that is missing or of another type, or a value it refuses.
@@ -578,9 +599,11 @@ def from_dict(cls: type[T], values: Any) -> T:
     kwargs: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
+            if partial:
+                continue
             raise InputError(str(name), value, f"is not a field of {cls.__name__}", f"Known: {', '.join(known)}")
         try:
-            kwargs[name] = _typed(hints[name], value)
+            kwargs[name] = _typed(hints[name], value, partial)
         except InputError:
             raise
         except (TypeError, ValueError, OverflowError):
@@ -600,27 +623,27 @@ def is_number(value: Any) -> bool:
 _LARGEST = 2**63
 
 
-def _typed(hint: Any, value: Any) -> Any:
+def _typed(hint: Any, value: Any, partial: bool) -> Any:
     """A value of a JSON document as the type that a field has.
 
     Raises:
         TypeError, ValueError, OverflowError: it is of another.
     """
     if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(next(a for a in typing.get_args(hint) if a is not type(None)), value)
+        return None if value is None else _typed(next(a for a in typing.get_args(hint) if a is not type(None)), value, partial)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)  # type: ignore[arg-type]
+        return from_dict(hint, value, partial=partial)  # type: ignore[arg-type]
     origin, items = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise TypeError
-        return {_typed(items[0], k): _typed(items[1], v) for k, v in value.items()}
+        return {_typed(items[0], k, partial): _typed(items[1], v, partial) for k, v in value.items()}
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise TypeError
         if origin is tuple and items[-1] is not ...:
-            return tuple(_typed(item, v) for item, v in zip(items, value, strict=True))
-        return origin(_typed(items[0], v) for v in value)
+            return tuple(_typed(item, v, partial) for item, v in zip(items, value, strict=True))
+        return origin(_typed(items[0], v, partial) for v in value)
     if hint in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError

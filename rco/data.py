@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.checkpoint import read_as, read_tensors
-from rco.config import AUGMENTATIONS, jsonable
+from rco.config import AUGMENTATIONS, LARGEST_IMAGE, jsonable
 from rco.errors import InputError, choice
 from rco.images import FileImages, Pixels, Rows, Shape
 
@@ -77,11 +77,13 @@ class Manifest:
 
     def __post_init__(self) -> None:
         channels, height, width = self.image_shape
+        colours = (1, 3) if self.storage == "files" else (1, 2, 3, 4)  # files are decoded as grey or as colour
         wrong = {
             "storage": self.storage not in ("arrays", "files"),
             "num_classes": self.num_classes < 2,
             "class_names": len(self.class_names) != self.num_classes,
-            "image_shape": not (1 <= channels <= 4 and 1 <= height <= _LARGEST and 1 <= width <= _LARGEST),
+            "image_shape": channels not in colours or not (1 <= height <= _LARGEST and 1 <= width <= _LARGEST),
+            "resize": self.resize and (height != width or height > LARGEST_IMAGE),
             "mean": len(self.mean) != channels or not all(map(math.isfinite, self.mean)),
             "std": len(self.std) != channels or not all(math.isfinite(v) and v > 0 for v in self.std),
             "sizes": set(self.sizes) != {*PARTS, *([OPEN] if self.open_classes else [])} or min(self.sizes.values()) < 0,

@@ -22,7 +22,7 @@ from torch import nn
 from rco import anchors as choosing
 from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.engine import Keeper, fit
+from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
 from rco.kept import KeptLogits, check_size, folder_from_environment
@@ -163,7 +163,11 @@ def distill_route(
     student.to(compute.device)
     if keeper is not None:
         if (before := keeper.take("walk")) is not None:
-            chosen, done, choice = list(before["chosen"]), int(before["done"]), from_dict(choosing.Choice, before["choice"])
+            with of_this_training():
+                chosen, done = [int(i) for i in before["chosen"]], int(before["done"])
+                choice = from_dict(choosing.Choice, before["choice"])
+                if not all(0 <= i < len(route.checkpoints) for i in (*chosen, choice.index)) or done < 0:
+                    raise ValueError("it speaks of other anchors")
         keeper.add("walk", lambda: {"chosen": chosen, "done": done, "choice": jsonable(choice)})
     while True:
         if choice is None:

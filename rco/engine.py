@@ -147,6 +147,23 @@ class _Progress:
         self.batches += 1
         self.images += images
 
+    def check(self, first: int, last: int) -> None:
+        """Raise TypeError or ValueError if this cannot be where a training of the epochs `first` to `last` is."""
+        counts = (self.epoch, self.batches, self.images)
+        if not all(type(count) is int and 0 <= count < 2**40 for count in counts) or not first <= self.epoch <= last + 1:
+            raise ValueError(f"it is at {counts}")
+        if type(self.seconds) not in (int, float) or not self.seconds >= 0:
+            raise ValueError(f"it took {self.seconds} s")
+        if not all(isinstance(name, str) for name in self.names):
+            raise TypeError("its parts have no names")
+        shape = (len(self.names),)
+        if (self.sums is None) != (self.finite is None):
+            raise ValueError("it has half of its sums")
+        if self.sums is not None and self.finite is not None:
+            dtypes = self.sums.is_floating_point(), self.finite.dtype
+            if dtypes != (True, torch.int64) or {tuple(self.sums.shape), tuple(self.finite.shape)} != {shape}:
+                raise ValueError("it has other sums than parts")
+
     def first_bad(self) -> tuple[str, int] | None:
         """The part of the loss that was the first not to be finite, and the step, counted from 1. Waits for the device."""
         steps = [] if self.finite is None else self.finite.tolist()
@@ -279,7 +296,7 @@ def fit(
     if keeper is not None:
         keeper.add("training", state)
         if (saved := keeper.take("training")) is not None:
-            random = _take_up(saved, learner, optimizer, now, device)
+            random = _take_up(saved, learner, optimizer, now, first_epoch + epochs - 1, device)
             is_good(f"at step {now.batches} of epoch {now.epoch}" if now.batches else f"after epoch {now.epoch - 1}")
     while now.epoch < first_epoch + epochs:
         started = time.perf_counter() - now.seconds
@@ -336,23 +353,45 @@ def fit(
             keeper.keep()
 
 
+@contextlib.contextmanager
+def of_this_training() -> Iterator[None]:
+    """Take up what a resume point holds, each value as it should be.
+
+    Raises:
+        InputError: what was saved is of another training, or of none.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            "resume point", type(error).__name__, f"is of another training ({reason})", "Delete it, or name another place"
+        ) from None
+
+
 def _take_up(
-    saved: Mapping[str, Any], learner: nn.Module, optimizer: torch.optim.Optimizer, now: _Progress, device: torch.device
+    saved: Mapping[str, Any],
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    now: _Progress,
+    last: int,
+    device: torch.device,
 ) -> Mapping[str, Tensor]:
     """Put everything where it was; returns the state of the random numbers.
+
+    Args:
+        last: epoch of this training.
 
     Raises:
         InputError: what was saved is of another training.
     """
-    try:
+    with of_this_training():
         checkpoint.load_weights(learner, saved["learner"], "a resume point")
         _load_optimizer(optimizer, saved["optimizer"])
         progress = _Progress(**saved["progress"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            "resume point", type(error).__name__, f"is of another training ({error})", "Delete it, or name another place"
-        ) from None
+        progress.check(now.epoch, last)
+        random: Mapping[str, Tensor] = {name: state for name, state in saved["random"].items() if torch.is_tensor(state)}
+        _set_random_state(random, device)
     for name, value in vars(progress).items():
         setattr(now, name, value.to(device) if torch.is_tensor(value) else value)
-    random: Mapping[str, Tensor] = saved["random"]
     return random

@@ -26,7 +26,7 @@ class InputError(ValueError):
             shown = f"a {type(value).__name__}"
         if len(shown) > 200:
             shown = shown[:197] + "..."
-        super().__init__(_printable(f"{parameter} = {shown}: {problem}. {remedy}"))
+        super().__init__(printable(f"{parameter} = {shown}: {problem}. {remedy}"))
 
     def renamed(self, parameter: str) -> InputError:
         """The same complaint about the name under which the user knows the parameter."""
@@ -36,8 +36,8 @@ class InputError(ValueError):
         return type(self), (self.parameter, self.value, self.problem, self.remedy)
 
 
-def _printable(text: str) -> str:
-    """Names come from files too: what would move a terminal's cursor, or could not be printed, is shown as an escape."""
+def printable(text: str) -> str:
+    """Text with escapes for what moves a terminal's cursor, ends a line, or cannot be printed: names come from files too."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -65,6 +65,14 @@ class _Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Parent:
+    experiment: str
+    name: str
+    params: dict[str, Any]
+    tags: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Index:
     """What outbox.json holds."""
 
@@ -128,6 +136,9 @@ def take(report: Path) -> tuple[Letter, str, str]:
     outbox = report / FOLDER
     try:
         told = from_dict(_Index, checkpoint.read_json(outbox / _INDEX))
+        from_dict(_Parent, told.parent)
+        if "\0" in told.pipeline_run:
+            raise InputError("pipeline_run", told.pipeline_run, "is no name", "")
         deliveries = [
             Delivery(
                 record=Record.read(outbox / "models" / str(number)),

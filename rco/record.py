@@ -55,21 +55,30 @@ class Record:
         Raises:
             InputError: there is none, or it is not one.
         """
-        path = folder / FILE
+        return cls.of(checkpoint.read_json(folder / FILE), str(folder / FILE))
+
+    @classmethod
+    def of(cls, document: Any, source: str) -> Record:
+        """A record from what was written of one.
+
+        Args:
+            source: for messages.
+
+        Raises:
+            InputError: it is none.
+        """
         try:
-            record = from_dict(cls, checkpoint.read_json(path))
+            record = from_dict(cls, document)
             for row in record.rows:
                 from_dict(_Row, row)
             for stage in record.stages:
-                from_dict(_Stage, {name: value for name, value in stage.items() if name in _Stage.__dataclass_fields__})
+                from_dict(_Stage, stage, partial=True)
         except InputError as error:
-            if error.parameter == "file":
-                raise
             problem = f"is not a tracking record ({error.parameter} {error.problem})"
-            raise InputError("record", str(path), problem, "Run the task again") from None
+            raise InputError("record", source, problem, "Run the task again") from None
         steps = [row["step"] for row in record.rows]
         if any(later <= earlier for earlier, later in pairwise([0, *steps])):
-            raise InputError("record", str(path), "has epochs that do not increase from 1", "Run the task again")
+            raise InputError("record", source, "has epochs that do not increase from 1", "Run the task again")
         return record
 
 

@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -37,7 +37,7 @@ from typing import Any
 
 from rco import checkpoint, storage
 from rco.config import from_dict, jsonable
-from rco.errors import DivergenceError, InputError
+from rco.errors import DivergenceError, InputError, printable
 
 log = logging.getLogger("rco")
 
@@ -230,8 +230,8 @@ class Points:
     def _tidy(self) -> None:
         """Remove what processes that were killed have left half-written."""
         if not storage.is_remote(self.folder):
-            for path in storage.local_path(self.folder).glob(f"{_HALF}*"):
-                if time.time() - path.stat().st_mtime > _HOUR:
+            for path, stat in _files_below(storage.local_path(self.folder)):
+                if path.name.startswith(_HALF) and time.time() - stat.st_mtime > _HOUR:
                     path.unlink(missing_ok=True)
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -251,8 +251,16 @@ class Points:
         try:
             checkpoint.verify(path, name.removesuffix(".safetensors").rpartition("-")[2])
             tensors, document = checkpoint.load_state(path)
-        except (InputError, OSError) as error:
+        except (InputError, FileNotFoundError) as error:  # another process may have replaced it by a later one
             raise _DamagedError(str(error)) from None
+        except OSError as error:
+            # To start anew would throw away what may be whole.
+            raise InputError(
+                "resume point",
+                _join(self.folder, name),
+                f"cannot be read ({error.strerror})",
+                "See to its disk and permissions and run again; or delete it, and the training starts anew",
+            ) from error
         try:
             told = from_dict(_Told, document)
             if not 0 <= told.time < _YEAR_3000:
@@ -272,13 +280,13 @@ class Points:
     def _restore(self, file: str, digest: str) -> None:
         if self.files is None or not _FILE.fullmatch(file) or not _SHA256.fullmatch(digest):
             raise _DamagedError(f"it speaks of {file!r}, which is no file of this training")
-        with self._local(f"file-{digest}") as path:
-            try:
+        try:
+            with self._local(f"file-{digest}") as path:
                 checkpoint.verify(path, digest)
-            except InputError as error:
-                self._damaged.add(f"file-{digest}")
-                raise _DamagedError(str(error)) from None
-            checkpoint.atomically(self.files / file, lambda temporary: shutil.copyfile(path, temporary))
+                checkpoint.atomically(self.files / file, lambda temporary: shutil.copyfile(path, temporary))
+        except (_DamagedError, InputError) as error:
+            self._damaged.add(f"file-{digest}")  # it is written again, with the next point
+            raise _DamagedError(str(error)) from None
 
     def _write(self) -> None:
         tensors: dict[str, Any] = {}
@@ -308,6 +316,7 @@ class Points:
             else:
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)  # those who share a folder may be different users
                 os.replace(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
@@ -405,19 +414,24 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
 
 def _mention_others(folder: Path, key: str, identity: Mapping[str, Any]) -> None:
     """Say why an interrupted training of the same task is not the one to go on with."""
-    if not folder.is_dir() or (folder / key).is_dir():
+    if (folder / key).is_dir():
         return
-    points = [path for path in folder.glob("*/point-*.safetensors") if _POINT.fullmatch(path.name)]
-    for path in sorted(points, key=lambda p: p.stat().st_mtime, reverse=True)[:1]:
+    points = [(stat.st_mtime, path) for path, stat in _files_below(folder) if _POINT.fullmatch(path.name)]
+    for written, path in sorted(points, reverse=True)[:1]:
         try:
             other = checkpoint.load_metadata(path)["identity"]
         except (InputError, KeyError, OSError):
             return
-        log.info(
-            "the resume point of %s is of another training and is not used: %s",
-            _clock(path.stat().st_mtime),
-            difference(other, identity),
-        )
+        told = printable(difference(other, identity))
+        log.info("the resume point of %s is of another training and is not used: %s", _clock(written), told)
+
+
+def _files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Files, but for those that other processes remove meanwhile."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                yield (path := Path(where, name)), path.stat()
 
 
 def difference(theirs: Any, ours: Any, name: str = "") -> str:
@@ -450,15 +464,13 @@ def sweep(root: Path) -> int:
 
     That is what was not touched for 14 days, and, above 20 GiB in all, what was not for longest, but for a day at least.
     """
-    trainings = {
-        path.parent
-        for path in root.glob("*/**/*")
-        if path.is_file() and path.name.startswith(("point-", "file-", "diverged", ".point-"))
-    }
-    found = []
-    for folder in trainings:
-        stats = [path.stat() for path in folder.iterdir() if path.is_file()]
-        found.append((max(s.st_mtime for s in stats), sum(s.st_size for s in stats), folder))
+    files: dict[Path, list[os.stat_result]] = {}
+    trainings = set()
+    for path, stat in _files_below(root):
+        files.setdefault(path.parent, []).append(stat)
+        if path.name.startswith(("point-", "file-", "diverged", _HALF)) and path.parent != root:
+            trainings.add(path.parent)
+    found = [(max(s.st_mtime for s in files[f]), sum(s.st_size for s in files[f]), f) for f in trainings]
     total, gone, now = sum(size for _, size, _ in found), 0, time.time()
     for touched, size, folder in sorted(found):
         if now - touched > STALE_DAYS * _DAY or (total > MOST_BYTES and now - touched > _DAY):

@@ -451,7 +451,17 @@ def _tar(path: Path, address: str) -> Iterator[Iterator[tuple[str, tarfile.TarIn
             f"If it is not, set {MOST_UNPACKED} to the GiB that it may have",
         ) from None
     # What the decompressors and the reader of headers make of damage; names that no file can have; no room.
-    except (tarfile.TarError, EOFError, LZMAError, zlib.error, OSError, ValueError, OverflowError, MemoryError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        LZMAError,
+        zlib.error,
+        OSError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__

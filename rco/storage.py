@@ -23,6 +23,7 @@ growing waits.
 from __future__ import annotations
 
 import base64
+import binascii
 import errno
 import hashlib
 import json
@@ -46,6 +47,7 @@ from urllib.parse import unquote, urlsplit
 
 from rco import checkpoint
 from rco.checkpoint import atomically
+from rco.config import has_credentials
 from rco.errors import InputError, choice
 
 T = TypeVar("T")
@@ -63,6 +65,7 @@ _HASHED_BYTES = 4 * 2**30
 _READERS = 4
 _WAYS = 100  # to one folder, over links: two in each folder of a chain make millions
 _DEEPEST = 200
+_LONGEST_NAME = 255  # bytes
 _ATTEMPTS = 4  # at a whole file; each of its requests is sent up to three times, a broken stream is read up to three times
 _FIRST_WAIT = 1.0  # seconds
 _PROGRESS_SECONDS = 10.0
@@ -280,6 +283,11 @@ def fetch(uri: str, into: Path) -> Path:
         entries = _listed(client, uri)
         # Every name is judged before the first byte arrives.
         targets = {entry.key: _inside(into, entry, uri) for entry in entries}
+        if both := {target.relative_to(into) for target in targets.values()} & {
+            folder for target in targets.values() for folder in target.relative_to(into).parents
+        }:
+            problem = f"has an object {min(both).as_posix()!r}, and others below that name"
+            raise InputError("uri", uri, problem, "Rename or remove that object: a file system has one or the other")
         for folder in {target.parent for target in targets.values()}:
             folder.mkdir(parents=True, exist_ok=True)
         progress = _Progress(f"fetching {uri}", entries)
@@ -360,7 +368,10 @@ def _recorded_sha256(about: dict[str, Any]) -> str | None:
     if re.fullmatch("[0-9a-f]{64}", recorded):  # others may write something else under this name
         return recorded
     checksum = about.get("ChecksumSHA256", "")  # of an upload in parts: that of the parts' checksums, and how many they are
-    return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
+    try:
+        return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
+    except binascii.Error:
+        return None  # whatever it is, it is no sum
 
 
 def _all(pool: ThreadPoolExecutor, items: Iterable[T], act: Callable[[T], object]) -> None:
@@ -439,7 +450,7 @@ def _digest(items: Iterable[tuple[str, str]]) -> str:
 
 def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(_S3).partition("/")
-    if "@" in bucket:
+    if has_credentials(uri):
         raise InputError("uri", f"{_S3}...", "holds credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     if not is_remote(uri) or not bucket:
         raise InputError("uri", uri, "is not an s3:// address", f"Write {_S3}BUCKET/KEY")
@@ -470,7 +481,11 @@ def _listed(client: Any, uri: str) -> list[Entry]:
 
 
 def _inside(into: Path, entry: Entry, uri: str) -> Path:
-    if any(part in ("", ".", "..") for part in entry.name.split("/")) or "\\" in entry.name:
+    parts = entry.name.split("/")
+    if any(part in ("", ".", "..") or len(os.fsencode(part)) > _LONGEST_NAME for part in parts) or set(entry.name) & {
+        "\\",
+        "\0",
+    }:
         raise InputError("uri", uri, f"has the key {entry.key!r}, which is no safe file name", "Rename or remove that object")
     return into / entry.name
 
@@ -556,7 +571,7 @@ def _upload_arguments() -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict):
         raise InputError(
-            "MLFLOW_S3_UPLOAD_EXTRA_ARGS", text, "is not a JSON object", 'Write it as {"ServerSideEncryption": "aws:kms"}'
+            "MLFLOW_S3_UPLOAD_EXTRA_ARGS", "...", "is not a JSON object", 'Write it as {"ServerSideEncryption": "aws:kms"}'
         )
     return arguments
 

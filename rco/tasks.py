@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, TypeVar, cast
@@ -45,7 +45,7 @@ from rco.spec import NetworkSpec, described, load_network, save_network
 log = logging.getLogger("rco")
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
-TARGETS = "targets.safetensors"
+TARGETS, EVALUATION = "targets.safetensors", "evaluation.json"
 OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
 PREFIX = "rco | "  # marks the lines that are for people; the local runner shows these and files the rest
 REFUSED = "refused: "  # marks, after the prefix, the one line that says which input a task could not work with
@@ -256,7 +256,7 @@ def _file_route(route: Path, route_index: Path, record: Record) -> Route:
 def _taken_up(points: resume.Points, record: Record) -> Record:
     """The record as an interrupted training left it, if there is one to go on with; it is kept from now on."""
     before = points.take("record")
-    current = record if before is None else Record(**before)
+    current = record if before is None else Record.of(before, "a resume point's record")
     points.add("record", lambda: jsonable(current))
     return current
 
@@ -276,8 +276,23 @@ def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -
 
 
 def _save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray) -> str:
-    checkpoint.save_arrays(folder / PROBE, {"logits": logits})
-    return save_network(folder / STUDENT, model, spec)
+    digest = save_network(folder / STUDENT, model, spec)
+    checkpoint.save_arrays(folder / PROBE, {"logits": logits}, {"student_sha256": digest})
+    return digest
+
+
+def load_student(folder: Path, spec: NetworkSpec) -> Any:
+    """The student in an artifact's folder, as it was written there.
+
+    Raises:
+        InputError: as `rco.spec.load_network`; or the file is not what was written.
+    """
+    expected = checkpoint.load_metadata(folder / PROBE).get("student_sha256")
+    if not isinstance(expected, str):
+        raise InputError(
+            "student", str(folder / PROBE), "does not say which student it is of", "Run the task that made it again"
+        )
+    return load_network(folder / STUDENT, expected_sha256=expected, spec=spec)
 
 
 @task
@@ -308,7 +323,7 @@ def select_anchor(
     index = Route.open(route_index)
     _, route_logits = index.probe()
     chosen = [int(i) for i in previous.get("chosen", [])]
-    arrays, _ = checkpoint.load_arrays(student / PROBE)
+    arrays, _ = checkpoint.load_arrays(student / PROBE, "logits")
     hardness = route_hardness(route_logits, arrays["logits"], s.tau)
     selection = next_stage(s, index, previous, hardness)
     if selection["skip"]:
@@ -404,8 +419,8 @@ def distill_stage(
     student_spec, anchor_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
     about = Anchor.read(anchor)
     teacher_model = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=anchor_spec)
-    model = load_network(student / STUDENT, spec=student_spec)
-    arrays, _ = checkpoint.load_arrays(anchor / TARGETS)
+    model = load_student(student, student_spec)
+    arrays, _ = checkpoint.load_arrays(anchor / TARGETS, "anchor", "teacher")
     targets = distill.ProbeTargets(arrays["anchor"], arrays["teacher"])
     has_record = (student / "record.json").is_file()
     record = (
@@ -469,7 +484,10 @@ def distill_stage(
                 tracker.log(row["epoch"], _logged(row))
                 say(row)
         rows = [row["metrics"] for row in record.rows if row["step"] >= first]
-        results = {name: rows[-1][name] for name in ("val_accuracy", "kl_to_anchor", "kl_to_teacher")}
+        figures = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
+        if len(rows) != epochs or not {*figures, "images_per_second"} <= set.intersection(*map(set, rows)):
+            raise InputError("resume point", key, "lacks epochs of this stage", "Delete it")
+        results = {name: rows[-1][name] for name in figures}
         this = {
             "stage": stage,
             "anchor_epoch": about.epoch,
@@ -513,7 +531,7 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     about = Anchor.read(anchor)
     models = {
         "teacher": load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=NetworkSpec.of(s.teacher, manifest)),
-        "student": load_network(student / STUDENT, spec=NetworkSpec.of(s.student, manifest)),
+        "student": load_student(student, NetworkSpec.of(s.student, manifest)),
     }
     result: dict[str, Any] = {}
     logits = {}
@@ -538,13 +556,48 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     result["tau"] = s.tau
     result["class_names"] = list(manifest.class_names)
     result["device"] = s.compute.device
-    checkpoint.write_json(evaluation / "evaluation.json", result)
+    checkpoint.write_json(evaluation / EVALUATION, result)
     _write_example(evaluation, data, models["student"].cpu())
     return {
         f"{name}_{figure}": result[name][figure]
         for name in models
         for figure in ("accuracy", "parameters", "macs", "latency_ms")
     } | openset.both_figures(result.get("open_set"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is needed of what `evaluate` says of a network."""
+
+    accuracy: float
+    cross_entropy: float
+    ece: float
+    parameters: int
+    macs: int
+    latency_ms: float
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation:
+    student: _Measured
+    teacher: _Measured
+    congruence_kl: float
+    tau: float
+    class_names: tuple[str, ...]
+    device: str
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What `evaluate` has written.
+
+    Raises:
+        InputError: it is something else.
+    """
+    path = folder / EVALUATION
+    checkpoint.read_as(_Evaluation, path, "Run evaluate again", partial=True)
+    document: dict[str, Any] = checkpoint.read_json(path)
+    return document
 
 
 def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSettings) -> dict[str, Any]:
@@ -597,6 +650,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
         return {}
     weights = student / STUDENT
     digest = checkpoint.sha256(weights)
+    measured = read_evaluation(evaluation)
     with tracking.forgiving("The registration of the student"):
         version = tracking.registered_version(context, s.registered_model, digest)
         if version is None:
@@ -605,7 +659,6 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
             log.info("registered as %s version %s", s.registered_model, version)
         else:
             log.info("these weights are %s version %s already", s.registered_model, version)
-        measured = checkpoint.read_json(evaluation / "evaluation.json")
         promotion = tracking.promote(
             context,
             s.registered_model,
@@ -626,7 +679,7 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
 
     from rco.models import Normalized
 
-    arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
+    arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
     _, metadata = checkpoint.load_state(weights)
     spec = described(metadata, weights)
     if spec.model != s.student.model:
@@ -679,8 +732,8 @@ def report(
         parameters=s.parameters,
         index=Route.open(route_index),
         student=learner,
-        student_logits=checkpoint.load_arrays(student / PROBE)[0]["logits"],
-        evaluation=checkpoint.read_json(evaluation / "evaluation.json"),
+        student_logits=checkpoint.load_arrays(student / PROBE, "logits")[0]["logits"],
+        evaluation=read_evaluation(evaluation),
         registered=registered,
         context=context,
         parent_run_id=parent,
@@ -784,7 +837,7 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
 
 def report_files(folder: Path) -> list[Path]:
     """Pictures, page and tables of a report."""
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
 
 
 @task

@@ -12,7 +12,7 @@ import numpy as np
 from rco import checkpoint
 from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.data import Dataset
-from rco.engine import Keeper, fit
+from rco.engine import Keeper, fit, of_this_training
 from rco.errors import InputError
 from rco.evaluate import accuracy, predict
 from rco.objectives import Labels
@@ -52,9 +52,14 @@ def train_teacher(
     folder.mkdir(parents=True, exist_ok=True)
     if keeper is not None:
         if (before := keeper.take("route")) is not None:
-            checkpoints = [from_dict(Checkpoint, c) for c in before["checkpoints"]]
-            probe_logits = [np.asarray(logits) for logits in before["probe_logits"]]
-            history, labels = list(before["history"]), np.asarray(before["labels"])
+            with of_this_training():
+                checkpoints = [from_dict(Checkpoint, c) for c in before["checkpoints"]]
+                probe_logits = [np.asarray(logits, np.float32) for logits in before["probe_logits"]]
+                history, labels = [dict(row) for row in before["history"]], np.asarray(before["labels"], np.int64)
+                if not {logits.shape for logits in probe_logits} <= {(len(probe), data.manifest.num_classes)}:
+                    raise ValueError("it has answers of another shape")
+                if len(probe_logits) != len(checkpoints) or labels.shape not in ((0,), (len(validation),)):
+                    raise ValueError("it has other answers than checkpoints")
         keeper.add(
             "route",
             lambda: {
@@ -84,6 +89,8 @@ def train_teacher(
             )
             probe_logits.append(logits[probe])
         yield row
+    if not checkpoints:
+        raise InputError("resume point", "route", "is at the end of the training, without checkpoints", "Delete it")
     Route.write(
         folder,
         network=spec,

@@ -140,13 +140,17 @@ class Attempt:
 
 @contextlib.contextmanager
 def forgiving(what: str) -> Iterator[Attempt]:
-    """Turn a failure of the tracking server into a warning. What was not delivered stays in the records."""
-    from mlflow.exceptions import MlflowException
+    """Turn a failure of the tracking server into a warning. What was not delivered stays in the records.
 
+    Whatever it is: the client raises its own errors, those of requests, of the database that is behind it or that it reads, and
+    of protobuf and others for answers that are none.
+    """
     attempt = Attempt()
     try:
         yield attempt
-    except (MlflowException, NotTrackedError, OSError) as error:  # what requests raises is an OSError
+    except InputError:
+        raise
+    except Exception as error:
         attempt.failed = True
         log.warning(
             "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, _first_line(error)
@@ -453,8 +457,8 @@ class TaskRun:
     client: MlflowClient
     run_id: str
     on_server: int
-    waiting: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    flushed: float = field(default_factory=time.monotonic)
+    waiting: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
+    due: float = field(default_factory=lambda: time.monotonic() + FLUSH_SECONDS)
 
     @classmethod
     def open(cls, client: MlflowClient, run_id: str, record: Record, model_run: str | None, first_step: int) -> TaskRun:
@@ -475,29 +479,36 @@ class TaskRun:
             client.set_tag(model_run, f"kfp.run.{first_step}", run_id)
         on_server = max((m.step for m in client.get_metric_history(run_id, _CURSOR)), default=0)
         first_row = max(first_step, on_server + 1)
-        return cls(client, run_id, on_server, [(r["step"], r["metrics"]) for r in record.rows if r["step"] >= first_row])
+        return cls(
+            client, run_id, on_server, [(r["step"], r["time"], r["metrics"]) for r in record.rows if r["step"] >= first_row]
+        )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Add an epoch."""
         if step > self.on_server:
-            self.waiting.append((step, metrics))
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.waiting.append((step, time.time_ns() // 1_000_000, metrics))
+        if time.monotonic() > self.due:
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send what waits. An epoch keeps the time at which it came: what is sent again, because an answer was lost, is the
+        same point to MLflow."""
         from mlflow.entities import Metric
 
-        now = time.time_ns() // 1_000_000
+        began = time.monotonic()
         metrics = [
-            Metric(name, float(value), now, step)
-            for step, values in self.waiting
+            Metric(name, float(value), at, step)
+            for step, at, values in self.waiting
             for name, value in {**values, _CURSOR: step}.items()
         ]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-        self.waiting.clear()
-        self.flushed = time.monotonic()
+        try:
+            for start in range(0, len(metrics), 1000):
+                self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+            self.waiting.clear()
+        finally:
+            # A server that does not answer is asked again the later the longer it made the training wait.
+            now = time.monotonic()
+            self.due = now + max(FLUSH_SECONDS, 20 * (now - began))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import json
 import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +51,7 @@ class Fault:
         turn: which of its kind it is, so that every variant has its turn.
         detail: when, or where.
         outcome: "same result", or "clear error, then same result"; anything else breaks the promise.
+        kills: how often a process was killed by it.
         kept: of a training, the part of the work that the second attempt did not have to do again, 0 to 1; None: not known.
         seconds_lost: both attempts, less what the task takes without faults.
     """
@@ -58,6 +61,7 @@ class Fault:
     turn: int = 0
     detail: str = ""
     outcome: str = ""
+    kills: int = 0
     kept: float | None = None
     seconds_lost: float = 0.0
 
@@ -136,6 +140,17 @@ def tracked(place: Place, step: Step, folder: Path, context: tracking.Context) -
         _tracked(Record.read(path.parent), client, context)
 
 
+def _registered(step: Step, folder: Path, context: tracking.Context, result: Any) -> None:
+    """Raise unless the registry has this student once, and as it was made."""
+    name = step.arguments["settings"]["registered_model"]
+    versions = context.client().search_model_versions(f"name = '{name}'")
+    digest = checkpoint.sha256(Path(str(step.arguments["student"])) / "student.safetensors")
+    if len(versions) != 1 or str(versions[0].version) != str(result["version"]) or not result["champion"]:
+        raise BrokenPromiseError(f"the registry has {len(versions)} versions of it, and the task says {result}")
+    if versions[0].tags.get("rco.sha256") != digest or not tracking.registered_version(context, name, digest):
+        raise BrokenPromiseError(f"version {versions[0].version} is of other weights")
+
+
 def _tracked(record: Record, client: MlflowClient, context: tracking.Context) -> None:
     parent = tracking.require_parent(context, client)
     found = client.search_runs(
@@ -180,15 +195,21 @@ def killed(place: Place, fault: Fault, step: Step, name: str, rng: random.Random
     folder, spent, usual = place.root / "faults" / name, 0.0, place.chain.seconds[step.name]
     environment = place.environment(name)
     context = open_parent(place, name)
-    moments = []
-    for _ in range(times):
-        moment = rng.uniform(0.05, 0.95) * usual
+    moments: list[float] = []
+    longest = 0.95
+    while len(moments) < times:
+        moment = rng.uniform(0.05, longest) * usual
         first = run(step, folder, environment, kill_after=moment)
-        if first.code == 0:  # it was quicker than usual
-            moment = rng.uniform(0.05, 0.5) * usual
-            first = run(step, folder, {**environment, "RCO_RESUME": ""}, kill_after=moment)
-        moments.append(moment)
         spent += first.seconds
+        if first.code == -signal.SIGKILL:
+            moments.append(moment)
+        elif first.code == 0:  # it was quicker than usual, the more so if it went on from far: again, from the start
+            shutil.rmtree(folder)
+            shutil.rmtree(environment["RCO_RESUME"], ignore_errors=True)
+            longest *= 0.7
+        else:
+            raise BrokenPromiseError(f"it fails by itself: {first.text[-800:]}")
+    fault.kills = times
     fault.detail = ", ".join(f"after {moment:.1f} s" for moment in moments)
     again(place, fault, step, folder, environment, context, spent)
 
@@ -203,11 +224,17 @@ def again(
     spent: float,
 ) -> None:
     """The attempt that must come to an end, and what must then be true."""
+    points = Path(environment["RCO_RESUME"])
+    there = any(points.rglob("point-*.safetensors")) if points.is_absolute() else False
     last = run(step, folder, environment)
     if last.code != 0:
         raise BrokenPromiseError(f"the next attempt fails: {last.text[-800:]}")
+    if there and "going on from epoch" not in last.text:
+        raise BrokenPromiseError(f"there was a resume point, and the training began anew: {last.text[-800:]}")
     same(place, step, folder)
     tracked(place, step, folder, context)
+    if step.task == "register_student":
+        _registered(step, folder, context, last.result)
     fault.kept = going_on(last) if step.task in ("train_teacher", "distill_stage") else None
     fault.seconds_lost = spent + last.seconds - place.chain.seconds[step.name]
     fault.outcome = fault.outcome or "same result"
@@ -226,6 +253,7 @@ def killed_writing(place: Place, fault: Fault, step: Step, name: str, rng: rando
         first = run(step, folder, {**environment, "RCO_RESUME": ""}, module=("tests.chaos.trap", call, "1"))
     if first.code >= 0:
         raise BrokenPromiseError(f"the trap at {call} {number} did not spring: {first.text[-500:]}")
+    fault.kills = 1
     fault.detail = f"at {call} {number}"
     again(place, fault, step, folder, {**environment, "RCO_RESUME_EVERY": "0.003"}, context, first.seconds)
 
@@ -507,13 +535,14 @@ def main(arguments: list[str] | None = None) -> int:
         figures = {
             "faults": len(faults),
             "survived": sum(fault.survived for fault in faults),
+            "kills": sum(fault.kills for fault in faults),
             "seed": given.seed,
             "seconds": round(time.monotonic() - began, 1),
             "seconds_without_faults": {name: round(value, 2) for name, value in place.chain.seconds.items()},
             "each": [asdict(fault) for fault in faults],
         }
     print(table(faults))
-    print(f"{figures['survived']} of {figures['faults']} faults survived in {figures['seconds']} s")
+    print(f"{figures['survived']} of {figures['faults']} faults survived ({figures['kills']} kills) in {figures['seconds']} s")
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps(figures, indent=1) + "\n")

@@ -33,7 +33,7 @@ CANARIES = {
         *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
     )
 }
-IN_ADDRESS = "canary-in-an-address-7c1"
+IN_ADDRESS = "canary-in/an-address-7c1"
 
 
 class Home:
@@ -121,7 +121,8 @@ def test_runs_that_fail_in_every_way(home: Home, tmp_path: Path, monkeypatch: py
         home.run(dataset=str(data))
     with pytest.raises(RunFailedError, match="teacher"):
         home.run(teacher="no-such-model")
-    closed = f"{IN_ADDRESS}:{IN_ADDRESS}@127.0.0.1:{free_port()}"
+    in_address = quote(IN_ADDRESS, safe="")
+    closed = f"{in_address}:{in_address}@127.0.0.1:{free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{closed}")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

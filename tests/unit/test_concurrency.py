@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.local import _publish
-from rco import checkpoint
+from rco import checkpoint, resume
 
 
 @contextmanager
@@ -145,3 +145,22 @@ def test_two_pipeline_runs_make_one_experiment_in_a_new_database(tmp_path: Path)
         experiment = client.get_experiment_by_name(f"experiment-{i}")
         runs = client.search_runs([experiment.experiment_id])
         assert {run.data.params["me"] for run in runs} == {"0", "1"}
+
+
+def test_points_that_come_and_go_while_others_look(tmp_path: Path) -> None:
+    """A run that begins looks at the interrupted trainings of all runs; another one is writing and removing its own."""
+    code = (
+        "import shutil\nmeet('start')\n"
+        "for i in range(600):\n"
+        "    training = folder / 'resume' / 'local' / 'teacher' / f'{me}-{i % 3}'\n    training.mkdir(parents=True)\n"
+        "    for n in range(3): (training / f'point-0000{n}-000000-{me:0>64}.safetensors').touch()\n"
+        "    shutil.rmtree(training)\n"
+    )
+    looked = 0
+    with at_once(code, tmp_path) as processes:
+        while running(processes):
+            if (tmp_path / "resume").is_dir():
+                assert resume.sweep(tmp_path / "resume") == 0
+                resume._mention_others(tmp_path / "resume" / "local" / "teacher", "mine", {})
+                looked += 1
+    assert looked > 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import json
 import logging
 import os
@@ -286,6 +288,50 @@ class TestPoints:
         assert document["parts"]["training"]["progress"]["epoch"] == 2
         assert document["identity"]["lr"] == 1
 
+    def test_other_users_of_a_shared_folder_can_read_them(self, place: Path) -> None:
+        assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o644}
+
+    def test_a_disk_that_cannot_be_read_now_does_not_throw_them_away(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(path: Path) -> str:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+        before = points_in(place)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "sha256", broken)
+            with pytest.raises(InputError, match=r"cannot be read \(Input/output error\).*run again"):
+                Points(str(place), {"lr": 1})
+        assert points_in(place) == before
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("random", None),
+            ("random", {"cpu": torch.zeros(3)}),
+            ("progress", {"epoch": "1"}),
+            ("progress", {"epoch": 1000}),
+            ("progress", {"epoch": 1, "batches": -1}),
+            ("progress", {"epoch": 1, "names": ["loss"], "sums": torch.zeros(2), "finite": torch.zeros(1)}),
+            ("progress", []),
+            ("learner", {}),
+            ("optimizer", {"0": {"momentum_buffer": torch.zeros(1)}}),
+            ("optimizer", {"x": {}}),
+        ],
+    )
+    def test_a_point_whose_values_are_not_of_this_training_is_refused(self, data: Dataset, name: str, value: Any) -> None:
+        keeper = Points("", {})
+        trained(data, keeper)
+        state = {part: make() for part, make in keeper._makers.items()}["training"]
+
+        class Hostile(Points):
+            def take(self, part: str) -> Any:
+                changed = {key: old for key, old in state.items() if key != name} if value is None else {**state, name: value}
+                return changed if part == "training" else None
+
+        with pytest.raises(InputError, match=r"of another training|do not fit|lacks"):
+            trained(data, Hostile("", {}))
+
     @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
     def test_if_the_newest_is_damaged_the_one_before_is_used(
         self, place: Path, data: Dataset, damage: str, said: Callable[[], str]
@@ -486,6 +532,23 @@ class TestObjectStore:
         assert hashes(tmp_path / "two") == hashes(route.folder)
         again.clear()
         assert self.names(s3) == []
+
+    def test_a_damaged_file_of_a_route_is_written_again(
+        self, s3: Any, data: Dataset, route: Route, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(storage, "_FIRST_WAIT", 0.0)
+        keeper = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
+        keeper.lives = 7
+        with pytest.raises(KilledError):
+            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", keeper=keeper))
+        damaged = next(name for name in self.names(s3) if "/file-" in name)
+        about = s3.head_object(Bucket="bucket", Key=damaged)["Metadata"]
+        s3.put_object(Bucket="bucket", Key=damaged, Body=b"something else", Metadata=about)
+        again = Points("s3://bucket/points/here", {}, every=0, files=tmp_path / "two")
+        list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "two", keeper=again))
+        assert hashes(tmp_path / "two") == hashes(route.folder)
+        body = s3.get_object(Bucket="bucket", Key=damaged)["Body"].read()
+        assert hashlib.sha256(body).hexdigest() in damaged
 
     def test_wrong_bytes_and_lost_objects_are_noticed(self, s3: Any, data: Dataset, said: Callable[[], str]) -> None:
         keeper = Mortal("s3://bucket/points", {}, every=0)

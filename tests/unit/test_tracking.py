@@ -18,6 +18,7 @@ from rco.errors import InputError
 from rco.record import Record
 from rco.route import Anchor
 from rco.spec import NetworkSpec, save_network
+from tests import faults
 
 SPEC = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 DATA = {"name": "digits", "source": "digits", "digest": "d" * 64, "num_classes": 10, "sizes": {"train": 3}}
@@ -322,6 +323,67 @@ class TestKubeflowsOwnPlugin:
         plugins = client.create_run(client.create_experiment("the plugin's, alone")).info.run_id
         self.task(server, "", plugins, record(), range(1, 3))
         assert steps(client, plugins) == [1, 2]
+
+
+class TestWhatEndsAsAWarning:
+    def test_a_database_that_is_none(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+        with tracking.forgiving("The parent run") as attempt:
+            opened(tmp_path, "damaged")
+        assert attempt.failed
+
+    @pytest.mark.parametrize("answer", [b"{", b"[]", b'{"experiment": 5}', b'{"experiment": {"experiment_id": {}}}', b"\xff"])
+    def test_answers_that_are_none(self, answer: bytes) -> None:
+        with faults.Proxy("http://127.0.0.1:9") as proxy:
+            proxy.inject(faults.Fault(answer=(200, answer)), times=None)
+            where = tracking.Context(tracking_uri=proxy.address, pipeline_run="odd")
+            with tracking.forgiving("The parent run") as attempt:
+                tracking.open_parent(where, "tests", "odd", {})
+        assert attempt.failed
+
+    def test_but_not_bad_input(self) -> None:
+        with pytest.raises(InputError), tracking.forgiving("The parent run"):
+            raise InputError("experiment", "x", "is a deleted experiment in MLflow", "Restore it")
+
+    def test_what_is_sent_again_to_the_plugins_run_is_there_once(self, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An answer was lost: the server has the epochs, and the client does not know."""
+        client = context(server, "").client()
+        run = client.create_run(client.create_experiment("the plugin's, lossy")).info.run_id
+        task_run = tracking.TaskRun(client, run, 0)
+        really = type(client).log_batch
+
+        def lossy(self: Any, *arguments: Any, **more: Any) -> None:
+            really(self, *arguments, **more)
+            monkeypatch.undo()
+            raise ConnectionError("reset")
+
+        task_run.log(1, {"loss": 1.0})
+        monkeypatch.setattr(type(client), "log_batch", lossy)
+        with pytest.raises(ConnectionError):
+            task_run.flush()
+        task_run.log(2, {"loss": 0.5})
+        task_run.flush()
+        assert steps(client, run) == [1, 2]
+
+    def test_a_server_that_makes_the_training_wait_is_asked_less_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+
+        class Hanging:
+            asked = 0
+
+            def log_batch(self, *arguments: Any, **more: Any) -> None:
+                self.asked += 1
+                clock[0] += 60
+                raise ConnectionError("no answer")
+
+        hanging = Hanging()
+        task_run = tracking.TaskRun(hanging, "run", 0)  # type: ignore[arg-type]
+        for epoch in range(1, 1001):  # of two seconds each
+            clock[0] += 2
+            with tracking.forgiving("Epoch"):
+                task_run.log(epoch, {"loss": 1.0})
+        assert hanging.asked * 60 <= 0.06 * clock[0]
 
 
 class TestPromotion:

@@ -15,14 +15,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from pipelines.cli import read_recipe
-from rco import checkpoint, sources, storage
-from rco.config import DataConfig
+from rco import checkpoint, comparison_report, sources, storage, tasks
+from rco.config import DataConfig, RouteConfig
 from rco.errors import InputError
 from rco.record import Record
 from rco.route import Anchor, Route
@@ -229,6 +230,13 @@ class TestTars:
         ):
             sources.check_source(DataConfig(dataset=str(path)))
 
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+    def test_a_chain_of_headers_without_a_member_is_refused(self, tmp_path: Path, kind: bytes) -> None:
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(self.member("x", kind).tobuf() * 2000))
+        with pytest.raises(InputError, match="is not a readable tar"):
+            sources.check_source(DataConfig(dataset=str(path)))
+
     def test_the_limit_can_be_raised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = self.packed(tmp_path / "a.tar", [])
         monkeypatch.setenv(sources.MOST_UNPACKED, "1e-6")
@@ -340,6 +348,50 @@ class TestDocuments:
         error = InputError("x", [[[]]], "is \x1b[2J\n\udc80", "Mend it")
         assert str(error).isprintable()
         assert str(InputError("x", 16**9000, "is large", "y")).startswith("x = a int: is large")
+
+
+@pytest.mark.parametrize("address", ["s3://me:pass@bucket/x", "s3://me:pa/ss@bucket/x", "https://me:pa/ss@host/x"])
+@pytest.mark.parametrize("parameter", ["dataset", "route"])
+def test_addresses_with_passwords(parameter: str, address: str) -> None:
+    """A secret key of AWS often has a slash."""
+    with pytest.raises(InputError, match="holds credentials") as error:
+        DataConfig(dataset=address) if parameter == "dataset" else RouteConfig(route=address)
+    assert "ss@" not in str(error.value)
+    with pytest.raises(InputError, match=r"credentials|not a kind of address") as error:
+        storage.listing(address)
+    assert "ss@" not in str(error.value)
+
+
+def test_a_key_may_have_an_at_sign() -> None:
+    assert DataConfig(dataset="s3://bucket/me@home/animals.tar").dataset
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"hardness": 1e999}')
+    with pytest.raises(InputError, match="1e999 is no number"):
+        checkpoint.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "document", [{}, [], {"student": {}, "teacher": {}}, {"student": {"accuracy": "1"}}, {"student": {"accuracy": None}}]
+)
+def test_evaluations_that_are_none(tmp_path: Path, document: Any) -> None:
+    checkpoint.write_json(tmp_path / "evaluation.json", document)
+    for read in (tasks.read_evaluation, comparison_report.Student.read):
+        with pytest.raises(InputError, match=r"evaluate again|evaluation of its branch"):
+            read(tmp_path)
+
+
+def test_a_student_that_was_exchanged_is_noticed(tmp_path: Path) -> None:
+    spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
+    tasks._save_student(tmp_path, spec.build(0), spec, np.zeros((1, 10), np.float32))
+    tasks.load_student(tmp_path, spec)
+    save_network(tmp_path / tasks.STUDENT, spec.build(1), spec)
+    with pytest.raises(InputError, match="sha256"):
+        tasks.load_student(tmp_path, spec)
+    checkpoint.save_arrays(tmp_path / tasks.PROBE, {"logits": np.zeros((1, 10), np.float32)})
+    with pytest.raises(InputError, match="does not say which student"):
+        tasks.load_student(tmp_path, spec)
 
 
 def test_addresses_that_are_none(tmp_path: Path) -> None:
