@@ -141,8 +141,8 @@ def select_anchors(
     selection: dict[str, Any] = {}
     needed = {len(index.epochs) - 1}
     for seed in s.seeds:
-        arrays, _ = checkpoint.load_arrays(_folder(students, seed) / tasks.PROBE, "logits")
-        hardness = route_hardness(route_logits, arrays["logits"], s.anchors.tau)
+        (answers,) = tasks.read_logits(_folder(students, seed) / tasks.PROBE, route_logits.shape[1:], "logits")
+        hardness = route_hardness(route_logits, answers, s.anchors.tau)
         last = dict(previous.get(str(seed), {}).get("last", {}))
         todo: list[dict[str, Any]] = []
         while not (one_at_a_time and todo):
@@ -223,10 +223,9 @@ def _stage(
 ) -> None:
     """One stage of one student, by the task of a single run. A retried task finds those that are finished among the resume
     points."""
-    arrays, _ = checkpoint.load_arrays(student / tasks.PROBE, "logits")
-    _write_anchor(
-        anchor, Route.open(anchors), int(stage["chosen"][-1]), _before(student), arrays["logits"], s.stage.objective.tau
-    )
+    route = Route.open(anchors)
+    (answers,) = tasks.read_logits(student / tasks.PROBE, route.probe()[1].shape[1:], "logits")
+    _write_anchor(anchor, route, int(stage["chosen"][-1]), _before(student), answers, s.stage.objective.tau)
     single = replace(s.stage, train=replace(s.stage.train, seed=seed))
     tasks.distill_stage(
         jsonable(single),

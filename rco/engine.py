@@ -293,10 +293,12 @@ def fit(
         good = when, {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
     random = None
+    taking_up: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if keeper is not None:
         keeper.add("training", state)
         if (saved := keeper.take("training")) is not None:
             random = _take_up(saved, learner, optimizer, now, first_epoch + epochs - 1, device)
+            taking_up = of_this_training(*_UNFIT)  # which values an optimiser needs is known to its first step
             is_good(f"at step {now.batches} of epoch {now.epoch}" if now.batches else f"after epoch {now.epoch - 1}")
     while now.epoch < first_epoch + epochs:
         started = time.perf_counter() - now.seconds
@@ -329,7 +331,9 @@ def fit(
             values = torch.stack(list(parts.values()))
             optimizer.zero_grad(set_to_none=True)
             values.sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            with taking_up:
+                optimizer.step()
+            taking_up = contextlib.nullcontext()
             now.add(parts, values.detach(), len(y))
             if now.batches < steps_per_epoch:  # the end of the epoch looks for itself
                 if keeper is not None and keeper.due():
@@ -353,16 +357,22 @@ def fit(
             keeper.keep()
 
 
+_UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
 @contextlib.contextmanager
-def of_this_training() -> Iterator[None]:
+def of_this_training(*kinds: type[Exception]) -> Iterator[None]:
     """Take up what a resume point holds, each value as it should be.
+
+    Args:
+        kinds: of errors that show that it does not fit.
 
     Raises:
         InputError: what was saved is of another training, or of none.
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+    except kinds or (*_UNFIT, RuntimeError) as error:  # noqa: B030 (both are tuples)
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             "resume point", type(error).__name__, f"is of another training ({reason})", "Delete it, or name another place"

@@ -249,6 +249,49 @@ def measure(embeddings: Floats, labels: Ints, *, trials: int = TRIALS, seed: int
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Roc:
+    """A receiver operating characteristic: both (P,), 0 to 1."""
+
+    far: tuple[float, ...]
+    tar: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """What is needed of what `measure` returns."""
+
+    images: int
+    genuine_pairs: int
+    impostor_pairs: int
+    smallest_far: float
+    tar_at_far: dict[str, float | None]
+    roc: Roc
+    rank1: dict[str, float]
+    rank1_std: dict[str, float]
+
+    def __post_init__(self) -> None:
+        sizes = list(self.rank1)
+        if not sizes or sizes != list(self.rank1_std) or not all(size.isdecimal() and len(size) < 10 for size in sizes):
+            raise InputError("rank1", sizes, "is not by numbers of distractors, with deviations", "Measure it again")
+        if not self.roc.far or len(self.roc.far) != len(self.roc.tar):
+            raise InputError("roc", len(self.roc.far), "is no curve", "Measure it again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSet:
+    """`measure` of both networks."""
+
+    classes: tuple[str, ...]
+    teacher: Unseen
+    student: Unseen
+
+    def __post_init__(self) -> None:
+        teacher, student = self.teacher, self.student
+        if list(teacher.rank1) != list(student.rank1) or list(teacher.tar_at_far) != list(student.tar_at_far):
+            raise InputError("open_set", list(student.rank1), "differs between teacher and student", "Measure it again")
+
+
 def figures(measured: Mapping[str, Any]) -> dict[str, float]:
     """What `measure` gave as metrics: open_tar_at_far_F and open_rank1_at_D. A TAR that is not known is left out."""
     tar = {f"open_tar_at_far_{far}": value for far, value in measured["tar_at_far"].items() if value is not None}

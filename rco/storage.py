@@ -23,7 +23,6 @@ growing waits.
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
 import hashlib
 import json
@@ -370,7 +369,7 @@ def _recorded_sha256(about: dict[str, Any]) -> str | None:
     checksum = about.get("ChecksumSHA256", "")  # of an upload in parts: that of the parts' checksums, and how many they are
     try:
         return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
-    except binascii.Error:
+    except ValueError:
         return None  # whatever it is, it is no sum
 
 
@@ -481,11 +480,9 @@ def _listed(client: Any, uri: str) -> list[Entry]:
 
 
 def _inside(into: Path, entry: Entry, uri: str) -> Path:
-    parts = entry.name.split("/")
-    if any(part in ("", ".", "..") or len(os.fsencode(part)) > _LONGEST_NAME for part in parts) or set(entry.name) & {
-        "\\",
-        "\0",
-    }:
+    name = entry.name.encode(errors="backslashreplace")  # of half a character
+    unfit = any(part in (b"", b".", b"..") or len(part) > _LONGEST_NAME for part in name.split(b"/"))
+    if unfit or b"\\" in name or b"\0" in name:
         raise InputError("uri", uri, f"has the key {entry.key!r}, which is no safe file name", "Rename or remove that object")
     return into / entry.name
 

@@ -281,6 +281,20 @@ def _save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarra
     return digest
 
 
+def read_logits(path: Path, shape: tuple[int, ...], *names: str) -> list[np.ndarray]:
+    """Answers on the probe samples, (N, K) float32.
+
+    Raises:
+        InputError: they are missing, or of another shape, or no numbers.
+    """
+    arrays, _ = checkpoint.load_arrays(path, *names)
+    for name in names:
+        if arrays[name].shape != tuple(shape) or arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
+            problem = f"has no finite {name} of shape {tuple(shape)}"
+            raise InputError("file", str(path), problem, "Run the step that writes it again")
+    return [arrays[name] for name in names]
+
+
 def load_student(folder: Path, spec: NetworkSpec) -> Any:
     """The student in an artifact's folder, as it was written there.
 
@@ -323,8 +337,8 @@ def select_anchor(
     index = Route.open(route_index)
     _, route_logits = index.probe()
     chosen = [int(i) for i in previous.get("chosen", [])]
-    arrays, _ = checkpoint.load_arrays(student / PROBE, "logits")
-    hardness = route_hardness(route_logits, arrays["logits"], s.tau)
+    (answers,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
+    hardness = route_hardness(route_logits, answers, s.tau)
     selection = next_stage(s, index, previous, hardness)
     if selection["skip"]:
         log.info("the route has been walked: this stage passes the student through")
@@ -420,8 +434,8 @@ def distill_stage(
     about = Anchor.read(anchor)
     teacher_model = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=anchor_spec)
     model = load_student(student, student_spec)
-    arrays, _ = checkpoint.load_arrays(anchor / TARGETS, "anchor", "teacher")
-    targets = distill.ProbeTargets(arrays["anchor"], arrays["teacher"])
+    shape = (len(data.manifest.probe), data.manifest.num_classes)
+    targets = distill.ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
     has_record = (student / "record.json").is_file()
     record = (
         Record.read(student)
@@ -586,6 +600,13 @@ class _Evaluation:
     tau: float
     class_names: tuple[str, ...]
     device: str
+    open_set: openset.OpenSet | None = None
+
+    def __post_init__(self) -> None:
+        classes = len(self.class_names)
+        for model in (self.student, self.teacher):
+            if len(model.confusion) != classes or {len(row) for row in model.confusion} != {classes}:
+                raise InputError("confusion", len(model.confusion), f"is not of {classes} classes", "Evaluate again")
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -726,13 +747,13 @@ def report(
     if context.active:
         with tracking.forgiving("The parent run"):
             parent = tracking.open_parent(context, **_parent(s))
-    learner = Record.read(student)
+    learner, index = Record.read(student), Route.open(route_index)
     summary = telling.write(
         folder,
         parameters=s.parameters,
-        index=Route.open(route_index),
+        index=index,
         student=learner,
-        student_logits=checkpoint.load_arrays(student / PROBE, "logits")[0]["logits"],
+        student_logits=read_logits(student / PROBE, index.probe()[1].shape[1:], "logits")[0],
         evaluation=read_evaluation(evaluation),
         registered=registered,
         context=context,

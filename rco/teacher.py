@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -58,7 +60,7 @@ def train_teacher(
                 history, labels = [dict(row) for row in before["history"]], np.asarray(before["labels"], np.int64)
                 if not {logits.shape for logits in probe_logits} <= {(len(probe), data.manifest.num_classes)}:
                     raise ValueError("it has answers of another shape")
-                if len(probe_logits) != len(checkpoints) or labels.shape not in ((0,), (len(validation),)):
+                if len(probe_logits) != len(checkpoints) or labels.shape != (len(validation) if history else 0,):
                     raise ValueError("it has other answers than checkpoints")
         keeper.add(
             "route",
@@ -221,9 +223,38 @@ def _read_torch_file(path: Path) -> Any:
             # torch writes its files uncompressed, one beside the other.
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is an archive that grows when it is read")
+            programs = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl")]
+        for program in programs:
+            _require_plain(program)
+    else:  # as torch wrote them until 2020: a number, a version, a description, the state dict, its storages
+        content = io.BytesIO(path.read_bytes())  # of which no more can be read than there is, whatever it says
+        for _ in range(4):
+            _require_plain(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old protocols
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_PLAIN = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch\.storage \w+Storage"
+    r"|torch (Size|device|b?float\d+|double|half|float|u?int\d+|long|int|short|bool|complex\d+)"
+)
+
+
+def _require_plain(program: IO[bytes]) -> None:
+    """Read one pickle without running it, and refuse what a state dict does not need. Some of what torch runs all the same (a
+    tensor or an array of bytes, of any length) lets two dozen bytes ask for all memory.
+
+    Raises:
+        ValueError: it is no pickle, or names something else.
+    """
+    import pickletools
+
+    for code, argument, _ in pickletools.genops(program):
+        if code.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+            raise ValueError(f"it is no state dict ({code.name})")
+        if code.name == "GLOBAL" and not _PLAIN.fullmatch(str(argument)):
+            raise ValueError(f"it holds {str(argument).replace(' ', '.')}, which a state dict does not need")
 
 
 def _measured(

@@ -196,7 +196,7 @@ def killed(place: Place, fault: Fault, step: Step, name: str, rng: random.Random
     environment = place.environment(name)
     context = open_parent(place, name)
     moments: list[float] = []
-    longest = 0.95
+    longest = 1.5 if step.trains else 0.95  # beside others it takes longer
     while len(moments) < times:
         moment = rng.uniform(0.05, longest) * usual
         first = run(step, folder, environment, kill_after=moment)
@@ -454,13 +454,20 @@ def prepared(root: Path) -> Iterator[Place]:
         yield Place(chain, root, server, mlflow_proxy, database, store, store_proxy)
 
 
-def plan(chain: Chain, faults: int, seed: int) -> list[tuple[str, Inject, bool, Step, int, int]]:
-    """Which faults, in which tasks, with which seeds: shares are kept, and every kind and every task has its turn."""
+def plan(chain: Chain, faults: int, seed: int, *, short: bool) -> list[tuple[str, Inject, bool, Step, int, int]]:
+    """Which faults, in which tasks, with which seeds: shares are kept, and every kind and every task has its turn.
+
+    Args:
+        short: of each kind one, of kills three, in the tasks that train; no whole run.
+    """
     total = sum(share for *_, share in KINDS)
     planned = []
     for kind, inject, alone, tasks, share in KINDS:
-        steps = [s for s in chain.steps if tasks is None or s.task in tasks]
-        for i in range(max(1, round(faults * share / total))):
+        if short and inject is disk_full_under_a_run:
+            continue
+        steps = [s for s in chain.steps if s.task in (tasks or (TRAINING if short else {s.task}))]
+        count = (3 if kind == "kill -9" else 1) if short else max(1, round(faults * share / total))
+        for i in range(count):
             planned.append((kind, inject, alone, steps[i % len(steps)], i + seed, seed * 1_000_003 + len(planned)))
     return planned
 
@@ -508,7 +515,9 @@ def table(faults: list[Fault]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=78, help="how many, about")
-    parser.add_argument("--short", action="store_true", help="a dozen faults, one of each kind and some kills more")
+    parser.add_argument(
+        "--short", action="store_true", help="one fault of each kind, and two kills more, in the tasks that train"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds that hold this text")
     parser.add_argument("--workers", type=int, default=2, help="faults at the same time, where they do not need to be alone")
@@ -519,10 +528,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "RCO_", "AWS_")):
             del os.environ[name]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started is stopped
     began = time.monotonic()
     with TemporaryDirectory(prefix="rco-chaos-") as scratch, prepared(Path(scratch)) as place:
         print(f"without faults: {', '.join(f'{k} {v:.1f} s' for k, v in place.chain.seconds.items())}", flush=True)
-        planned = [p for p in plan(place.chain, 8 if given.short else given.faults, given.seed) if given.only in p[0]]
+        planned = [p for p in plan(place.chain, given.faults, given.seed, short=given.short) if given.only in p[0]]
         numbered = list(enumerate(planned, start=1))
 
         def one(item: tuple[int, Any]) -> Fault:

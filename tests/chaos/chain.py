@@ -186,7 +186,7 @@ class Chain:
         evaluation = self._do(Step("evaluate", "evaluate", given, ["evaluation"])) / "evaluation"
         given = {"settings": s["filing"], "student": str(student), "evaluation": str(evaluation)}
         self._do(Step("register_student", "register_student", given))
-        given |= {"registered": {}, "route_index": str(teacher / "route_index"), "anchors": str(chosen / "anchors")}
+        given = {**given, "registered": {}, "route_index": str(teacher / "route_index"), "anchors": str(chosen / "anchors")}
         self._do(Step("report", "report", given, ["folder"]))
         self._compare(data, teacher)
         return self

@@ -1,4 +1,6 @@
-"""`python -m tests.fuzz [READER ...] --examples 10000`: fuzz readers, print figures, end with 1 if one misbehaved."""
+"""`python -m tests.fuzz [READER ...] --examples 10000`: fuzz readers, print figures. Ends with 1 if one misbehaved, or had
+much fewer inputs than were asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import argparse
 import logging
 import sys
 import traceback
+
+ENOUGH = 0.9  # of the inputs asked for; Hypothesis may run out of them
 
 
 def main() -> int:
@@ -37,6 +41,9 @@ def main() -> int:
                 print(f"{name:<20} MISBEHAVED\n{told[:8000]}\n{told[8000:][-1000:]}", flush=True)
             else:
                 print(f"{name:<20} {f.inputs:>8,} {f.refused:>8,} {f.seconds:>8.1f} {f.most_mib:>9.0f}", flush=True)
+                if f.inputs < ENOUGH * options.examples:
+                    bad.append(name)
+                    print(f"{name:<20} TOO FEW INPUTS: there are no more than {f.inputs:,}", flush=True)
     return 1 if bad else 0
 
 

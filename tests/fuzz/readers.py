@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
 import json
 import lzma
 import os
+import shutil
 import struct
 import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import yaml
@@ -51,6 +56,7 @@ def warm_up() -> None:
     with TemporaryDirectory() as folder:
         torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")
         _read_state(Path(folder) / "a.pt")
+        _read_store(([], False), Path(folder))
         with contextlib.suppress(InputError):
             _file("b.pt", _read_state)(hostile_pickle(Path(folder) / "owned"), Path(folder))
     torch.zeros(2, device="meta")
@@ -113,6 +119,7 @@ _PICKLES = [
     b"\x80\x02cos\nsystem\nX\x04\0\0\0trueq\0\x85q\1Rq\2.",
     b"\x80\x02cbuiltins\neval\nX\x03\0\0\x001+1\x85R.",
     b"\x80\x02c__builtin__\nbytearray\n\x8a\x08\0\0\0\0\0\0\0\x40\x85R.",
+    b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R.",
     b"\x80\x02ctorch\nTensor\n\x8a\x06\0\0\0\0\0\x10\x85R.",
     b"\x80\x02crco_fuzz_canary\nfactory\n)R.",
     b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\0)tR.",
@@ -244,15 +251,32 @@ def _dataset_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     arrays = seeds / "data"
     manifest = json.loads((arrays / "manifest.json").read_text())
     files = {**manifest, "storage": "files", "root": "images"}
+    (seeds / "data" / "images").mkdir()
+    for i in range(manifest["sizes"]["val"]):
+        (seeds / "data" / "images" / f"{i}.png").write_bytes(_png(i))
     parts = {"paths": [f"{i}.png" for i in range(manifest["sizes"]["val"])], "labels": [0] * manifest["sizes"]["val"]}
     (seeds / "data" / "val.json").write_text(json.dumps(parts))
     validation = (arrays / "val.safetensors").read_bytes()
     return st.one_of(
         st.tuples(st.just(arrays), st.just("manifest.json"), json_texts(manifest)),
         st.tuples(st.just(arrays), st.just("manifest.json"), json_texts(files)),
+        st.tuples(st.just(arrays), st.just("manifest.json"), json_texts({**files, "resize": True})),
+        st.tuples(st.just(arrays), st.just("manifest.json"), _shaped(files)),
         st.tuples(st.just(arrays), st.just("val.safetensors"), _safetensors_plain(validation)),
         st.tuples(st.just(arrays), st.just("val.json"), json_texts(parts)),
     )
+
+
+@st.composite
+def _shaped(draw: st.DrawFn, files: dict[str, Any]) -> bytes:
+    """A manifest of image files that agrees with itself in another shape."""
+    channels = draw(st.sampled_from([3, 3, 1, 2, 4]))
+    sides = [8, 8, 1, 7, 16, 1024, 2**14, 2**16]
+    shape = [channels, draw(st.sampled_from(sides)), draw(st.sampled_from(sides))]
+    if draw(st.booleans()):
+        shape[2] = shape[1]
+    agreed = {"image_shape": shape, "mean": [0.5] * channels, "std": [0.5] * channels, "resize": draw(st.booleans())}
+    return json.dumps({**files, **agreed}).encode()
 
 
 def _safetensors_plain(whole: bytes) -> st.SearchStrategy[bytes]:
@@ -265,8 +289,8 @@ def _read_dataset(case: tuple[Path, str, bytes], folder: Path) -> None:
         if path.is_file():
             os.link(path, folder / path.name)
     (folder / "images").mkdir()
-    for i in range(40):
-        Image.new("RGB", (8, 8)).save(folder / "images" / f"{i}.png")
+    for path in (seeds / "images").iterdir():
+        os.link(path, folder / "images" / path.name)
     (folder / name).unlink(missing_ok=True)
     (folder / name).write_bytes(content)
     if name == "val.json":
@@ -343,6 +367,261 @@ def _read_point(content: bytes, folder: Path) -> None:
     if (training := points.take("training")) is None:  # it was set aside with a warning, as a damaged point is
         raise InputError("resume point", name, "is damaged", "Start anew")
     assert training is not None
+
+
+_TENSORS: dict[str, Callable[[Any], Any]] = {
+    "nan": lambda t: t.float() * float("nan"),
+    "large": lambda t: t.float() + 1e38,
+    "whole": lambda t: t.long(),
+    "bytes": lambda t: t.bool(),
+    "half": lambda t: t.half(),
+    "double": lambda t: t.double(),
+    "longer": lambda t: t.flatten().repeat(2),
+    "shorter": lambda t: t.flatten()[:1],
+    "deeper": lambda t: t[None],
+    "empty": lambda t: t.flatten()[:0],
+    "scalar": lambda t: t.flatten()[0] if t.numel() else t,
+    "ones": lambda t: t * 0 + 1,
+}
+
+
+@st.composite
+def _states(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A resume point that is what its name says, with values in it that no training has left there."""
+    from safetensors.torch import load, save
+
+    size = int.from_bytes(whole[:8], "little")
+    told = json.loads(json.loads(whole[8 : 8 + size])["__metadata__"]["rco"])
+    tensors = load(whole)
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(tensors)))
+        tensors[name] = _TENSORS[draw(st.sampled_from(sorted(_TENSORS)))](tensors[name])
+    parts = told["parts"]
+    for _ in range(draw(st.integers(0, 2))):  # one part each: the weights have many more places than the rest
+        part = draw(st.sampled_from(["progress", "record", "training", *sorted(parts)]))
+        if part == "progress":
+            if isinstance(parts.get("training"), dict):
+                parts["training"]["progress"] = draw(changed(parts["training"].get("progress", {}), 2))
+        elif part in parts:
+            parts[part] = draw(changed(parts[part], 2))
+    if not draw(st.integers(0, 5)):
+        told = draw(changed(told, 1))
+    return save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"rco": json.dumps(told)})
+
+
+@functools.cache
+def _training_settings() -> dict[str, Any]:
+    from rco.preflight import preflight
+
+    flat = {"teacher": "digits-mlp", "student": "digits-mlp", "teacher_epochs": 3, "epochs": 3, "teacher_batch_size": 8}
+    flat |= {"batch_size": 8, "strategy": "equal-interval", "n_anchors": 1, "device": "cpu", "precision": "fp32", "threads": 1}
+    return dict(jsonable(preflight(RunConfig.from_flat({**flat, "workers": 0, "probe_size": 4, "checkpoint_every": 1}))))
+
+
+@functools.cache
+def _trained(world: Path) -> Path:
+    """A run of the pipeline, in little: what its tasks leave to each other, for all readers that need it."""
+    from rco import tasks
+    from rco.prepare import prepare
+
+    os.environ.pop("RCO_RESUME", None)
+    seeds = world / "trained"
+    seeds.mkdir()
+    settings, data = _training_settings(), seeds / "data"
+    _pictures(seeds / "pictures", 14)
+    prepare(DataConfig(dataset=str(seeds / "pictures"), probe_size=4), data, "x")
+    tasks.train_teacher(settings["teacher"], dataset=data, route=seeds / "route", route_index=seeds / "index")
+    tasks.init_student(settings["student"], dataset=data, student=seeds / "student")
+    chosen = tasks.select_anchor(settings["anchors"], **_selecting(seeds, seeds / "student", seeds))
+    (seeds / "selection.json").write_text(json.dumps(chosen))
+    return seeds
+
+
+def _selecting(seeds: Path, student: Path, out: Path) -> dict[str, Any]:
+    folders = {"route": seeds / "route", "route_index": seeds / "index", "student": student}
+    return {"previous": {}, **folders, "anchor": out / "anchor", "anchors": out / "anchors"}
+
+
+class _CutShortError(Exception):
+    pass
+
+
+def _points_of(work: Path, train: Callable[[], object], kept: int) -> dict[str, bytes]:
+    """The resume points of a training that is cut short as it writes its `kept`-th: all files, by path below `work`."""
+    from rco.resume import Points
+
+    keep, count = Points.keep, 0
+
+    def dying(self: Points) -> None:
+        nonlocal count
+        keep(self)
+        count += 1
+        if count == kept:
+            raise _CutShortError
+
+    os.environ |= {"RCO_RESUME": str(work / "resume"), "RCO_RESUME_EVERY": "0"}  # from now on
+    with mock.patch.object(Points, "keep", dying), contextlib.suppress(_CutShortError):
+        train()
+    os.environ["RCO_RESUME_EVERY"] = "999"
+    found = {path.relative_to(work).as_posix(): path.read_bytes() for path in work.rglob("resume/**/*") if path.is_file()}
+    shutil.rmtree(work / "resume")
+    return found
+
+
+def _training_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, str, dict[str, bytes], bytes]]:
+    """Points of trainings that were cut short, each in the midst of an epoch and after its last step."""
+    made = _trained(seeds.parent.parent)
+    cases = []
+    for what, train in _TRAININGS.items():
+        for kept in (4, 1000):
+            files = _points_of(seeds.parent / "work", functools.partial(train, made, seeds / f"{what}-{kept}"), kept)
+            point = max(name for name in files if "/point-" in name)
+            others = {name: content for name, content in files.items() if "/point-" not in name}
+            cases.append(st.tuples(st.just(made), st.just(what), st.just(point), st.just(others), _states(files[point])))
+    return st.one_of(*cases)
+
+
+def _read_training(case: tuple[Path, str, str, dict[str, bytes], bytes], folder: Path) -> None:
+    """Go on from a point: to the end, or with a word of what is wrong."""
+    from rco.errors import DivergenceError
+
+    made, what, point, others, content = case
+    for name, whole in others.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(whole)
+    told, _, _ = point.rpartition("-")
+    (folder / point).parent.mkdir(parents=True, exist_ok=True)
+    (folder / f"{told}-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+    try:
+        _TRAININGS[what](made, folder / "out")
+    except DivergenceError as error:  # weights that are no numbers do end a training so
+        raise InputError("resume point", point, str(error), "Start anew") from None
+    Record.read(folder / "out")
+
+
+def _train_teacher(seeds: Path, out: Path) -> None:
+    from rco import tasks
+
+    settings = _training_settings()["teacher"]
+    tasks.train_teacher(settings, dataset=seeds / "data", route=out / "route", route_index=out)
+    route = Route.open(out / "route")
+    route.verify()
+    route.probe()
+
+
+def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
+    from rco import tasks
+
+    tasks.distill_stage(
+        _training_settings()["stage"],
+        selection=json.loads((seeds / "selection.json").read_text()),
+        dataset=seeds / "data",
+        anchor=anchor or seeds / "anchor",
+        student=seeds / "student",
+        distilled=out,
+    )
+    load_network(out / tasks.STUDENT)
+
+
+def _walk(seeds: Path, out: Path) -> None:
+    """The walk along a whole route in one process, as notebooks have it."""
+    from rco.config import AnchorConfig, ComputeConfig, TrainConfig
+    from rco.distill import distill_route
+    from rco.resume import Points
+
+    compute = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
+    data = Dataset.open(seeds / "data")
+    student = load_network(seeds / "student" / "student.safetensors")
+    every = 60 * float(os.environ["RCO_RESUME_EVERY"])
+    points = Points(str(Path(os.environ["RCO_RESUME"]) / "walk"), {"settings": {}}, every=every)
+    anchors, train = AnchorConfig(strategy="equal-interval", n_anchors=2), TrainConfig(epochs=4, batch_size=8, lr=0.01)
+    rows = distill_route(
+        student, Route.open(seeds / "route"), data, anchors=anchors, train=train, compute=compute, keeper=points
+    )
+    record = Record(key="walk", params={}, data={})
+    for row in rows:
+        record.add(row["epoch"], {"loss": float(row["loss"])})
+    record.write(out)
+
+
+_TRAININGS = {"teacher": _train_teacher, "student": _train_student, "walk": _walk}
+
+
+# --- results ---
+
+
+def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
+    from safetensors.torch import load_file
+
+    from rco import openset, tasks
+
+    seeds = _trained(seeds.parent.parent)
+    os.environ.pop("RCO_RESUME", None)
+    _train_student(seeds, seeds / "distilled")
+    folders = {"student": seeds / "distilled", "anchor": seeds / "anchor", "evaluation": seeds / "evaluation"}
+    tasks.evaluate(_training_settings()["evaluate"], dataset=seeds / "data", **folders)
+    vectors, labels = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
+    told = checkpoint.read_json(seeds / "evaluation" / tasks.EVALUATION)
+    unseen = {name: openset.measure(vectors, labels, trials=2) for name in ("student", "teacher")}
+    with_open = jsonable({**told, "open_set": {"classes": ["x", "y", "z"], **unseen}})
+    files = [f"anchor/{tasks.TARGETS}", f"distilled/{tasks.PROBE}", "evaluation/example.safetensors"]
+    about = {name: checkpoint.load_metadata(seeds / name) for name in files}
+    first = (f"evaluation/{tasks.EVALUATION}", (seeds / "evaluation" / tasks.EVALUATION).read_bytes())
+    with TemporaryDirectory() as folder:
+        _read_results((seeds, *first), Path(folder))  # it loads what it needs
+    return st.one_of(
+        *(st.tuples(st.just(seeds), st.just(first[0]), json_texts(document)) for document in (told, with_open, with_open)),
+        *(st.tuples(st.just(seeds), st.just(name), _arrays(load_file(seeds / name), about[name])) for name in files),
+        *(st.tuples(st.just(seeds), st.just(name), _safetensors((seeds / name).read_bytes())) for name in files),
+    )
+
+
+@st.composite
+def _arrays(draw: st.DrawFn, arrays: dict[str, Any], about: dict[str, Any]) -> bytes:
+    """A whole file of arrays that are not what they were."""
+    from safetensors.torch import save
+
+    found = dict(arrays)
+    for _ in range(draw(st.integers(1, 2))):
+        name = draw(st.sampled_from(sorted(found)))
+        found[name] = _TENSORS[draw(st.sampled_from(sorted(_TENSORS)))](found[name])
+    return save({name: tensor.contiguous().clone() for name, tensor in found.items()}, {"rco": json.dumps(about)})
+
+
+def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
+    """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
+    from rco import plots, tasks, tracking
+
+    seeds, name, content = case
+    settings = _training_settings()
+    for part in ("anchor", "distilled", "evaluation"):
+        shutil.copytree(seeds / part, folder / part, copy_function=os.link)
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+    if name.startswith("anchor"):
+        _train_student(seeds, folder / "out", folder / "anchor")
+        return
+    evaluated = {"student": folder / "distilled", "evaluation": folder / "evaluation"}
+    if name.startswith("distilled"):
+        tasks.select_anchor(settings["anchors"], **_selecting(seeds, folder / "distilled", folder / "out"))
+    context = tracking.Context(tracking_uri="http://localhost", pipeline_run="p")
+    told = tracking.Promotion(champion=True, reason="it is the first")
+
+    def register(*args: Any, example: Any, expected: Any, **more: Any) -> str:
+        import torch
+
+        assert args[2](torch.from_numpy(example)).shape == expected.shape
+        return "1"
+
+    with (
+        mock.patch.multiple(tracking, registered_version=mock.Mock(return_value=None), register=register),
+        mock.patch.object(tracking, "promote", mock.Mock(return_value=told)),
+        mock.patch.object(tracking.Context, "from_environment", mock.Mock(return_value=context)),
+    ):
+        registered = tasks.register_student(settings["filing"], **evaluated)
+    with mock.patch.multiple(plots, save=mock.Mock(), data_uri=mock.Mock(return_value="")):
+        folders = {"route_index": seeds / "index", "anchors": seeds / "anchors", "folder": folder / "report"}
+        tasks.report(settings["filing"], registered=registered, **evaluated, **folders)
 
 
 # --- settings ---
@@ -496,6 +775,7 @@ _NAMES = [
     *("cat/{}.png", "dog/{}.png", "train/cat/{}.png", "train/dog/{}.png", "val/cat/{}.png", "test/dog/{}.png", "x/cat/{}.png"),
     *("../owned{}.png", "/abs/cat/{}.png", "cat/../../owned{}.png", "./cat/{}.png", "cat//{}.png", "cat/{}.txt", "{}.png"),
     *("\x1b[2Jcat/{}.png", "ca\nt/{}.png", "\udc80\udcff/{}.png", "é/{}.png", ".hidden/{}.png", "cat/" + "n" * 300 + "{}.png"),
+    *("cat/" + "../" * k + "sentinels/owned{}.png" for k in range(1, 7)),
     *("cat/{}.png/inner.png", "c" * 90 + "/" + "d" * 120 + "/{}.png", "a/" * 60 + "{}.png", "cat\\dog/{}.png", "cat/\0{}.png"),
 ]
 _KINDS = [tarfile.REGTYPE] * 8 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
@@ -549,16 +829,17 @@ def _lie(draw: st.DrawFn, whole: bytearray) -> None:
     whole[block + 148 : block + 156] = f"{sum(whole[block : block + 512]):06o}\0 ".encode()
 
 
+@functools.cache
 def _png(seed: int, size: int = 8) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
-def _pictures(folder: Path) -> None:
+def _pictures(folder: Path, count: int = 5) -> None:
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
-        for i in range(5):
+        for i in range(count):
             (folder / name / f"{i}.png").write_bytes(_png(i))
 
 
@@ -575,10 +856,26 @@ def _bombs() -> list[bytes]:
     return [*bombs, many * 200]
 
 
+def _chains() -> list[bytes]:
+    """Headers that speak of the next one, which does the same."""
+    chains = []
+    for kinds in ("L", "K", "x", "g", "LK", "xL", "gx", "LKxg"):
+        headers = []
+        for kind in kinds:
+            member = tarfile.TarInfo("cat/0.png")
+            member.type = kind.encode()
+            headers.append(member.tobuf())
+        chains += [b"".join(headers) * (count // len(kinds)) + bytes(1024) for count in (100, 600, 2000)]
+    return chains
+
+
 def _tar_cases(seeds: Path) -> st.SearchStrategy[bytes]:
     made, bombs = _tars(seeds.parent / "sentinels", [_png(0), _png(1), _png(2), _png(3)]), _bombs()
+    chains = _chains()
     # A bomb takes seconds: a few of them, among thousands.
-    return st.integers(0, 400).flatmap(lambda n: st.sampled_from(bombs) if n == 400 else made)
+    return st.integers(0, 400).flatmap(
+        lambda n: st.sampled_from(bombs) if n == 400 else st.sampled_from(chains) if n > 380 else made
+    )
 
 
 def _prepare(source: Path | str, folder: Path) -> None:
@@ -631,6 +928,106 @@ def _build(root: Path, steps: list[tuple[str, str]], outside: Path) -> None:
                         (path.parent / f"l{i}{k}").symlink_to(root / ("dog" if "cat" in name else "cat"))
         except OSError:
             continue  # this file system has no such name
+
+
+_KEYS = [
+    *("cat", "dog", "cat/0.png", "cat/0.png/x.png", "cat/{}.png", "new/{}.png", "train/cat/{}.png", "cat/", "", "/", "{}.png"),
+    *("../owned{}.png", "cat/../owned{}.png", "/abs/{}.png", "cat//{}.png", "cat/./{}.png", ".", "..", "cat/..", "cat\\{}.png"),
+    *(
+        "..\\owned{}.png",
+        "C:\\owned.png",
+        "C:/{}.png",
+        "cat/\0{}.png",
+        "\0",
+        "cat/" + "n" * 300 + ".png",
+        "n" * 300 + "/{}.png",
+    ),
+    *(
+        "cat/" + "é" * 128 + ".png",
+        "a/" * 480 + "{}.png",
+        "cat/\ud800{}.png",
+        "\udcff/{}.png",
+        "\udc2e\udc2e/{}.png",
+        "\x1b[2Jcat/{}.png",
+    ),
+    *("cat/" + "../" * k + "sentinels/owned{}.png" for k in range(1, 7)),
+    *(
+        "ca\nt/{}.png",
+        "é/{}.png",
+        ".fetch-0/{}.png",
+        "cat/.hidden/{}.png",
+        " /{}.png",
+        "cat/{}.png ",
+        "CAT/{}.png",
+        "con/{}.png",
+    ),
+]
+_PREFIX = "data/"
+
+
+@dataclass(frozen=True)
+class _Object:
+    """What a store says of an object."""
+
+    key: str
+    what: str = "picture"
+    size: int = 1
+    told: tuple[tuple[str, Any], ...] = ()  # in answer to HEAD
+
+    @property
+    def content(self) -> bytes:
+        return {"picture": _png(0), "empty": b"", "text": b"no image"}[self.what]
+
+
+class _Store:
+    """A stand-in for boto3's client and its transfers: it serves what it is told to serve, whether that can be or not."""
+
+    def __init__(self, objects: tuple[_Object, ...]) -> None:
+        self.objects = objects
+        self.meta = SimpleNamespace(endpoint_url="http://store.invalid")
+
+    def list_objects_v2(self, *, Bucket: str, Prefix: str, MaxKeys: int = 1000) -> dict[str, Any]:  # noqa: N803 (boto3's)
+        found = [o for o in self.objects if o.key.startswith(Prefix)][:MaxKeys]
+        return {"Contents": [{"Key": o.key, "Size": o.size, "ETag": '"x"'} for o in found]}
+
+    def get_paginator(self, name: str) -> Any:
+        return SimpleNamespace(paginate=lambda **about: [getattr(self, name)(**about)])
+
+    def head_object(self, *, Key: str, **about: Any) -> dict[str, Any]:  # noqa: N803
+        (found, *_) = [o for o in self.objects if o.key == Key]
+        return {"ContentLength": len(found.content), **dict(found.told)}
+
+    def download(self, bucket: str, key: str, path: str, subscribers: Any) -> Any:
+        (found, *_) = [o for o in self.objects if o.key == key]
+        Path(path).write_bytes(found.content)
+        return SimpleNamespace(result=lambda: None)
+
+
+_GOOD = tuple(_Object(f"{_PREFIX}{name}/{i}.png") for name in ("cat", "dog") for i in range(5))
+_TOLD: list[tuple[tuple[str, Any], ...]] = [
+    *([()] * 20),
+    *((("Metadata", {"sha256": value}),) for value in ("0" * 64, "x", "", "é" * 64)),
+    *((("ChecksumSHA256", value),) for value in ("!", "AAAA", "A", "é", "AAAA-2", "=" * 44)),
+    *((("ContentLength", value),) for value in (0, 2**62)),
+]
+
+
+def _store_cases(seeds: Path) -> st.SearchStrategy[tuple[list[_Object], bool]]:
+    keys = st.tuples(st.sampled_from(_KEYS), st.integers(0, 2)).map(lambda k: _PREFIX + k[0].format(f"new{k[1]}"))
+    what = st.sampled_from(["picture", "picture", "empty", "text"])
+    new = st.builds(_Object, keys, what, st.sampled_from([1, 0, 2**62]), st.sampled_from(_TOLD))
+    return st.tuples(st.lists(new, max_size=3), st.booleans())
+
+
+def _read_store(case: tuple[list[_Object], bool], folder: Path) -> None:
+    more, before = case
+    store = _Store((*more, *_GOOD) if before else (*_GOOD, *more))
+    with mock.patch.multiple(
+        storage, _client=lambda: store, _transfers=lambda _: contextlib.nullcontext(store), _FIRST_WAIT=0.0
+    ):
+        fetched = storage.fetch(f"s3://bucket/{_PREFIX}", folder / "fetched")
+        assert storage.files(fetched)
+        _prepare(f"s3://bucket/{_PREFIX}", folder)
 
 
 def _read_folder(case: tuple[Path, list[tuple[str, str]]], folder: Path) -> None:
@@ -769,12 +1166,15 @@ READERS = {
     "dataset": Reader(_dataset_cases, _read_dataset),
     "recipe": Reader(_recipe_cases, _file("mine.yaml", _read_recipe)),
     "settings": Reader(_setting_cases, _read_settings),
-    "tar": Reader(_tar_cases, _file("data.tar", _read_tar)),
+    "tar": Reader(_tar_cases, _file("data.tar", _read_tar), r"data\.tar|\.source-\w+(/extracted(/.+)?)?"),
     "image": Reader(_image_cases, _read_image),
     "folder": Reader(_folder_cases, _read_folder),
+    "store": Reader(_store_cases, _read_store, r"fetched(/.+)?|\.source-\w+(/fetched(/.+)?)?"),
     "uri": Reader(_uri_cases, _read_uri),
     "deployment": Reader(_deployment_cases, _file("site.yaml", _read_deployment)),
     "outbox": Reader(_outbox_cases, _read_outbox),
     "resume-point": Reader(_point_cases, _read_point),
+    "training": Reader(_training_cases, _read_training),
+    "results": Reader(_results_cases, _read_results),
     "published": Reader(_published_cases, _read_published),
 }

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.fuzz.__main__ import ENOUGH
 from tests.fuzz.readers import READERS
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
@@ -27,5 +28,5 @@ def test_reader(told: str, name: str) -> None:
     line = re.search(rf"^{name} +([\d,]+) +([\d,]+) ", told, re.MULTILINE)
     assert line, told[-8000:]
     inputs, refused = (int(number.replace(",", "")) for number in line.groups())
-    assert inputs >= EXAMPLES * 0.9
+    assert inputs >= EXAMPLES * ENOUGH
     assert 0 < refused < inputs, "some are good, some are not: else the inputs say nothing"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from pipelines.local import RunFailedError, _interruptible, run
-from rco import checkpoint
+from rco import checkpoint, tracking
 from rco.config import RunConfig
 from rco.record import Record
 from tests.hostile import hostile_pickle, with_record
@@ -150,10 +150,10 @@ class TestFirstRun:
             assert all(p.shape for p in module.parameters())
 
     def test_registered_student_answers_without_pickle(self, first: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
         import mlflow
 
-        client(first.home)
+        tracking.Context(tracking_uri=f"sqlite:///{first.home}/mlflow.db", pipeline_run="").client()  # it is this that sets it
         name, version = first.summary["registered"]["name"], first.summary["registered"]["version"]
         served = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
         assert served.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
@@ -173,10 +173,10 @@ class TestFirstRun:
     def test_a_registered_student_that_somebody_changed_is_refused(
         self, first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
         import mlflow
 
-        client(first.home)
+        tracking.Context(tracking_uri=f"sqlite:///{first.home}/mlflow.db", pipeline_run="").client()  # it is this that sets it
         name, version = first.summary["registered"]["name"], first.summary["registered"]["version"]
         folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(tmp_path)))
         (program,) = folder.rglob("*.pt2")

@@ -124,3 +124,12 @@ def test_the_stack_asks_for_each_password(missing: str, tmp_path: Path, monkeypa
         monkeypatch.setenv(name, "" if name == missing else "x")
     with pytest.raises(InputError, match=f"{missing} = '': is not set"):
         stack.compose("true", "up")
+
+
+def test_nothing_in_the_images_lets_mlflow_unpickle() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    shared = text[text.index("AS base") : text.index("AS mlflow")]
+    assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false" in shared
+    assert text.count("FROM base AS ") == 2, "both images have it"
+    assert text.count("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == 1
+    assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" not in (ROOT / "docker" / "compose.yaml").read_text()
