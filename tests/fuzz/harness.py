@@ -288,6 +288,7 @@ def scene() -> Iterator[tuple[Path, Watch]]:
     there = memory if memory.is_dir() and shutil.disk_usage(memory).free > 2 * ROOM else None
     with tempfile.TemporaryDirectory(prefix="rco-fuzz-", dir=there) as name:
         world = Path(name).resolve()
+        sys.dont_write_bytecode = True  # of what a reader imports
         (world / "code").mkdir()
         (world / "code" / "rco_fuzz_canary.py").write_text("def factory(**_):\n    raise SystemExit('ran')\n")
         (world / "tmp").mkdir()

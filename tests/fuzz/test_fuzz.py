@@ -13,7 +13,6 @@ from tests.fuzz.__main__ import ENOUGH
 from tests.fuzz.readers import READERS
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
-pytestmark = pytest.mark.xdist_group("fuzz")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from rco.config import DataConfig, jsonable
 from rco.preflight import DataSettings
 from rco.sources import source_digest
 
-pytestmark = pytest.mark.xdist_group("cache")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -211,7 +211,6 @@ def statuses(home: Path) -> set[str]:
     return {r.info.status for e in c.search_experiments() for r in c.search_runs([e.experiment_id])}
 
 
-@pytest.mark.xdist_group("comparison")  # the runs share a home, and its cache
 class TestRealRun:
     @pytest.fixture(scope="class")
     def first(self, tmp_path_factory: pytest.TempPathFactory) -> Compared:

@@ -23,8 +23,6 @@ from rco.config import RunConfig
 from rco.record import Record
 from tests.hostile import hostile_pickle, with_record
 
-pytestmark = pytest.mark.xdist_group("local")  # they share a home, and its cache
-
 TINY = {
     "teacher": "digits-cnn-s",
     "student": "digits-mlp",

@@ -12,8 +12,6 @@ from pipelines.cli import read_recipe
 from pipelines.local import run
 from rco import checkpoint, openset
 
-pytestmark = pytest.mark.xdist_group("openset")
-
 TINY = {
     "teacher": "digits-cnn-s",
     "student": "digits-mlp",

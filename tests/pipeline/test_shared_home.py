@@ -19,8 +19,6 @@ from pipelines.local import RunFailedError, run
 from tests.servers import free_port
 from tests.unit.test_data import folder_of
 
-pytestmark = pytest.mark.xdist_group("shared-home")
-
 TINY = {
     **{"teacher": "digits-mlp", "student": "digits-mlp", "teacher_epochs": 2, "teacher_schedule": "constant", "epochs": 2},
     **{"checkpoint_every": 1, "schedule": "constant", "strategy": "equal-interval", "n_anchors": 1, "threads": 1, "workers": 0},
@@ -134,7 +132,7 @@ def test_runs_that_fail_in_every_way(home: Home, tmp_path: Path, monkeypatch: py
     assert learnt(home.run(tau=2.0)) == learnt(home.summaries[2.0]), "tracking is not needed to work"
     assert any("was not delivered to MLflow" in line for line in home.said[before:])
     for parameter in ("dataset", "route"):
-        arguments = ["run", f"--{parameter}", f"s3://{IN_ADDRESS}:{IN_ADDRESS}@bucket/x", "--home", str(home.root)]
+        arguments = ["run", f"--{parameter}", f"s3://me:{IN_ADDRESS}@bucket/x", "--home", str(home.root)]
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 2
         assert "holds credentials" in done.output
