@@ -35,12 +35,12 @@ def _setting(default: Any, help: str) -> Any:
 
 
 def _positive(name: str, value: float, remedy: str = "Give a number above 0") -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+    if not (is_number(value) and value > 0):
         raise InputError(name, value, "must be a finite number above 0", remedy)
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if not (math.isfinite(value) and value >= least):
+    if not (is_number(value) and value >= least):
         raise InputError(name, value, f"must be a finite number, {least:g} or more", f"Give {least:g} or more")
 
 
@@ -49,6 +49,7 @@ def _fraction(name: str, value: float) -> None:
         raise InputError(name, value, "must lie strictly between 0 and 1", "Give a fraction such as 0.2")
 
 
+_HOTTEST = 10**6  # tau; its square is a float's still
 LARGEST_IMAGE = 4096  # pixels, of the side to which images are brought
 
 
@@ -293,6 +294,8 @@ class ObjectiveConfig:
         choice("objective", self.objective, OBJECTIVES)
         _at_least("label_weight", self.label_weight, 0)
         _positive("tau", self.tau, "Temperatures are above 0; the literature uses 1 to 20")
+        if self.tau > _HOTTEST:
+            raise InputError("tau", self.tau, f"is more than {_HOTTEST:,}", "The literature uses 1 to 20")
         remedy = f"Give a number, 0 or more, or {TAU_SQUARED!r}"
         try:
             weight = self.lambda_
