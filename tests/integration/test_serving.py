@@ -77,7 +77,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[S
         network = load_network(student / tasks.STUDENT, spec=NetworkSpec.of(config.student, data.manifest))
         tasks._write_example(evaluation, data, network)
         Record(key="student", params={}, data=tasks._data_summary(data)).write(student)
-        checkpoint.write_json(evaluation / "evaluation.json", {"student": {"accuracy": 0.1}})
+        figures = {"accuracy": 0.1, "cross_entropy": 2.3, "ece": 0.0, "parameters": 1, "macs": 1, "latency_ms": 1.0}
+        figures |= {"confusion": [[1, 0], [0, 1]]}
+        about = {"congruence_kl": 0.0, "tau": 4.0, "class_names": ["a", "b"], "device": "cpu"}
+        checkpoint.write_json(evaluation / tasks.EVALUATION, {"student": figures, "teacher": figures, **about})
         registered = tasks.register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
         assert (registered["version"], registered["champion"]) == ("1", True)
         arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
