@@ -38,12 +38,17 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock other users out of shared artifacts
-        os.replace(temporary, path)
+        settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Flush a file that `mkstemp` made to the disk, and give it its name."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock other users out of shared artifacts
+    os.replace(temporary, path)
 
 
 def write_json(path: Path, document: Any) -> None:

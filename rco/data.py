@@ -13,6 +13,7 @@ Only who asks for the test part opens its file. Preparing needs no torch; readin
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -333,7 +334,10 @@ class _FileSplit(Split):
             )
         labels = np.array(listed.labels, np.int64)
         self._check_labels(labels)
-        return FileImages(root, listed.paths, self.manifest.image_shape, self.manifest.resize), labels
+        images = FileImages(root, listed.paths, self.manifest.image_shape, self.manifest.resize)
+        # Before room is made for many: the manifest's word on their size may be false.
+        dataclasses.replace(images, paths=listed.paths[:1]).check()
+        return images, labels
 
     @cached_property
     def labels(self) -> Tensor:

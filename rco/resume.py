@@ -314,10 +314,7 @@ class Points:
             if remote:
                 storage.upload(temporary, _join(self.folder, name))
             else:
-                with open(temporary, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)  # those who share a folder may be different users
-                os.replace(temporary, folder / name)
+                checkpoint.settle(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
         for old in self._ordered()[_KEPT:]:
