@@ -223,9 +223,7 @@ def _stage(
 ) -> None:
     """One stage of one student, by the task of a single run. A retried task finds those that are finished among the resume
     points."""
-    route = Route.open(anchors)
-    (answers,) = tasks.read_logits(student / tasks.PROBE, route.probe()[1].shape[1:], "logits")
-    _write_anchor(anchor, route, int(stage["chosen"][-1]), _before(student), answers, s.stage.objective.tau)
+    _write_anchor(anchor, Route.open(anchors), int(stage["chosen"][-1]), student, s.stage.objective.tau)
     single = replace(s.stage, train=replace(s.stage.train, seed=seed))
     tasks.distill_stage(
         jsonable(single),
@@ -252,9 +250,10 @@ def _before(student: Path) -> int | None:
     return int(Record.read(student).stages[-1]["anchor_index"])
 
 
-def _write_anchor(folder: Path, route: Route, i: int, before: int | None, student_logits: Any, tau: float) -> None:
+def _write_anchor(folder: Path, route: Route, i: int, student: Path, tau: float) -> None:
     _, route_logits = route.probe()
-    hardness = route_hardness(route_logits, student_logits, tau)
+    (answers,) = tasks.read_logits(student / tasks.PROBE, route_logits.shape[1:], "logits")
+    hardness, before = route_hardness(route_logits, answers, tau), _before(student)
     ratio = relative(hardness, before) if before is not None else None
     tasks.write_anchor(folder, route, i, route_logits, hardness, ratio)
 
