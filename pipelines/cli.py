@@ -103,7 +103,13 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise InputError("recipe", name, "is neither a recipe nor a file", f"Recipes: {', '.join(known)}")
-    return read_yaml(path, "recipe")
+    remedy = "Write one 'parameter: value' a line"
+    document = read_yaml(path, "recipe", remedy)
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(name, str) for name in document):
+        raise InputError("recipe", str(path), "is not a mapping of parameters", remedy)
+    return document
 
 
 def _parameters(recipe: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from pipelines.yamlfile import read_yaml
 from rco.config import has_credentials
 from rco.errors import InputError, choice
 
-MAX_BYTES = 64 * 1024
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 OPERATORS = ("Equal", "Exists")
 EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -343,47 +343,9 @@ def read_deployment(path: Path | None) -> Deployment:
         return Deployment()
     if not path.is_file():
         raise InputError("deployment", str(path), "is no file", "Name a YAML file, such as docs/kubernetes/deployment.yaml")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError("deployment", str(path), f"is larger than {MAX_BYTES // 1024} KiB", "Name a deployment file")
-    document = _read_yaml(path)
+    document = read_yaml(path, "deployment", "Write it as docs/kubernetes/deployment.yaml is written")
     deployment: Deployment = _build(Deployment, Deployment(), {} if document is None else document, "")
     return deployment
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    from pipelines.yamlfile import ShallowLoader
-
-    def refuse(problem: str, remedy: str) -> InputError:
-        return InputError("deployment", str(path), problem, remedy)
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=ShallowLoader)
-        seen: set[int] = set()
-        todo = [tree] if tree else []
-        while todo:
-            node = todo.pop()
-            if id(node) in seen:
-                raise refuse("holds an alias (*name)", "Write the value out")
-            seen.add(id(node))
-            if isinstance(node, yaml.MappingNode):
-                keys = [str(key.value) for key, _ in node.value]
-                twice = next((key for key in keys if keys.count(key) > 1), None)
-                if twice:
-                    raise refuse(f"has {twice!r} twice in one mapping", "Keep one of them")
-                todo += [part for pair in node.value for part in pair]
-            elif isinstance(node, yaml.SequenceNode):
-                todo += node.value
-        return yaml.load(text, ShallowLoader)
-    except InputError:
-        raise
-    # A date or number that is none; what a tag makes of a value that is not its own; no right to read.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
-        raise refuse(f"is not YAML{line}", "Write it as docs/kubernetes/deployment.yaml is written") from None
 
 
 def _build(kind: type, default: Any, given: Any, where: str) -> Any:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from pipelines.deployment import (
     CLASSES,
-    MAX_BYTES,
     CertificateAuthority,
     Deployment,
     Source,
@@ -29,6 +28,7 @@ from pipelines.deployment import (
     read_deployment,
     seconds,
 )
+from pipelines.yamlfile import MOST_BYTES
 from rco.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def test_amounts() -> None:
         ("train: {timeout: 2026-99-99}", "is not YAML"),
         (f"train: {{gpus: {'9' * 5000}}}", "is not YAML"),
         ("[" * 1500, "is not YAML"),
-        ("x: " + "a" * MAX_BYTES, "is larger than 64 KiB"),
+        ("x: " + "a" * MOST_BYTES, "is larger than 64 KiB"),
     ],
 )
 def test_bad_input_names_the_key_and_what_would_be_right(file: Path, text: str, says: str) -> None:
