@@ -274,6 +274,8 @@ class Unseen:
         sizes = list(self.rank1)
         if not sizes or sizes != list(self.rank1_std) or not all(size.isdecimal() and len(size) < 10 for size in sizes):
             raise InputError("rank1", sizes, "is not by numbers of distractors, with deviations", "Measure it again")
+        if min(self.rank1_std.values()) < 0:
+            raise InputError("rank1_std", self.rank1_std, "has a deviation below 0", "Measure it again")
         if not self.roc.far or len(self.roc.far) != len(self.roc.tar):
             raise InputError("roc", len(self.roc.far), "is no curve", "Measure it again")
 

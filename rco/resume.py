@@ -274,7 +274,7 @@ class Points:
                 "at": (int(progress["epoch"]), int(progress["batches"])),
                 "files": told.files,
             }
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise _DamagedError(f"{name} is none ({type(error).__name__}: {error})") from None
 
     def _restore(self, file: str, digest: str) -> None:
