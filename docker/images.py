@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from components.image import content_hash  # noqa: E402
-from rco.errors import InputError  # noqa: E402
+from rco.core.errors import InputError  # noqa: E402
 
 DOCKERFILE, EXTRA_DOCKERFILE = ROOT / "docker" / "Dockerfile", ROOT / "docker" / "extra.Dockerfile"
 RECORD = ROOT / "build" / "image.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rco.errors import InputError  # noqa: E402
+from rco.core.errors import InputError  # noqa: E402
 
 COMPOSE, SETTINGS = ROOT / "docker" / "compose.yaml", ROOT / "docker" / ".env"
 NEEDED = ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY")

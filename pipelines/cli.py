@@ -16,7 +16,7 @@ import click
 
 from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
 from rco.config import DEVICES, PARAMETERS, Parameter
-from rco.errors import InputError, disk_full
+from rco.core.errors import InputError, disk_full
 
 RECIPES = Path(__file__).parent / "recipes"
 #: Exit statuses of commands that work with a cluster; bad input is 2.
@@ -278,7 +278,8 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     from tempfile import TemporaryDirectory
 
     from pipelines.local import Home
-    from rco import outbox, storage, tasks
+    from rco import outbox, tasks
+    from rco.core import storage
 
     place = Home(home.resolve())
     os.environ.update(place.environment)

@@ -11,7 +11,7 @@ from components.image import IMAGE, ROOT, content_hash
 from pipelines.comparison import DEFAULT_SLOTS, make_comparison
 from pipelines.platform import Cluster
 from pipelines.rco import DEFAULT_STAGES, make_pipeline
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 _BUILD = "Run make build-images (and make push-images REGISTRY=...), or name an image with RCO_IMAGE"
 

@@ -19,7 +19,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pipelines.yamlfile import read_yaml
 from rco.config import has_credentials
-from rco.errors import InputError, choice
+from rco.core.errors import InputError, choice
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 OPERATORS = ("Equal", "Exists")

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rco.errors import InputError, disk_full
+from rco.core.errors import InputError, disk_full
 
 if TYPE_CHECKING:
     from rco.config import ComputeConfig

@@ -25,7 +25,7 @@ import urllib3
 from kfp import client as kfp_client
 from urllib3 import exceptions as trouble
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 T = TypeVar("T")
 

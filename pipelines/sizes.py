@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rco.comparison import Comparison
 from rco.config import RunConfig
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 
 def stages_for(config: RunConfig, given: int | None = None) -> int:

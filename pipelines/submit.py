@@ -29,7 +29,7 @@ from pipelines.compile import compile_comparison, compile_rco
 from pipelines.platform import Cluster
 from pipelines.rco import NAME
 from pipelines.service import Pace, Service, ServiceError
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 MOST_BYTES = 2**16
 _DEEPEST = 32

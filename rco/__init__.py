@@ -18,7 +18,7 @@ _WHERE = {
     "train_route": "rco.api",
     "distill_student": "rco.api",
     "load": "rco.tracking",
-    "InputError": "rco.errors",
+    "InputError": "rco.core.errors",
     "Dataset": "rco.data",
     "Route": "rco.route",
     "RunConfig": "rco.config",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.config import AnchorConfig
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.hardness import relative
 
 

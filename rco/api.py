@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from rco import engine
-from rco.checkpoint import state_digest
 from rco.config import (
     AnchorConfig,
     ComputeConfig,
@@ -18,6 +17,7 @@ from rco.config import (
     RunConfig,
     TrainConfig,
 )
+from rco.core.checkpoint import state_digest
 from rco.data import Dataset
 from rco.distill import distill_route
 from rco.prepare import prepare

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rco.config import OWNERS, PARAMETERS, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig, read_value
-from rco.errors import InputError, choice
+from rco.core.errors import InputError, choice
 
 REFERENCE = "kd"
 #: What sets a kind of branch apart from the run's own parameters.

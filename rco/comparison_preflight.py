@@ -14,7 +14,7 @@ from typing import Any
 from rco import anchors
 from rco.comparison import Branch, Comparison, assign, in_branch
 from rco.config import ComputeConfig, ModelConfig, RunConfig, jsonable
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.preflight import (
     AnchorSettings,
     DataSettings,

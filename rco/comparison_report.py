@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco import checkpoint
 from rco.comparison import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.comparison_preflight import ComparisonFiling
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.record import Record
 from rco.report import Table, as_markdown, as_page
 from rco.route import Route

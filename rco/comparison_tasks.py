@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import checkpoint, openset, outbox, resume, tasks, tracking
+from rco import openset, outbox, resume, tasks, tracking
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -31,6 +31,7 @@ from rco.comparison_preflight import (
     steps_needed,
 )
 from rco.config import jsonable
+from rco.core import checkpoint
 from rco.data import Dataset
 from rco.hardness import relative, route_hardness
 from rco.preflight import StudentSettings

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.checkpoint import read_as, read_tensors
 from rco.config import AUGMENTATIONS, LARGEST_IMAGE, jsonable
-from rco.errors import InputError, choice
+from rco.core.checkpoint import read_as, read_tensors
+from rco.core.errors import InputError, choice
 from rco.images import FileImages, Pixels, Rows, Shape
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from rco import storage, tracking
-from rco.errors import InputError
+from rco import tracking
+from rco.core import storage
+from rco.core.errors import InputError
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 #: Seconds for a check, by far more than services are given to answer: importing their clients counts, on a busy machine too.

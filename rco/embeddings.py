@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.taps import observe
 
 EMBEDDING = "embedding"

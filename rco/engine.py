@@ -13,10 +13,10 @@ import torch
 from joblib import cpu_count
 from torch import Tensor, nn
 
-from rco import checkpoint
 from rco.config import ComputeConfig, TrainConfig
+from rco.core import checkpoint
+from rco.core.errors import DivergenceError, InputError
 from rco.data import Split
-from rco.errors import DivergenceError, InputError
 from rco.frozen import lean
 from rco.kept import KeptLogits
 from rco.objectives import Objective

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.errors import InputError, choice
+from rco.core.errors import InputError, choice
 from rco.hardness import log_softmax
 
 if TYPE_CHECKING:

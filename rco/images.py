@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]

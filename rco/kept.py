@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rco import checkpoint
 from rco.config import ComputeConfig
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Split
-from rco.errors import InputError
 from rco.frozen import lean
 
 #: Names a folder in which kept logits outlive the process. It can be deleted at any time.

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from rco.config import STEMS
+from rco.core.errors import InputError, choice
 from rco.embeddings import EMBEDDING, embedding_path
-from rco.errors import InputError, choice
 from rco.taps import observe
 
 

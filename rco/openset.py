@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 FARS = (1e-4, 1e-3, 1e-2, 1e-1)
 """False accept rates at which `measure` reports."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco import checkpoint
 from rco.config import from_dict
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.record import Record
 from rco.route import Anchor
 from rco.tracking import Context, Delivery, deliver, open_parent, without_credentials

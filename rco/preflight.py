@@ -23,7 +23,7 @@ from rco.config import (
     TrainConfig,
     jsonable,
 )
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.route import MANIFEST, Route
 from rco.schedule import kept_epochs
 from rco.spec import NetworkSpec
@@ -139,7 +139,7 @@ def existing_route(config: RunConfig) -> Route | None:
     uri = config.route.route.rstrip("/")
     if not uri:
         return None
-    from rco import storage
+    from rco.core import storage
 
     with TemporaryDirectory() as scratch:
         try:
@@ -226,7 +226,8 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     Raises:
         InputError: the first thing that cannot work.
     """
-    from rco import engine, models, sources, storage
+    from rco import engine, models, sources
+    from rco.core import storage
 
     info = sources.check_source(config.data)
     channels, height, width = info.image_shape
@@ -270,7 +271,7 @@ def code_digest(name: str) -> str:
     """
     from importlib.util import find_spec
 
-    from rco import storage
+    from rco.core import storage
 
     top, separator, _ = name.partition(":")
     spec = find_spec(top.partition(".")[0]) if separator else None
@@ -296,7 +297,8 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
     Raises:
         InputError: as `validate`.
     """
-    from rco import sources, storage
+    from rco import sources
+    from rco.core import storage
 
     compute = validate(config, max_stages)
     teachers_code = code_digest(config.teacher.model)

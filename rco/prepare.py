@@ -15,10 +15,10 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from rco.checkpoint import save_arrays, sha256, write_json
 from rco.config import DataConfig
+from rco.core.checkpoint import save_arrays, sha256, write_json
+from rco.core.errors import InputError
 from rco.data import MANIFEST, OPEN, PARTS, Manifest, part_file
-from rco.errors import InputError
 from rco.images import FileImages, Images, Pixels, Rows
 from rco.sources import Layout, open_source
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rco import checkpoint
 from rco.config import from_dict
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 
 FILE = "record.json"
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco import checkpoint, openset
+from rco import openset
+from rco.core import checkpoint
 from rco.hardness import route_hardness
 from rco.record import Record
 from rco.route import Route

@@ -35,9 +35,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rco import checkpoint, storage
 from rco.config import from_dict, jsonable
-from rco.errors import DivergenceError, InputError, printable
+from rco.core import checkpoint, storage
+from rco.core.errors import DivergenceError, InputError, printable
 
 log = logging.getLogger("rco")
 

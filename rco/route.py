@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco import checkpoint
 from rco.config import from_dict, is_number, jsonable
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.spec import NetworkSpec
 
 MANIFEST, PROBE, ANCHOR = "manifest.json", "probe.safetensors", "anchor.json"

@@ -32,10 +32,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from rco import published, storage
+from rco import published
 from rco.config import DataConfig
+from rco.core import storage
+from rco.core.errors import InputError
 from rco.data import PARTS
-from rco.errors import InputError
 from rco.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
 from rco.published import PUBLISHED
 
@@ -191,7 +192,7 @@ NAMES = ("digits", *PUBLISHED)
 def source_digest(config: DataConfig) -> str:
     """What the source holds now, as a cache key: it changes with any file. Cheap: no torch, no decoding.
 
-    For digits, the version of the package that brings them; for the rest, see `rco.storage.fingerprint`. A torchvision data
+    For digits, the version of the package that brings them; for the rest, see `rco.core.storage.fingerprint`. A torchvision data
     set that may be downloaded is: what it holds can be told of its files alone.
 
     Raises:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rco import checkpoint
 from rco.config import ModelConfig, from_dict
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 INPUT = "input:"
 

@@ -23,10 +23,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rco import anchors as choosing
-from rco import checkpoint, openset, outbox, resume, tracking
+from rco import openset, outbox, resume, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
+from rco.core import checkpoint
+from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.data import Dataset
-from rco.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.hardness import relative, route_hardness
 from rco.preflight import (
     AnchorSettings,
@@ -199,7 +200,8 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         figures for the artifact's metadata.
     """
     s = start(TeacherSettings, settings)
-    from rco import engine, storage, teacher
+    from rco import engine, teacher
+    from rco.core import storage
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)

@@ -11,11 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from rco import checkpoint
 from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Dataset
 from rco.engine import Keeper, fit, of_this_training
-from rco.errors import InputError
 from rco.evaluate import accuracy, predict
 from rco.objectives import Labels
 from rco.route import Checkpoint, Route, checkpoint_file

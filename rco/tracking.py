@@ -33,8 +33,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from rco import checkpoint
-from rco.errors import InputError, why_unreachable
+from rco.core import checkpoint
+from rco.core.errors import InputError, why_unreachable
 from rco.record import Record
 from rco.route import ANCHOR, Anchor
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.objectives.base import Objective, full, required
 from rco.objectives.route import RouteLoss
 from rco.taps import Output, Taps

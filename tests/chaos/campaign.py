@@ -29,7 +29,8 @@ from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 
-from rco import checkpoint, tracking
+from rco import tracking
+from rco.core import checkpoint
 from rco.record import Record
 from tests import faults
 from tests.chaos import disk, trap

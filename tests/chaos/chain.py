@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco import checkpoint
 from rco.config import RunConfig, jsonable
+from rco.core import checkpoint
 from rco.preflight import Settings, preflight
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 SECONDS, ROOM = 20, 3 * 2**30  # for one input; of address space beside what is taken when a reader begins
 MOST_MIB = 1024  # really used for one input

@@ -29,10 +29,11 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from rco import checkpoint, published, sources, storage
+from rco import published, sources
 from rco.config import DataConfig, RunConfig, from_dict, jsonable
+from rco.core import checkpoint, storage
+from rco.core.errors import InputError
 from rco.data import Dataset, Manifest
-from rco.errors import InputError
 from rco.images import FileImages, header
 from rco.record import Record
 from rco.route import Anchor, Checkpoint, Route
@@ -483,7 +484,7 @@ def _training_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, str, dict
 
 def _read_training(case: tuple[Path, str, str, dict[str, bytes], bytes], folder: Path) -> None:
     """Go on from a point: to the end, or with a word of what is wrong."""
-    from rco.errors import DivergenceError
+    from rco.core.errors import DivergenceError
 
     made, what, point, others, content = case
     for name, whole in others.items():

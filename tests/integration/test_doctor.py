@@ -23,8 +23,8 @@ import requests
 
 from rco import doctor, tasks, tracking
 from rco.config import PARAMETERS
+from rco.core.errors import InputError
 from rco.doctor import FAIL, OK, Finding
-from rco.errors import InputError
 from tests.servers import Seaweed, Server, answers, free_port, mlflow_server, on_free_ports, seaweed
 
 CANARY = "canary-5d1c"

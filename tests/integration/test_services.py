@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from rco.config import DataConfig
-from rco.errors import InputError
+from rco.core.errors import InputError
 from tests import faults, servers
 
 EPOCHS = {"teacher": 3, "student": 4}

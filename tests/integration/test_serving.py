@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from rco import checkpoint, tasks
+from rco import tasks
 from rco.config import RunConfig, jsonable
+from rco.core import checkpoint
 from rco.data import Dataset
 from rco.models import Normalized
 from rco.preflight import preflight

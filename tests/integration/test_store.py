@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from rco import storage
-from rco.errors import InputError
+from rco.core import storage
+from rco.core.errors import InputError
 from tests import faults, servers
 from tests.faults import SLOW_DOWN, Fault
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipelines.cli import RECIPES, main, read_recipe
 from pipelines.local import _for_people
 from rco.config import PARAMETERS, RunConfig
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.route import Route
 from rco.spec import NetworkSpec
 

@@ -20,11 +20,11 @@ from pipelines.cli import split_axes
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison
 from pipelines.local import RunFailedError, run
-from rco import checkpoint
 from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
 from rco.comparison_preflight import SlotSettings
 from rco.config import PARAMETERS
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 
 SLOTS = (1, 1, 3)
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from pipelines.local import RunFailedError, _interruptible, run
-from rco import checkpoint, tracking
+from rco import tracking
 from rco.config import RunConfig
+from rco.core import checkpoint
 from rco.record import Record
 from tests.hostile import hostile_pickle, with_record
 

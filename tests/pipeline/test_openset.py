@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.cli import read_recipe
 from pipelines.local import run
-from rco import checkpoint, openset
+from rco import openset
+from rco.core import checkpoint
 
 TINY = {
     "teacher": "digits-cnn-s",

@@ -26,7 +26,7 @@ from pipelines.compile import compile_comparison, compile_rco, image_to_run
 from pipelines.deployment import Deployment, TaskClass, read_deployment, seconds
 from pipelines.platform import CLASS_OF, UNCACHED, Cluster
 from pipelines.rco import make_pipeline
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "kubernetes" / "deployment.yaml"

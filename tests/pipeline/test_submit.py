@@ -33,7 +33,7 @@ from pipelines.cli import main
 from pipelines.compile import compile_comparison, compile_rco
 from pipelines.service import Pace, Service, ServiceError
 from pipelines.submit import Package, Request, compile_package, ensure, start, uncached, upload, wait
-from rco.errors import InputError
+from rco.core.errors import InputError
 from tests.kfp_stub import ENDLESS, FAILS, LOGIN_PAGE, UI_PAGE, Fault, KfpStub
 from tests.servers import free_port
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from rco import checkpoint
-from rco.errors import InputError
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.spec import NetworkSpec, load_network, save_network
 from rco.teacher import read_state
 

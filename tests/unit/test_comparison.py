@@ -34,7 +34,7 @@ from rco.comparison import (
 from rco.comparison_preflight import preflight_comparison, steps_needed
 from rco.comparison_report import _unseen_table, as_csv, metric_name
 from rco.config import ObjectiveConfig, RunConfig, jsonable
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 
 def names(*args: Any, **kwargs: Any) -> list[str]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rco.config import PARAMETERS, ObjectiveConfig, RunConfig, TrainConfig, from_dict, jsonable
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.schedule import kept_epochs, learning_rate
 
 

@@ -28,8 +28,8 @@ from torchvision.transforms import functional as vision
 
 from rco import augment
 from rco.config import AUGMENTATIONS, DataConfig
+from rco.core.errors import InputError
 from rco.data import Dataset, Manifest, Split
-from rco.errors import InputError
 from rco.images import ArrayImages, FileImages, header
 from rco.prepare import channel_statistics, prepare, split, stratified
 from rco.published import PUBLISHED, Published
@@ -455,7 +455,7 @@ def test_unknown_source(name: str, complaint: str, tmp_path: Path) -> None:
 def test_folder_tar_and_store_hold_the_same(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moto import mock_aws
 
-    from rco import storage
+    from rco.core import storage
 
     for name in storage._ENDPOINTS:
         monkeypatch.delenv(name, raising=False)

@@ -29,7 +29,7 @@ from pipelines.deployment import (
     seconds,
 )
 from pipelines.yamlfile import MOST_BYTES
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "docs" / "kubernetes"

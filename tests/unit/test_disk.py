@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from rco.errors import DiskFullError, disk_full
+from rco.core.errors import DiskFullError, disk_full
 from rco.tasks import TASKS, log, task
 
 

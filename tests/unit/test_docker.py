@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 

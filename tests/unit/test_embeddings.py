@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco import checkpoint, models
+from rco import models
 from rco.config import ObjectiveConfig, RunConfig, TrainConfig
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_stage
 from rco.embeddings import Embedder, embedding_path
 from rco.engine import fit
-from rco.errors import InputError
 from rco.evaluate import predict
 from rco.objectives import EmbeddingLoss, Labels, Output, RouteLoss, Taps, mimic_embedding
 from rco.preflight import Settings, preflight

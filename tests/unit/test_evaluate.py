@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from rco import evaluate as ev
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.hardness import kl
 
 quick = settings(max_examples=50, deadline=None)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from rco import augment, checkpoint
+from rco import augment
 from rco.config import ObjectiveConfig, TrainConfig
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_stage
 from rco.engine import fit
-from rco.errors import InputError
 from rco.kept import FOLDER, KeptLogits, check_size
 from rco.objectives import RouteLoss
 from rco.spec import NetworkSpec

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rco.config import OBJECTIVES, ObjectiveConfig
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.objectives import Objective, Output, RouteLoss, Shapes, Taps, make, mimic_kl
 from rco.objectives.dist import pearson_distance
 from rco.objectives.dkd import decoupled

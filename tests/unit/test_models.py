@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rco import models
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 CIFAR100: dict[str, Any] = {"in_channels": 3, "num_classes": 100, "image_size": 32}
 CIFAR10: dict[str, Any] = CIFAR100 | {"num_classes": 10}

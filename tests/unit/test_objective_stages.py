@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco import checkpoint, tasks
+from rco import tasks
 from rco.config import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, TrainConfig
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage, make_objective
 from rco.engine import fit
-from rco.errors import InputError
 from rco.objectives import Objective
 from rco.preflight import preflight
 from rco.route import Route

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rco import openset
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.openset import figures, identification, measure, table, verification
 
 Floats = NDArray[np.float64]

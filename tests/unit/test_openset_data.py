@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco import checkpoint
 from rco.config import DataConfig, ModelConfig, TrainConfig
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Dataset
-from rco.errors import InputError
 from rco.prepare import prepare
 from rco.route import Route
 from rco.sources import check_source, laid_out, lay_out, source_digest

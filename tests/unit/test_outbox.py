@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from rco import checkpoint, outbox, tasks, tracking
-from rco.errors import InputError
+from rco import outbox, tasks, tracking
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.record import Record
 from tests.unit.test_tracking import anchor, children, context, record, server, steps
 

@@ -23,7 +23,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from rco import plots
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 Rows = list[dict[str, Any]]
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rco.config import RunConfig, from_dict
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.preflight import Settings, preflight, stages_needed
 from rco.route import Route
 from rco.tasks import check

@@ -26,12 +26,13 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco import checkpoint, comparison_tasks, resume, storage, tasks, tracking
+from rco import comparison_tasks, resume, tasks, tracking
 from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
+from rco.core import checkpoint, storage
+from rco.core.errors import DivergenceError, InputError
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import fit
-from rco.errors import DivergenceError, InputError
 from rco.objectives import Labels
 from rco.record import Record
 from rco.resume import Points

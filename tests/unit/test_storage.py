@@ -15,8 +15,8 @@ import pytest
 from moto import mock_aws
 from moto.core import set_initial_no_auth_action_count
 
-from rco import storage
-from rco.errors import InputError
+from rco.core import storage
+from rco.core.errors import InputError
 
 ENVIRONMENT = ("AWS_PROFILE", "AWS_REGION", "MLFLOW_S3_IGNORE_TLS", *storage._STYLES, *storage._ENDPOINTS)
 SECRET = "hunter2-hunter2"
@@ -315,7 +315,7 @@ def test_long_transfers_tell_how_far_they_are(
     storage.fetch("s3://bucket/f", tmp_path / "copy")
     assert "uploading to s3://bucket/f: 100 % of 0.00 GB" in caplog.text
     assert "fetching s3://bucket/f: 100 % of 0.00 GB" in caplog.text
-    assert {record.name for record in caplog.records} == {"rco.storage"}
+    assert {record.name for record in caplog.records} == {"rco.core.storage"}
 
 
 def test_waits_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rco import models
-from rco.errors import InputError
+from rco.core.errors import InputError
 from rco.taps import check, feature_shape, observe
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from rco import checkpoint, tracking
-from rco.errors import InputError
+from rco import tracking
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.record import Record
 from rco.route import Anchor
 from rco.spec import NetworkSpec, save_network

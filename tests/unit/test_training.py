@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco import checkpoint
 from rco.config import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
+from rco.core import checkpoint
+from rco.core.errors import InputError
 from rco.data import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import DivergenceError, fit, require_device, resolve
-from rco.errors import InputError
 from rco.evaluate import accuracy, predict
 from rco.frozen import freeze
 from rco.objectives import Labels, RouteLoss

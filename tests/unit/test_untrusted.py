@@ -22,9 +22,10 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli import read_recipe
-from rco import checkpoint, comparison_report, sources, storage, tasks
+from rco import comparison_report, sources, tasks
 from rco.config import DataConfig, RouteConfig
-from rco.errors import InputError
+from rco.core import checkpoint, storage
+from rco.core.errors import InputError
 from rco.record import Record
 from rco.route import Anchor, Route
 from rco.spec import NetworkSpec, load_network, save_network

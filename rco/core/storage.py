@@ -44,10 +44,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from rco import checkpoint
-from rco.checkpoint import atomically
 from rco.config import has_credentials
-from rco.errors import InputError, choice
+from rco.core import checkpoint
+from rco.core.checkpoint import atomically
+from rco.core.errors import InputError, choice
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.config import from_dict, jsonable
-from rco.errors import InputError
+from rco.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
