@@ -47,7 +47,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     """Train a teacher and a student; seconds of training, and of every kind of call beside it."""
     from rco import distill, teacher, tracking
     from rco.config import ComputeConfig, ModelConfig, ObjectiveConfig, TrainConfig
-    from rco.data import Dataset
+    from rco.data.dataset import Dataset
     from rco.engine import prepare_process, resolve
     from rco.record import Record
     from rco.route import Route

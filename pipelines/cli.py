@@ -761,9 +761,9 @@ def import_route(
     from rco import engine
     from rco import teacher as teaching
     from rco.config import ComputeConfig, DataConfig, ModelConfig
-    from rco.data import Dataset
-    from rco.prepare import prepare
-    from rco.sources import check_source, source_digest
+    from rco.data.dataset import Dataset
+    from rco.data.prepare import prepare
+    from rco.data.sources import check_source, source_digest
     from rco.spec import NetworkSpec
 
     numbers = _integers("epochs", epochs)

@@ -18,12 +18,12 @@ from rco.config import (
     TrainConfig,
 )
 from rco.core.checkpoint import state_digest
-from rco.data import Dataset
+from rco.data.dataset import Dataset
+from rco.data.prepare import prepare
+from rco.data.sources import source_digest
 from rco.distill import distill_route
-from rco.prepare import prepare
 from rco.resume import Points
 from rco.route import Route
-from rco.sources import source_digest
 from rco.spec import NetworkSpec
 from rco.teacher import train_teacher
 

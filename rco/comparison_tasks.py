@@ -32,7 +32,7 @@ from rco.comparison_preflight import (
 )
 from rco.config import jsonable
 from rco.core import checkpoint
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.hardness import relative, route_hardness
 from rco.preflight import StudentSettings
 from rco.record import Record

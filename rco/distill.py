@@ -21,7 +21,7 @@ from torch import nn
 
 from rco import anchors as choosing
 from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rco.config import ComputeConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import DivergenceError, InputError
-from rco.data import Split
+from rco.data.dataset import Split
 from rco.frozen import lean
 from rco.kept import KeptLogits
 from rco.objectives import Objective

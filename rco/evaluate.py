@@ -26,7 +26,7 @@ Ints = NDArray[np.integer]
 
 
 class Split(Protocol):
-    """The part of `rco.data.Split` that is used here."""
+    """The part of `rco.data.dataset.Split` that is used here."""
 
     def batches(
         self, batch_size: int, *, device: str, seed: int | None, workers: int

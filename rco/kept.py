@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rco.config import ComputeConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Split
+from rco.data.dataset import Split
 from rco.frozen import lean
 
 #: Names a folder in which kept logits outlive the process. It can be deleted at any time.

@@ -226,8 +226,9 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     Raises:
         InputError: the first thing that cannot work.
     """
-    from rco import engine, models, sources
+    from rco import engine, models
     from rco.core import storage
+    from rco.data import sources
 
     info = sources.check_source(config.data)
     channels, height, width = info.image_shape
@@ -297,8 +298,8 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
     Raises:
         InputError: as `validate`.
     """
-    from rco import sources
     from rco.core import storage
+    from rco.data import sources
 
     compute = validate(config, max_stages)
     teachers_code = code_digest(config.teacher.model)

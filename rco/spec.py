@@ -15,7 +15,7 @@ from rco.core.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rco.data import Manifest
+    from rco.data.dataset import Manifest
 
 _MOST_CHANNELS, _LARGEST_IMAGE = 64, 2**14
 _SPARE = 2**24  # parameters

@@ -27,7 +27,7 @@ from rco import openset, outbox, resume, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.hardness import relative, route_hardness
 from rco.preflight import (
     AnchorSettings,
@@ -183,7 +183,7 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
         figures for the artifact's metadata.
     """
     s = start(DataSettings, settings)
-    from rco.prepare import prepare
+    from rco.data.prepare import prepare
 
     log.info("preparing %s", s.data.dataset)
     manifest = prepare(s.data, dataset, s.source_digest)

@@ -14,7 +14,7 @@ import numpy as np
 from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
 from rco.objectives import Labels

@@ -35,8 +35,8 @@ def _isolated() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded data set, prepared."""
-    from rco.prepare import prepare
-    from rco.sources import source_digest
+    from rco.data.prepare import prepare
+    from rco.data.sources import source_digest
 
     folder = tmp_path_factory.mktemp("digits")
     config = DataConfig(probe_size=64)

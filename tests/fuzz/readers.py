@@ -29,12 +29,12 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from rco import published, sources
 from rco.config import DataConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
-from rco.data import Dataset, Manifest
-from rco.images import FileImages, header
+from rco.data import published, sources
+from rco.data.dataset import Dataset, Manifest
+from rco.data.images import FileImages, header
 from rco.record import Record
 from rco.route import Anchor, Checkpoint, Route
 from rco.spec import NetworkSpec, load_network, save_network
@@ -244,7 +244,7 @@ def _read_anchor(path: Path) -> None:
 
 
 def _dataset_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
-    from rco.prepare import prepare
+    from rco.data.prepare import prepare
 
     _pictures(seeds / "pictures")
     config = DataConfig(dataset=str(seeds / "pictures"), probe_size=4)
@@ -423,7 +423,7 @@ def _training_settings() -> dict[str, Any]:
 def _trained(world: Path) -> Path:
     """A run of the pipeline, in little: what its tasks leave to each other, for all readers that need it."""
     from rco import tasks
-    from rco.prepare import prepare
+    from rco.data.prepare import prepare
 
     os.environ.pop("RCO_RESUME", None)
     seeds = world / "trained"

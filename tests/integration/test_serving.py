@@ -17,7 +17,7 @@ import torch
 from rco import tasks
 from rco.config import RunConfig, jsonable
 from rco.core import checkpoint
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.models import Normalized
 from rco.preflight import preflight
 from rco.record import Record

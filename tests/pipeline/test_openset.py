@@ -42,7 +42,7 @@ def found(home: Path, name: str) -> Path:
 
 
 def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary: dict[str, Any]) -> None:
-    from rco.data import Dataset
+    from rco.data.dataset import Dataset
     from rco.embeddings import Embedder
     from rco.evaluate import predict
     from rco.spec import load_network

@@ -26,14 +26,14 @@ from scipy import stats
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as vision
 
-from rco import augment
 from rco.config import AUGMENTATIONS, DataConfig
 from rco.core.errors import InputError
-from rco.data import Dataset, Manifest, Split
-from rco.images import ArrayImages, FileImages, header
-from rco.prepare import channel_statistics, prepare, split, stratified
-from rco.published import PUBLISHED, Published
-from rco.sources import check_source, lay_out, open_source, source_digest
+from rco.data import augment
+from rco.data.dataset import Dataset, Manifest, Split
+from rco.data.images import ArrayImages, FileImages, header
+from rco.data.prepare import channel_statistics, prepare, split, stratified
+from rco.data.published import PUBLISHED, Published
+from rco.data.sources import check_source, lay_out, open_source, source_digest
 from tests.hostile import hostile_pickle
 
 CLASSES = ("cat", "dog", "owl")
@@ -620,7 +620,7 @@ def test_failed_preparation_leaves_no_data_set(tmp_path: Path, animals: Path) ->
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     with pytest.raises(InputError, match=r"image_size.*GiB"):
         prepare(DataConfig(), tmp_path, "")
 
@@ -633,7 +633,7 @@ def test_unknown_part(tmp_path: Path, animals: Path) -> None:
 def test_preparing_needs_no_torch(tmp_path: Path, animals: Path) -> None:
     code = f"""
 import sys; from pathlib import Path; from rco.config import DataConfig; from rco.data import Dataset
-from rco.prepare import prepare; from rco.sources import check_source, source_digest
+from rco.data.prepare import prepare; from rco.data.sources import check_source, source_digest
 config = DataConfig(dataset={str(animals)!r}); check_source(config)
 prepare(config, Path({str(tmp_path / "out")!r}), source_digest(config))
 Dataset.open(Path({str(tmp_path / "out")!r})).split("val")
@@ -649,7 +649,7 @@ assert not {{"torch", "torchvision", "sklearn", "boto3"}} & set(sys.modules)
 def dataset(request: pytest.FixtureRequest, tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """The animals, prepared either way."""
     if request.param == "files":
-        monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+        monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     result = prepared(DataConfig(dataset=str(animals)), tmp_path / "out")
     assert result.manifest.storage == request.param
     return result
@@ -717,7 +717,7 @@ def test_batches_leave_the_global_generator_alone_and_can_be_trained_on(dataset:
 def test_files_and_arrays_are_the_same_to_training(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig(dataset=str(animals), image_size=6, probe_size=3)
     arrays = prepared(config, tmp_path / "arrays")
-    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     streamed = prepared(config, tmp_path / "files")
     assert (streamed.manifest.mean, streamed.manifest.std) == (arrays.manifest.mean, arrays.manifest.std)
     for workers in (0, 2):
@@ -729,7 +729,7 @@ def test_files_and_arrays_are_the_same_to_training(tmp_path: Path, animals: Path
 
 
 def test_files_of_a_tar_stay_with_the_data_set(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     path = tar_of(animals, tmp_path / "x.tar.gz", "around")
     prepare(DataConfig(dataset=str(path)), tmp_path / "out", "")
     path.unlink()
@@ -738,7 +738,7 @@ def test_files_of_a_tar_stay_with_the_data_set(tmp_path: Path, animals: Path, mo
 
 
 def test_files_that_are_elsewhere_must_be_there(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     dataset = prepared(DataConfig(dataset=str(animals)), tmp_path / "out")
     animals.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="not on this machine"):
@@ -749,7 +749,7 @@ def test_files_that_are_elsewhere_must_be_there(tmp_path: Path, animals: Path, m
 def test_file_damaged_after_preparation_is_named(
     workers: int, tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     dataset = prepared(DataConfig(dataset=str(animals)), tmp_path / "out")
     for path in (animals / "owl").iterdir():
         path.write_bytes(path.read_bytes()[:90])

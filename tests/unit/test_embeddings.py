@@ -16,7 +16,7 @@ from rco import models
 from rco.config import ObjectiveConfig, RunConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_stage
 from rco.embeddings import Embedder, embedding_path
 from rco.engine import fit

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from rco import augment
 from rco.config import ObjectiveConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Dataset
+from rco.data import augment
+from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_stage
 from rco.engine import fit
 from rco.kept import FOLDER, KeptLogits, check_size

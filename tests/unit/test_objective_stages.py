@@ -15,7 +15,7 @@ from rco import tasks
 from rco.config import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage, make_objective
 from rco.engine import fit
 from rco.objectives import Objective

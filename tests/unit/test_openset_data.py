@@ -13,10 +13,10 @@ from PIL import Image
 from rco.config import DataConfig, ModelConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Dataset
-from rco.prepare import prepare
+from rco.data.dataset import Dataset
+from rco.data.prepare import prepare
+from rco.data.sources import check_source, laid_out, lay_out, source_digest
 from rco.route import Route
-from rco.sources import check_source, laid_out, lay_out, source_digest
 from rco.spec import NetworkSpec
 from rco.teacher import adopt_route, train_teacher
 from tests.conftest import CPU
@@ -110,7 +110,7 @@ def pictures(root: Path, classes: dict[str, int]) -> Path:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
     if streamed:
-        monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)
+        monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
     folder = pictures(tmp_path / "birds", {"crow": 6, "gull": 2, "kite": 6, "wren": 6})
     data = prepared(tmp_path / "data", dataset=str(folder), open_classes=("gull",))
     assert data.manifest.storage == ("files" if streamed else "arrays")

@@ -30,7 +30,7 @@ from rco import comparison_tasks, resume, tasks, tracking
 from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError
-from rco.data import Dataset
+from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import fit
 from rco.objectives import Labels
@@ -979,8 +979,8 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
     from PIL import Image
 
     from rco.config import DataConfig
-    from rco.prepare import prepare
-    from rco.sources import source_digest
+    from rco.data.prepare import prepare
+    from rco.data.sources import source_digest
 
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -988,7 +988,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
         for i in range(100):
             Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
     config = DataConfig(dataset=str(tmp_path / "images"), probe_size=4)
-    monkeypatch.setattr("rco.prepare.IN_MEMORY_GIB", 0)  # as with a data set that is too large
+    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)  # as with a data set that is too large
     prepare(config, tmp_path / "data", source_digest(config))
     data = {"dataset": str(tmp_path / "images"), "workers": workers, "teacher_batch_size": 8, "checkpoint_every": 1000}
     flat = {**FLAT, **data, "teacher_epochs": 1000, "anchor_epochs": [1000], "probe_size": 4}

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from rco.config import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.data import Dataset
+from rco.data.dataset import Dataset
+from rco.data.prepare import prepare
+from rco.data.sources import source_digest
 from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import DivergenceError, fit, require_device, resolve
 from rco.evaluate import accuracy, predict
 from rco.frozen import freeze
 from rco.objectives import Labels, RouteLoss
-from rco.prepare import prepare
 from rco.route import Route
-from rco.sources import source_digest
 from rco.spec import NetworkSpec, load_network
 from rco.teacher import adopt_route, import_route, train_teacher
 from tests.conftest import CPU

@@ -22,10 +22,11 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli import read_recipe
-from rco import comparison_report, sources, tasks
+from rco import comparison_report, tasks
 from rco.config import DataConfig, RouteConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
+from rco.data import sources
 from rco.record import Record
 from rco.route import Anchor, Route
 from rco.spec import NetworkSpec, load_network, save_network
@@ -291,7 +292,7 @@ class TestFolders:
     def test_more_than_eight_bits_are_refused(self, tmp_path: Path, mode: str) -> None:
         path = tmp_path / "x.tif"
         Image.new(mode, (8, 8)).save(path)
-        from rco.images import header
+        from rco.data.images import header
 
         with pytest.raises(InputError, match="more than 8 bits"):
             header(path)

@@ -1,4 +1,4 @@
-"""Prepared data sets, read as normalised, augmented batches. `rco.prepare` writes them.
+"""Prepared data sets, read as normalised, augmented batches. `rco.data.prepare` writes them.
 
 A prepared data set is a folder:
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rco.config import AUGMENTATIONS, LARGEST_IMAGE, jsonable
 from rco.core.checkpoint import read_as, read_tensors
 from rco.core.errors import InputError, choice
-from rco.images import FileImages, Pixels, Rows, Shape
+from rco.data.images import FileImages, Pixels, Rows, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -185,7 +185,7 @@ class Split(ABC):
             device: where batches lie, and where they are augmented. Arrays are moved there once, and stay.
             seed: None: all images in order, as they are. Else for training: order and augmentation are functions of
                 (seed, epoch), the same on every device, with any number of workers, and for any batch size.
-            augment: one of `rco.config.AUGMENTATIONS`; see `rco.augment`.
+            augment: one of `rco.config.AUGMENTATIONS`; see `rco.data.augment`.
             workers: processes that decode files; 0: this one. Arrays need none.
 
         Yields:
@@ -239,7 +239,7 @@ class Split(ABC):
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         import torch
 
-        from rco.augment import augmented, passed_over, transformed, view_draws
+        from rco.data.augment import augmented, passed_over, transformed, view_draws
 
         device = torch.device(device)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))

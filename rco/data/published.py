@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.images import Pixels, Rows, Shape
+from rco.data.images import Pixels, Rows, Shape
 
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049  # the formats' magic numbers
 _CIFAR_MD5 = {"CIFAR10": "c32a1d4ab5d03f1284b67883e8d87530", "CIFAR100": "03b5dce01913d631647c71ecec9e9cb8"}

@@ -32,13 +32,13 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from rco import published
 from rco.config import DataConfig
 from rco.core import storage
 from rco.core.errors import InputError
-from rco.data import PARTS
-from rco.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
-from rco.published import PUBLISHED
+from rco.data import published
+from rco.data.dataset import PARTS
+from rco.data.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
+from rco.data.published import PUBLISHED
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 _DIGITS = tuple("0123456789")

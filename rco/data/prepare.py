@@ -1,4 +1,4 @@
-"""From a source to a prepared data set: split it, measure it, and write what `rco.data` reads. Needs no torch."""
+"""From a source to a prepared data set: split it, measure it, and write what `rco.data.dataset` reads. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from rco.config import DataConfig
 from rco.core.checkpoint import save_arrays, sha256, write_json
 from rco.core.errors import InputError
-from rco.data import MANIFEST, OPEN, PARTS, Manifest, part_file
-from rco.images import FileImages, Images, Pixels, Rows
-from rco.sources import Layout, open_source
+from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file
+from rco.data.images import FileImages, Images, Pixels, Rows
+from rco.data.sources import Layout, open_source
 
 IN_MEMORY_GIB = 2
 _SAMPLED = 4096  # images from which the mean and deviation of a set of files are estimated
@@ -34,7 +34,7 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
         digest: what `source_digest` says; it is recorded.
 
     Raises:
-        InputError: the source cannot be read or split (see `rco.sources`), or is too large for memory.
+        InputError: the source cannot be read or split (see `rco.data.sources`), or is too large for memory.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)  # it is written last: where there is one, the data set is whole
