@@ -32,7 +32,7 @@ Setup = types.SimpleNamespace
 
 def networks(setup: Setup, shape: dict[str, int]) -> tuple[nn.Module, nn.Module]:
     """Teacher and student, the same for all contenders."""
-    from rco import models
+    from rco.models import build as models
 
     teacher, student = (models.build(name, **shape, seed=seed) for seed, name in enumerate((setup.teacher, setup.student)))
     with torch.no_grad():  # a network that was never trained has statistics of 0 and 1, and logits far off

@@ -98,8 +98,8 @@ def anchors(rounds: int) -> list[dict[str, Any]]:
 
 def route_lengths() -> tuple[list[dict[str, Any]], float]:
     """Seconds to keep routes of growing length: weights (ResNet-32), checksums and probe logits; and the exponent."""
-    from rco.route import Checkpoint, Route, checkpoint_file
-    from rco.spec import NetworkSpec, save_network
+    from rco.models.route import Checkpoint, Route, checkpoint_file
+    from rco.models.spec import NetworkSpec, save_network
 
     spec = NetworkSpec(model="resnet32", stem="auto", in_channels=3, num_classes=10, image_size=32)
     model = spec.build(0)

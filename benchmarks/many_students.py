@@ -30,7 +30,7 @@ def loss_of(logits: Tensor, anchor: Tensor, labels: Tensor) -> Tensor:
 
 def students(name: str, count: int) -> list[nn.Module]:
     """Seeds of one network."""
-    from rco import models
+    from rco.models import build as models
 
     channels, size = CASES[name]
     return [models.build(name, in_channels=channels, num_classes=10, image_size=size, seed=s) for s in range(count)]

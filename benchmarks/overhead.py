@@ -49,9 +49,9 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     from rco.config import ComputeConfig, ModelConfig, ObjectiveConfig, TrainConfig
     from rco.data.dataset import Dataset
     from rco.engine import prepare_process, resolve
+    from rco.models.route import Route
+    from rco.models.spec import NetworkSpec, load_network
     from rco.record import Record
-    from rco.route import Route
-    from rco.spec import NetworkSpec, load_network
     from rco.tasks import write_anchor
 
     compute = resolve(ComputeConfig(threads=threads))

@@ -764,7 +764,7 @@ def import_route(
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
     from rco.data.sources import check_source, source_digest
-    from rco.spec import NetworkSpec
+    from rco.models.spec import NetworkSpec
 
     numbers = _integers("epochs", epochs)
     if len(numbers) != len(checkpoints):

@@ -22,9 +22,9 @@ from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import source_digest
 from rco.distill import distill_route
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec
 from rco.resume import Points
-from rco.route import Route
-from rco.spec import NetworkSpec
 from rco.teacher import train_teacher
 
 

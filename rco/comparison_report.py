@@ -14,9 +14,9 @@ from rco.comparison import BASELINES, DESCRIBED, Result, compare, mean_and_devia
 from rco.comparison_preflight import ComparisonFiling
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.models.route import Route
 from rco.record import Record
 from rco.report import Table, as_markdown, as_page
-from rco.route import Route
 from rco.tracking import Context, without_credentials
 
 

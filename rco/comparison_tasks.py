@@ -34,10 +34,10 @@ from rco.config import jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
 from rco.hardness import relative, route_hardness
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec, load_network
 from rco.preflight import StudentSettings
 from rco.record import Record
-from rco.route import Route
-from rco.spec import NetworkSpec, load_network
 
 if TYPE_CHECKING:
     from rco.comparison_report import Student

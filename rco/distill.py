@@ -26,9 +26,9 @@ from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
 from rco.hardness import kl, route_hardness
 from rco.kept import KeptLogits, check_size, folder_from_environment
+from rco.models.route import Route
+from rco.models.spec import load_network
 from rco.objectives import Objective, feature_shapes, make, taps_of
-from rco.route import Route
-from rco.spec import load_network
 
 
 @dataclass(frozen=True)

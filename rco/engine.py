@@ -19,9 +19,9 @@ from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Split
 from rco.frozen import lean
 from rco.kept import KeptLogits
+from rco.models.taps import Output, observe
 from rco.objectives import Objective
 from rco.schedule import learning_rate
-from rco.taps import Output, observe
 
 _LOOK = 100  # steps between looks at the loss: each makes the program wait for the GPU once
 

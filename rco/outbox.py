@@ -24,8 +24,8 @@ from typing import Any
 from rco.config import from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.models.route import Anchor
 from rco.record import Record
-from rco.route import Anchor
 from rco.tracking import Context, Delivery, deliver, open_parent, without_credentials
 
 FOLDER = "outbox"

@@ -24,9 +24,9 @@ from rco.config import (
     jsonable,
 )
 from rco.core.errors import InputError
-from rco.route import MANIFEST, Route
+from rco.models.route import MANIFEST, Route
+from rco.models.spec import NetworkSpec
 from rco.schedule import kept_epochs
-from rco.spec import NetworkSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,8 @@ def _shape_of(network: NetworkSpec) -> str:
 
 def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
     # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
-    from rco import models, objectives
+    from rco import objectives
+    from rco.models import build as models
 
     channels, size, _ = image_shape
     student, teacher = (
@@ -226,9 +227,10 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     Raises:
         InputError: the first thing that cannot work.
     """
-    from rco import engine, models
+    from rco import engine
     from rco.core import storage
     from rco.data import sources
+    from rco.models import build as models
 
     info = sources.check_source(config.data)
     channels, height, width = info.image_shape

@@ -141,7 +141,7 @@ class Points:
         """Note that the training cannot go on; returns where the weights lie as they last were good, or nothing.
 
         Args:
-            network: what the weights are, as `rco.spec.NetworkSpec.written` has it.
+            network: what the weights are, as `rco.models.spec.NetworkSpec.written` has it.
             last_attempt: it will not end otherwise if it is tried again.
         """
         if not self.folder:
@@ -342,7 +342,7 @@ def resumable(
         task: where the points lie; parts of a path.
         identity: as for `Points`.
         who: what is trained, for messages.
-        network: what it is, as `rco.spec.NetworkSpec.written` has it.
+        network: what it is, as `rco.models.spec.NetworkSpec.written` has it.
         prefix: of its parameters' names ("teacher_").
         files: as for `Points`.
         finished: if given, points stay, the last one complete, and are put there for whoever removes them.

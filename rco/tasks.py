@@ -29,6 +29,8 @@ from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.data.dataset import Dataset
 from rco.hardness import relative, route_hardness
+from rco.models.route import Anchor, Route
+from rco.models.spec import NetworkSpec, described, load_network, save_network
 from rco.preflight import (
     AnchorSettings,
     DataSettings,
@@ -40,8 +42,6 @@ from rco.preflight import (
     preflight,
 )
 from rco.record import Record
-from rco.route import Anchor, Route
-from rco.spec import NetworkSpec, described, load_network, save_network
 
 log = logging.getLogger("rco")
 
@@ -301,7 +301,7 @@ def load_student(folder: Path, spec: NetworkSpec) -> Any:
     """The student in an artifact's folder, as it was written there.
 
     Raises:
-        InputError: as `rco.spec.load_network`; or the file is not what was written.
+        InputError: as `rco.models.spec.load_network`; or the file is not what was written.
     """
     expected = checkpoint.load_metadata(folder / PROBE).get("student_sha256")
     if not isinstance(expected, str):
@@ -635,8 +635,8 @@ def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSett
 
 def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[str, Any]:
     """What `rco.openset.measure` says of a network's embeddings of the open classes."""
-    from rco.embeddings import Embedder
     from rco.evaluate import predict
+    from rco.models.embeddings import Embedder
 
     vectors, labels = predict(
         Embedder(model), data.split("open"), device=compute.device, precision=compute.precision, workers=compute.workers
@@ -700,7 +700,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
 def _register(s: FilingSettings, context: tracking.Context, weights: Path, digest: str, evaluation: Path) -> str:
     import torch
 
-    from rco.models import Normalized
+    from rco.models.build import Normalized
 
     arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
     _, metadata = checkpoint.load_state(weights)

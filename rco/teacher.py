@@ -17,10 +17,10 @@ from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
+from rco.models.route import Checkpoint, Route, checkpoint_file
+from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.objectives import Labels
-from rco.route import Checkpoint, Route, checkpoint_file
 from rco.schedule import kept_epochs
-from rco.spec import NetworkSpec, load_network, save_network
 
 
 def train_teacher(

@@ -35,8 +35,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from rco.core import checkpoint
 from rco.core.errors import InputError, why_unreachable
+from rco.models.route import ANCHOR, Anchor
 from rco.record import Record
-from rco.route import ANCHOR, Anchor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from torch import nn
 
-    from rco.spec import NetworkSpec
+    from rco.models.spec import NetworkSpec
 
 log = logging.getLogger(__name__)
 
@@ -818,7 +818,7 @@ def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from rco.spec import load_network
+    from rco.models.spec import load_network
 
     default = "sqlite:///.rco/mlflow.db" if Path(".rco/mlflow.db").is_file() else ""
     where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from rco.config import ObjectiveConfig
-from rco.embeddings import embedding_path
+from rco.models.embeddings import embedding_path
+from rco.models.taps import Output, Taps, feature_shape
 from rco.objectives.base import Objective
 from rco.objectives.dist import DISTLoss
 from rco.objectives.dkd import DKDLoss
@@ -17,7 +18,6 @@ from rco.objectives.embedding import EmbeddingLoss, mimic_embedding
 from rco.objectives.hint import HintLoss, make_regressor
 from rco.objectives.route import Labels, RouteLoss, mimic_kl
 from rco.objectives.standardised import StandardisedLoss
-from rco.taps import Output, Taps, feature_shape
 
 __all__ = [
     "DISTLoss",

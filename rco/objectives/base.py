@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rco.taps import Output, Taps
+from rco.models.taps import Output, Taps
 
 
 class Objective(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rco.models.taps import Output
 from rco.objectives.base import Objective, full, label_loss, required
-from rco.taps import Output
 
 
 def decoupled(student_logits: Tensor, anchor_logits: Tensor, labels: Tensor, tau: float) -> tuple[Tensor, Tensor]:

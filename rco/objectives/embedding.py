@@ -1,15 +1,15 @@
 """Mimicry of embeddings, for students that compare images: open-set recognition.
 
 That the route applies to mimicking features, and to open-set face recognition by it, is the paper's (Jin et al. 2019). The form
-of the mimic term, its reduction and the layer that yields the embedding (`rco.models`) are ours.
+of the mimic term, its reduction and the layer that yields the embedding (`rco.models.build`) are ours.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from rco.models.taps import Output, Taps
 from rco.objectives.base import Objective, full, label_loss, required
-from rco.taps import Output, Taps
 
 
 def mimic_embedding(student: Tensor, anchor: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
+from rco.models.taps import Output, Taps
 from rco.objectives.base import Objective, full, required
 from rco.objectives.route import RouteLoss
-from rco.taps import Output, Taps
 
 Shape = tuple[int, ...]
 

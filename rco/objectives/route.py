@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from rco.models.taps import Output
 from rco.objectives.base import Objective, full, label_loss, required
-from rco.taps import Output
 
 
 def mimic_kl(student_logits: Tensor, anchor_logits: Tensor, tau: float) -> Tensor:

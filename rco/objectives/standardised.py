@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from rco.models.taps import Output
 from rco.objectives.base import Objective, full, label_loss, required
 from rco.objectives.route import mimic_kl
-from rco.taps import Output
 
 #: Added to the variance. The paper has none; without it the gradient is NaN for logits that are all equal, as those of a
 #: classifier that starts at zero. Logits with a standard deviation of 0.03 or more feel less than 0.1 % of it.

@@ -35,9 +35,9 @@ from rco.core.errors import InputError
 from rco.data import published, sources
 from rco.data.dataset import Dataset, Manifest
 from rco.data.images import FileImages, header
+from rco.models.route import Anchor, Checkpoint, Route
+from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.record import Record
-from rco.route import Anchor, Checkpoint, Route
-from rco.spec import NetworkSpec, load_network, save_network
 from tests.fuzz.harness import Reader
 from tests.fuzz.mutations import changed, damaged, json_texts
 from tests.hostile import hostile_pickle

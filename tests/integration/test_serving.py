@@ -18,10 +18,10 @@ from rco import tasks
 from rco.config import RunConfig, jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
-from rco.models import Normalized
+from rco.models.build import Normalized
+from rco.models.spec import NetworkSpec, load_network
 from rco.preflight import preflight
 from rco.record import Record
-from rco.spec import NetworkSpec, load_network
 from rco.tracking import Context, open_parent
 from tests import servers
 

@@ -14,8 +14,8 @@ from pipelines.cli import RECIPES, main, read_recipe
 from pipelines.local import _for_people
 from rco.config import PARAMETERS, RunConfig
 from rco.core.errors import InputError
-from rco.route import Route
-from rco.spec import NetworkSpec
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec
 
 
 def test_help_lists_every_parameter_with_its_default() -> None:

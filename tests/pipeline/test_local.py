@@ -108,7 +108,7 @@ class TestFirstRun:
             assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "converged" not in (folder / "report.html").read_text()[:200]
         assert "| 3 | 6 |" in (folder / "report.md").read_text()
-        from rco.spec import load_network
+        from rco.models.spec import load_network
 
         assert load_network(folder / "student" / "student.safetensors")
 
@@ -159,7 +159,7 @@ class TestFirstRun:
         assert served.input_example is not None
         import torch
 
-        from rco.spec import load_network
+        from rco.models.spec import load_network
 
         pixels = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
         eager = load_network(first.home / "last-run" / "student" / "student.safetensors")
@@ -303,7 +303,7 @@ def test_bad_input_that_only_a_task_can_find_is_one_paragraph_too(home: Path, fi
 
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
     from rco import report, tracking
-    from rco.route import Route
+    from rco.models.route import Route
 
     root = first.home / "pipeline"
     evaluation = next(root.rglob("evaluation.json"))

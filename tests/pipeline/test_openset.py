@@ -43,9 +43,9 @@ def found(home: Path, name: str) -> Path:
 
 def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary: dict[str, Any]) -> None:
     from rco.data.dataset import Dataset
-    from rco.embeddings import Embedder
     from rco.evaluate import predict
-    from rco.spec import load_network
+    from rco.models.embeddings import Embedder
+    from rco.models.spec import load_network
 
     assert summary["open_set"]["classes"] == ["7", "8", "9"]
     assert summary["dataset"]["num_classes"] == 7

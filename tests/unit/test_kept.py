@@ -18,8 +18,8 @@ from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_stage
 from rco.engine import fit
 from rco.kept import FOLDER, KeptLogits, check_size
+from rco.models.spec import NetworkSpec
 from rco.objectives import RouteLoss
-from rco.spec import NetworkSpec
 from tests.conftest import CPU
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)

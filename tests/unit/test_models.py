@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco import models
 from rco.core.errors import InputError
+from rco.models import build as models
 
 CIFAR100: dict[str, Any] = {"in_channels": 3, "num_classes": 100, "image_size": 32}
 CIFAR10: dict[str, Any] = CIFAR100 | {"num_classes": 10}

@@ -18,10 +18,10 @@ from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage, make_objective
 from rco.engine import fit
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Objective
 from rco.preflight import preflight
-from rco.route import Route
-from rco.spec import NetworkSpec, load_network
 from rco.teacher import train_teacher
 from tests.conftest import CPU
 

@@ -16,8 +16,8 @@ from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import check_source, laid_out, lay_out, source_digest
-from rco.route import Route
-from rco.spec import NetworkSpec
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec
 from rco.teacher import adopt_route, train_teacher
 from tests.conftest import CPU
 

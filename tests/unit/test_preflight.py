@@ -12,8 +12,8 @@ from PIL import Image
 
 from rco.config import RunConfig, from_dict
 from rco.core.errors import InputError
+from rco.models.route import Route
 from rco.preflight import Settings, preflight, stages_needed
-from rco.route import Route
 from rco.tasks import check
 
 
@@ -60,8 +60,8 @@ def test_refused_in_words(flat: dict[str, Any], words: str) -> None:
 
 def write_route(folder: Path) -> None:
     """One checkpoint of a digits-mlp for seven classes."""
-    from rco.route import Checkpoint
-    from rco.spec import NetworkSpec, save_network
+    from rco.models.route import Checkpoint
+    from rco.models.spec import NetworkSpec, save_network
 
     spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=7, image_size=8)
     digest = save_network(folder / "a.safetensors", spec.build(0), spec)

@@ -33,11 +33,11 @@ from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Dataset
 from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import fit
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels
 from rco.record import Record
 from rco.resume import Points
-from rco.route import Route
-from rco.spec import NetworkSpec, load_network
 from rco.teacher import train_teacher
 from tests.conftest import CPU
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco import models
 from rco.core.errors import InputError
-from rco.taps import check, feature_shape, observe
+from rco.models import build as models
+from rco.models.taps import check, feature_shape, observe
 
 
 class Net(nn.Module):

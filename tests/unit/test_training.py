@@ -20,9 +20,9 @@ from rco.distill import ProbeTargets, distill_route, distill_stage
 from rco.engine import DivergenceError, fit, require_device, resolve
 from rco.evaluate import accuracy, predict
 from rco.frozen import freeze
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels, RouteLoss
-from rco.route import Route
-from rco.spec import NetworkSpec, load_network
 from rco.teacher import adopt_route, import_route, train_teacher
 from tests.conftest import CPU
 

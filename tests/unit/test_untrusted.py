@@ -27,9 +27,9 @@ from rco.config import DataConfig, RouteConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
 from rco.data import sources
+from rco.models.route import Anchor, Route
+from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.record import Record
-from rco.route import Anchor, Route
-from rco.spec import NetworkSpec, load_network, save_network
 from rco.teacher import read_state
 from tests.hostile import Touch, hostile_pickle, with_record
 from tests.unit.test_data import folder_of, tar_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
-from rco.taps import observe
+from rco.models.taps import observe
 
 EMBEDDING = "embedding"
 
@@ -52,7 +52,7 @@ class Embedder(nn.Module):
         """Embeddings (B, d) of normalised images (B, C, H, W).
 
         Raises:
-            InputError: as `rco.taps.observe`.
+            InputError: as `rco.models.taps.observe`.
         """
         embeddings = observe(self.network, x, self.path).features
         assert embeddings is not None

@@ -23,7 +23,7 @@ _SPARE = 2**24  # parameters
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """All that `rco.models.build` needs: the user's choice of a model and what the data dictates."""
+    """All that `rco.models.build.build` needs: the user's choice of a model and what the data dictates."""
 
     model: str
     stem: str
@@ -58,7 +58,7 @@ class NetworkSpec:
 
     def build(self, seed: int | None = None) -> nn.Module:
         """The module, in float32 and training mode; with a seed its weights are a function of the spec and the seed."""
-        from rco import models
+        from rco.models import build as models
 
         return models.build(
             self.model,

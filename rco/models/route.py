@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rco.config import from_dict, is_number, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.spec import NetworkSpec
+from rco.models.spec import NetworkSpec
 
 MANIFEST, PROBE, ANCHOR = "manifest.json", "probe.safetensors", "anchor.json"
 FORMAT = 1

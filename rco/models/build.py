@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from rco.config import STEMS
 from rco.core.errors import InputError, choice
-from rco.embeddings import EMBEDDING, embedding_path
-from rco.taps import observe
+from rco.models.embeddings import EMBEDDING, embedding_path
+from rco.models.taps import observe
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def build(
             convolution 3x3 with stride 1, no pooling after it; `auto`: small for images of up to 64 pixels where we know
             how, else imagenet. Other models have one stem only and ignore it.
         embedding_dim: 0: the network as it is published. Else its last linear layer gives way to a submodule named
-            `embedding`, which yields (B, embedding_dim), and a classifier on that; see `rco.embeddings`. A user's factory is
+            `embedding`, which yields (B, embedding_dim), and a classifier on that; see `rco.models.embeddings`. A user's factory is
             passed the number, if it is not 0, and has to name such a submodule itself.
         seed: makes the weights a function of the other arguments and the seed; torch's global generator is then left as it was.
 
