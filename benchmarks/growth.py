@@ -62,7 +62,7 @@ def throughput(threads: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 def search(rounds: int) -> tuple[list[dict[str, Any]], float]:
     """Seconds of one step of the greedy search over routes of growing length, and the exponent of their growth."""
-    from rco.hardness import route_hardness
+    from rco.strategies.hardness import route_hardness
 
     rng = np.random.default_rng(0)
     images, classes = 1000, 100

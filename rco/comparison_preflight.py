@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rco import anchors
 from rco.comparison import Branch, Comparison, assign, in_branch
 from rco.config import ComputeConfig, ModelConfig, RunConfig, jsonable
 from rco.core.errors import InputError
@@ -27,6 +26,7 @@ from rco.preflight import (
     stages_on,
     validate,
 )
+from rco.strategies import anchors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,11 @@ from rco.comparison_preflight import (
 from rco.config import jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
-from rco.hardness import relative, route_hardness
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.preflight import StudentSettings
 from rco.record import Record
+from rco.strategies.hardness import relative, route_hardness
 
 if TYPE_CHECKING:
     from rco.comparison_report import Student
@@ -276,7 +276,7 @@ def evaluate_students(
     s = tasks.start(MeasureSettings, settings)
     from rco import engine
     from rco import evaluate as measure
-    from rco.hardness import kl
+    from rco.strategies.hardness import kl
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)

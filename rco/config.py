@@ -217,7 +217,7 @@ class RouteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorConfig:
-    """Which checkpoints of the route become anchors. See docs of `rco.anchors` for the definitions."""
+    """Which checkpoints of the route become anchors. See docs of `rco.strategies.anchors` for the definitions."""
 
     strategy: str = _setting("greedy", "equal-interval | lr-decay | greedy | explicit")
     n_anchors: int = _setting(4, "equal-interval: how many anchors; greedy: the most that may be used")

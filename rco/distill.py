@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rco import anchors as choosing
 from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
 from rco.data.dataset import Dataset
 from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
-from rco.hardness import kl, route_hardness
 from rco.kept import KeptLogits, check_size, folder_from_environment
 from rco.models.route import Route
 from rco.models.spec import load_network
 from rco.objectives import Objective, feature_shapes, make, taps_of
+from rco.strategies import anchors as choosing
+from rco.strategies.hardness import kl, route_hardness
 
 
 @dataclass(frozen=True)

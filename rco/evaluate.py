@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.core.errors import InputError, choice
-from rco.hardness import log_softmax
+from rco.strategies.hardness import log_softmax
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco import anchors
 from rco.config import (
     AnchorConfig,
     ComputeConfig,
@@ -27,6 +26,7 @@ from rco.core.errors import InputError
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
 from rco.schedule import kept_epochs
+from rco.strategies import anchors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from rco import openset
 from rco.core import checkpoint
-from rco.hardness import route_hardness
 from rco.models.route import Route
 from rco.record import Record
+from rco.strategies.hardness import route_hardness
 from rco.tracking import Context, without_credentials
 
 _MODEL_FIGURES = (

@@ -22,13 +22,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rco import anchors as choosing
 from rco import openset, outbox, resume, tracking
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.data.dataset import Dataset
-from rco.hardness import relative, route_hardness
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, described, load_network, save_network
 from rco.preflight import (
@@ -42,6 +40,8 @@ from rco.preflight import (
     preflight,
 )
 from rco.record import Record
+from rco.strategies import anchors as choosing
+from rco.strategies.hardness import relative, route_hardness
 
 log = logging.getLogger("rco")
 
@@ -538,7 +538,7 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     s = start(EvaluateSettings, settings)
     from rco import engine
     from rco import evaluate as measure
-    from rco.hardness import kl
+    from rco.strategies.hardness import kl
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rco.anchors import Choice, equal_interval, explicit, lr_decay, next_anchor, plan, stage_count, stage_epochs
 from rco.config import AnchorConfig
 from rco.core.errors import InputError
-from rco.hardness import FLOOR, kl, relative, route_hardness
+from rco.strategies.anchors import Choice, equal_interval, explicit, lr_decay, next_anchor, plan, stage_count, stage_epochs
+from rco.strategies.hardness import FLOOR, kl, relative, route_hardness
 
 routes = st.sets(st.integers(1, 300), min_size=1, max_size=40).map(lambda s: tuple(sorted(s)))
 

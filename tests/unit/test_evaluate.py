@@ -17,7 +17,7 @@ from torch import nn
 
 from rco import evaluate as ev
 from rco.core.errors import InputError
-from rco.hardness import kl
+from rco.strategies.hardness import kl
 
 quick = settings(max_examples=50, deadline=None)
 

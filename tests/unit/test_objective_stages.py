@@ -118,7 +118,7 @@ class TestRoute:
 
     def test_kl_columns_and_hardness_stay_those_of_the_logits_at_tau(self, route: Route, data: Dataset) -> None:
         from rco.distill import probe_logits
-        from rco.hardness import kl
+        from rco.strategies.hardness import kl
 
         student, rows = walked(route, data, config("standardised", tau=2.0))
         _, logits = route.probe()

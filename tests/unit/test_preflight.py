@@ -218,7 +218,7 @@ class TestNotebook:
         import sys
 
         code = (
-            "import rco.tasks, rco.anchors, rco.route, sys;"
+            "import rco.tasks, rco.strategies.anchors, rco.route, sys;"
             "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'boto3', 'matplotlib', 'sklearn')))"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rco.config import AnchorConfig
 from rco.core.errors import InputError
-from rco.hardness import relative
+from rco.strategies.hardness import relative
 
 
 @dataclass(frozen=True, kw_only=True)
