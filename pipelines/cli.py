@@ -278,8 +278,9 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     from tempfile import TemporaryDirectory
 
     from pipelines.local import Home
-    from rco import outbox, tasks
+    from rco import tasks
     from rco.core import storage
+    from rco.tracking import outbox
 
     place = Home(home.resolve())
     os.environ.update(place.environment)

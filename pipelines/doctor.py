@@ -10,9 +10,10 @@ from pathlib import Path
 
 from components.image import ROOT, content_hash
 from pipelines.local import Home
-from rco import doctor, tracking
+from rco import doctor
 from rco.core.errors import InputError
 from rco.doctor import FAIL, OK, SKIPPED, WARN, Check, Finding
+from rco.tracking import runs as tracking
 
 BUILD = ROOT / "build" / "image.json"
 _DOMAIN = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::\d+)?/)?"

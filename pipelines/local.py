@@ -246,7 +246,7 @@ def _end_group(process: subprocess.Popen[str]) -> None:
 
 
 def _close_runs(environment: Mapping[str, str], status: str) -> None:
-    from rco import tracking
+    from rco.tracking import runs as tracking
 
     context = tracking.Context(tracking_uri=environment["MLFLOW_TRACKING_URI"], pipeline_run=environment["RCO_PIPELINE_RUN"])
     with tracking.forgiving("The end of the pipeline run"):

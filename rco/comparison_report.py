@@ -15,9 +15,9 @@ from rco.comparison_preflight import ComparisonFiling
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Route
-from rco.record import Record
 from rco.report import Table, as_markdown, as_page
-from rco.tracking import Context, without_credentials
+from rco.tracking.record import Record
+from rco.tracking.runs import Context, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import openset, outbox, resume, tasks, tracking
+from rco import openset, resume, tasks
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -36,8 +36,10 @@ from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.preflight import StudentSettings
-from rco.record import Record
 from rco.strategies.hardness import relative, route_hardness
+from rco.tracking import outbox
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 
 if TYPE_CHECKING:
     from rco.comparison_report import Student

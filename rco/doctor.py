@@ -22,9 +22,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from rco import tracking
 from rco.core import storage
 from rco.core.errors import InputError
+from rco.tracking import runs as tracking
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 #: Seconds for a check, by far more than services are given to answer: importing their clients counts, on a busy machine too.
@@ -122,7 +122,7 @@ def services(
     Args:
         context: whose MLflow; without an address it is not checked.
         addresses: s3:// addresses to check beside those of RCO_RESUME and RCO_ARTIFACT_ROOT.
-        open_run: as for `rco.tracking.probe`.
+        open_run: as for `rco.tracking.runs.probe`.
     """
     checks: dict[str, Check] = {}
     if context.tracking_uri:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rco import openset
 from rco.core import checkpoint
 from rco.models.route import Route
-from rco.record import Record
 from rco.strategies.hardness import route_hardness
-from rco.tracking import Context, without_credentials
+from rco.tracking.record import Record
+from rco.tracking.runs import Context, without_credentials
 
 _MODEL_FIGURES = (
     "accuracy",

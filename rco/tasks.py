@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rco import openset, outbox, resume, tracking
+from rco import openset, resume
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
@@ -39,9 +39,11 @@ from rco.preflight import (
     TeacherSettings,
     preflight,
 )
-from rco.record import Record
 from rco.strategies import anchors as choosing
 from rco.strategies.hardness import relative, route_hardness
+from rco.tracking import outbox
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 
 log = logging.getLogger("rco")
 
@@ -811,7 +813,7 @@ def tell(
     """Deliver what a report has to say; keep it in the report's folder if the server cannot be told now.
 
     Args:
-        registration: as for `rco.outbox.keep`, if the registry lacks the model.
+        registration: as for `rco.tracking.outbox.keep`, if the registry lacks the model.
     """
     log.info("completing the runs in MLflow")
     with tracking.forgiving("The report") as attempt:

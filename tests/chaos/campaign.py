@@ -29,9 +29,9 @@ from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 
-from rco import tracking
 from rco.core import checkpoint
-from rco.record import Record
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 from tests import faults
 from tests.chaos import disk, trap
 from tests.chaos.chain import LIMIT, ROOT, TRAINING, Chain, Ended, Step, content, differences, run, small_run

@@ -37,7 +37,7 @@ from rco.data.dataset import Dataset, Manifest
 from rco.data.images import FileImages, header
 from rco.models.route import Anchor, Checkpoint, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.record import Record
+from rco.tracking.record import Record
 from tests.fuzz.harness import Reader
 from tests.fuzz.mutations import changed, damaged, json_texts
 from tests.hostile import hostile_pickle
@@ -52,7 +52,8 @@ def warm_up() -> None:
     import torchvision  # noqa: F401
 
     from pipelines import deployment  # noqa: F401
-    from rco import outbox, preflight, resume, tasks  # noqa: F401
+    from rco import preflight, resume, tasks
+    from rco.tracking import outbox  # noqa: F401
 
     with TemporaryDirectory() as folder:
         torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")
@@ -324,7 +325,7 @@ def _outbox_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, bytes, bytes, by
 
 
 def _read_outbox(case: tuple[Path, bytes, bytes, bytes], folder: Path) -> None:
-    from rco import outbox
+    from rco.tracking import outbox
 
     seeds, index, record, anchor = case
     box = folder / "outbox"
@@ -591,7 +592,8 @@ def _arrays(draw: st.DrawFn, arrays: dict[str, Any], about: dict[str, Any]) -> b
 
 def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
-    from rco import plots, tasks, tracking
+    from rco import plots, tasks
+    from rco.tracking import runs as tracking
 
     seeds, name, content = case
     settings = _training_settings()

@@ -21,8 +21,8 @@ from rco.data.dataset import Dataset
 from rco.models.build import Normalized
 from rco.models.spec import NetworkSpec, load_network
 from rco.preflight import preflight
-from rco.record import Record
-from rco.tracking import Context, open_parent
+from rco.tracking.record import Record
+from rco.tracking.runs import Context, open_parent
 from tests import servers
 
 NAME = "tiny-student"

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from pipelines.local import RunFailedError, _interruptible, run
-from rco import tracking
 from rco.config import RunConfig
 from rco.core import checkpoint
-from rco.record import Record
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 from tests.hostile import hostile_pickle, with_record
 
 TINY = {
@@ -302,8 +302,9 @@ def test_bad_input_that_only_a_task_can_find_is_one_paragraph_too(home: Path, fi
 
 
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
-    from rco import report, tracking
+    from rco import report
     from rco.models.route import Route
+    from rco.tracking import runs as tracking
 
     root = first.home / "pipeline"
     evaluation = next(root.rglob("evaluation.json"))

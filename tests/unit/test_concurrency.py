@@ -131,7 +131,7 @@ def test_one_download_at_a_time(tmp_path: Path) -> None:
 
 def test_two_pipeline_runs_make_one_experiment_in_a_new_database(tmp_path: Path) -> None:
     code = (
-        "from rco.tracking import Context, open_parent\n"
+        "from rco.tracking.runs import Context, open_parent\n"
         "import mlflow\nmeet('start')\n"
         "for i in range(4):\n"
         "    where = Context(tracking_uri=f'sqlite:///{folder}/mlflow.db', pipeline_run=f'run-{me}-{i}')\n"

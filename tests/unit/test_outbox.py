@@ -10,10 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from rco import outbox, tasks, tracking
+from rco import tasks
 from rco.core import checkpoint
 from rco.core.errors import InputError
-from rco.record import Record
+from rco.tracking import outbox
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 from tests.unit.test_tracking import anchor, children, context, record, server, steps
 
 __all__ = ["server"]  # a fixture

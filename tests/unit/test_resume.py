@@ -26,7 +26,7 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco import comparison_tasks, resume, tasks, tracking
+from rco import comparison_tasks, resume, tasks
 from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError
@@ -36,9 +36,10 @@ from rco.engine import fit
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels
-from rco.record import Record
 from rco.resume import Points
 from rco.teacher import train_teacher
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 from tests.conftest import CPU
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)

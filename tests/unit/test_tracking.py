@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from rco import tracking
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, save_network
-from rco.record import Record
+from rco.tracking import runs as tracking
+from rco.tracking.record import Record
 from tests import faults
 
 SPEC = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)

@@ -25,8 +25,8 @@ from rco.config import from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Anchor
-from rco.record import Record
-from rco.tracking import Context, Delivery, deliver, open_parent, without_credentials
+from rco.tracking.record import Record
+from rco.tracking.runs import Context, Delivery, deliver, open_parent, without_credentials
 
 FOLDER = "outbox"
 REGISTRATION = "registration"
@@ -38,8 +38,8 @@ class Letter:
     """What the tracking server is to be told of a pipeline run that has ended.
 
     Attributes:
-        parent: keyword arguments of `rco.tracking.open_parent`.
-        headline, note: as for `rco.tracking.deliver`.
+        parent: keyword arguments of `rco.tracking.runs.open_parent`.
+        headline, note: as for `rco.tracking.runs.deliver`.
     """
 
     parent: Mapping[str, Any]

@@ -36,7 +36,7 @@ from urllib.parse import urlsplit, urlunsplit
 from rco.core import checkpoint
 from rco.core.errors import InputError, why_unreachable
 from rco.models.route import ANCHOR, Anchor
-from rco.record import Record
+from rco.tracking.record import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

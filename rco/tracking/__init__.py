@@ -1,0 +1,1 @@
+"""Floor 2: what a trained model tells MLflow, now or later."""
