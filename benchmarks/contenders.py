@@ -83,9 +83,9 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
     """This project's engine; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
     from rco.config import ComputeConfig, TrainConfig
     from rco.data.dataset import Dataset
-    from rco.engine import fit, prepare_process
-    from rco.kept import KeptLogits
     from rco.objectives import RouteLoss
+    from rco.training.engine import fit, prepare_process
+    from rco.training.kept import KeptLogits
 
     batch, data = setup.batch, Dataset.open(Path(setup.folder) / "prepared")
     split, manifest = data.split("train"), data.manifest

@@ -27,10 +27,10 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     """Seconds a point, to read one, a copy, a step; bytes of a point."""
     from rco.config import ComputeConfig, ModelConfig, TrainConfig
     from rco.data.dataset import Dataset
-    from rco.engine import fit, prepare_process, resolve
     from rco.models.spec import NetworkSpec
     from rco.objectives import Labels
-    from rco.resume import MINUTES, Points
+    from rco.training.engine import fit, prepare_process, resolve
+    from rco.training.resume import MINUTES, Points
 
     compute = resolve(ComputeConfig(threads=threads, device="cpu", workers=0))
     prepare_process(compute)

@@ -759,13 +759,13 @@ def import_route(
     """
     from tempfile import TemporaryDirectory
 
-    from rco import engine
-    from rco import teacher as teaching
     from rco.config import ComputeConfig, DataConfig, ModelConfig
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
     from rco.data.sources import check_source, source_digest
     from rco.models.spec import NetworkSpec
+    from rco.training import engine
+    from rco.training import teacher as teaching
 
     numbers = _integers("epochs", epochs)
     if len(numbers) != len(checkpoints):

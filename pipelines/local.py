@@ -276,7 +276,8 @@ def execute(request: Mapping[str, Any]) -> None:
     """
     import logging
 
-    from rco import engine, resume, tasks
+    from rco import tasks
+    from rco.training import engine, resume
 
     # KFP announces cache hits on the root logger.
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")

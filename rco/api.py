@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from rco import engine
 from rco.config import (
     AnchorConfig,
     ComputeConfig,
@@ -21,11 +20,12 @@ from rco.core.checkpoint import state_digest
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import source_digest
-from rco.distill import distill_route
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
-from rco.resume import Points
-from rco.teacher import train_teacher
+from rco.training import engine
+from rco.training.distill import distill_route
+from rco.training.resume import Points
+from rco.training.teacher import train_teacher
 
 
 def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset:

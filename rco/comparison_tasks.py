@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import openset, resume, tasks
+from rco import openset, tasks
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -40,10 +40,11 @@ from rco.strategies.hardness import relative, route_hardness
 from rco.tracking import outbox
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
+from rco.training import resume
 
 if TYPE_CHECKING:
     from rco.comparison_report import Student
-    from rco.resume import Points
+    from rco.training.resume import Points
 
 log, task = tasks.log, tasks.task
 
@@ -276,9 +277,9 @@ def evaluate_students(
     if not settings:
         return {}
     s = tasks.start(MeasureSettings, settings)
-    from rco import engine
     from rco import evaluate as measure
     from rco.strategies.hardness import kl
+    from rco.training import engine
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)

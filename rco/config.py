@@ -364,7 +364,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How numbers are computed. `auto` is resolved by `rco.engine.resolve` before any task's cache key is made."""
+    """How numbers are computed. `auto` is resolved by `rco.training.engine.resolve` before any task's cache key is made."""
 
     device: str = _setting("auto", "auto | cpu | cuda")
     precision: str = _setting("auto", "auto (fp32 on CPU, bf16 on GPU) | fp32 | bf16 (autocast)")

@@ -25,8 +25,8 @@ from rco.config import (
 from rco.core.errors import InputError
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
-from rco.schedule import kept_epochs
 from rco.strategies import anchors
+from rco.training.schedule import kept_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +227,10 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     Raises:
         InputError: the first thing that cannot work.
     """
-    from rco import engine
     from rco.core import storage
     from rco.data import sources
     from rco.models import build as models
+    from rco.training import engine
 
     info = sources.check_source(config.data)
     channels, height, width = info.image_shape

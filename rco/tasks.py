@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rco import openset, resume
+from rco import openset
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
@@ -44,6 +44,7 @@ from rco.strategies.hardness import relative, route_hardness
 from rco.tracking import outbox
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
+from rco.training import resume
 
 log = logging.getLogger("rco")
 
@@ -202,8 +203,8 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         figures for the artifact's metadata.
     """
     s = start(TeacherSettings, settings)
-    from rco import engine, teacher
     from rco.core import storage
+    from rco.training import engine, teacher
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)
@@ -269,7 +270,7 @@ def _taken_up(points: resume.Points, record: Record) -> Record:
 def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
     """Make the initial student, a function of its seed."""
     s = start(StudentSettings, settings)
-    from rco import distill, engine
+    from rco.training import distill, engine
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)
@@ -420,7 +421,7 @@ def distill_stage(
         key: names the student among those of this pipeline run.
         params: what to record beside the settings.
         tags: of the student's run in MLflow.
-        finished: as for `rco.resume.resumable`.
+        finished: as for `rco.training.resume.resumable`.
 
     Returns:
         figures for the artifact's metadata.
@@ -430,7 +431,7 @@ def distill_stage(
         shutil.copytree(student, distilled, dirs_exist_ok=True)
         log.info("nothing to do in this stage")
         return {"skipped": True}
-    from rco import distill, engine
+    from rco.training import distill, engine
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)
@@ -457,7 +458,7 @@ def distill_stage(
     images = min(len(train), train.num_batches(size) * size)  # of an epoch
     passes = images * epochs if loss.needs_anchor else 0
     if s.objective.views and loss.needs_anchor:
-        from rco.kept import check_size
+        from rco.training.kept import check_size
 
         views = min(s.objective.views, epochs)
         passes = len(train) * views
@@ -538,9 +539,9 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
         headline figures.
     """
     s = start(EvaluateSettings, settings)
-    from rco import engine
     from rco import evaluate as measure
     from rco.strategies.hardness import kl
+    from rco.training import engine
 
     engine.prepare_process(s.compute)
     data = Dataset.open(dataset)

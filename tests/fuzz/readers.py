@@ -52,8 +52,9 @@ def warm_up() -> None:
     import torchvision  # noqa: F401
 
     from pipelines import deployment  # noqa: F401
-    from rco import preflight, resume, tasks
+    from rco import preflight, tasks
     from rco.tracking import outbox  # noqa: F401
+    from rco.training import resume
 
     with TemporaryDirectory() as folder:
         torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")
@@ -163,7 +164,7 @@ def _torch_files(seeds: Path) -> st.SearchStrategy[bytes]:
 
 
 def _read_state(path: Path) -> object:
-    from rco.teacher import read_state
+    from rco.training.teacher import read_state
 
     return checkpoint.require_fit(SPEC.build(), read_state(path), path)
 
@@ -348,7 +349,7 @@ _IDENTITY = {"settings": {"epochs": 3}, "data": "0" * 64}
 def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
     import torch
 
-    from rco.resume import Points
+    from rco.training.resume import Points
 
     points = Points(str(seeds), _IDENTITY)
     state = {"progress": {"epoch": 1, "batches": 2}, "model": {"w": torch.ones(2, 3)}, "rng": torch.zeros(8, dtype=torch.uint8)}
@@ -361,7 +362,7 @@ def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
 
 def _read_point(content: bytes, folder: Path) -> None:
     """A point whose name says the sha256 of what somebody has put into it."""
-    from rco.resume import Points
+    from rco.training.resume import Points
 
     name = f"point-00001-000002-{hashlib.sha256(content).hexdigest()}.safetensors"
     (folder / name).write_bytes(content)
@@ -450,7 +451,7 @@ class _CutShortError(Exception):
 
 def _points_of(work: Path, train: Callable[[], object], kept: int) -> dict[str, bytes]:
     """The resume points of a training that is cut short as it writes its `kept`-th: all files, by path below `work`."""
-    from rco.resume import Points
+    from rco.training.resume import Points
 
     keep, count = Points.keep, 0
 
@@ -528,8 +529,8 @@ def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
 def _walk(seeds: Path, out: Path) -> None:
     """The walk along a whole route in one process, as notebooks have it."""
     from rco.config import AnchorConfig, ComputeConfig, TrainConfig
-    from rco.distill import distill_route
-    from rco.resume import Points
+    from rco.training.distill import distill_route
+    from rco.training.resume import Points
 
     compute = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
     data = Dataset.open(seeds / "data")

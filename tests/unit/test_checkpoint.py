@@ -12,7 +12,7 @@ from torch import nn
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.teacher import read_state
+from rco.training.teacher import read_state
 
 SPEC = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=3, image_size=8)
 

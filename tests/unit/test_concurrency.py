@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.local import _publish
-from rco import resume
 from rco.core import checkpoint
+from rco.training import resume
 
 
 @contextmanager

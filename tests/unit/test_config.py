@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rco.config import PARAMETERS, ObjectiveConfig, RunConfig, TrainConfig, from_dict, jsonable
 from rco.core.errors import InputError
-from rco.schedule import kept_epochs, learning_rate
+from rco.training.schedule import kept_epochs, learning_rate
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from rco.config import ObjectiveConfig, RunConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.distill import ProbeTargets, distill_stage
-from rco.engine import fit
 from rco.evaluate import predict
 from rco.models import build as models
 from rco.models.embeddings import Embedder, embedding_path
@@ -25,6 +23,8 @@ from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.taps import observe
 from rco.objectives import EmbeddingLoss, Labels, Output, RouteLoss, Taps, mimic_embedding
 from rco.preflight import Settings, preflight
+from rco.training.distill import ProbeTargets, distill_stage
+from rco.training.engine import fit
 from tests.conftest import CPU
 
 PLAIN = {"in_channels": 3, "num_classes": 5, "image_size": 32}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.frozen import folded, freeze, lean
 from rco.models import build as models
+from rco.training.frozen import folded, freeze, lean
 
 SHAPE = (3, 32, 32)
 

@@ -15,11 +15,11 @@ from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data import augment
 from rco.data.dataset import Dataset
-from rco.distill import ProbeTargets, distill_stage
-from rco.engine import fit
-from rco.kept import FOLDER, KeptLogits, check_size
 from rco.models.spec import NetworkSpec
 from rco.objectives import RouteLoss
+from rco.training.distill import ProbeTargets, distill_stage
+from rco.training.engine import fit
+from rco.training.kept import FOLDER, KeptLogits, check_size
 from tests.conftest import CPU
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)

@@ -16,13 +16,13 @@ from rco.config import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, Tra
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.distill import ProbeTargets, distill_route, distill_stage, make_objective
-from rco.engine import fit
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Objective
 from rco.preflight import preflight
-from rco.teacher import train_teacher
+from rco.training.distill import ProbeTargets, distill_route, distill_stage, make_objective
+from rco.training.engine import fit
+from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8, embedding_dim=6)
@@ -117,8 +117,8 @@ class TestRoute:
         assert all(not m._forward_hooks for m in anchor.modules())
 
     def test_kl_columns_and_hardness_stay_those_of_the_logits_at_tau(self, route: Route, data: Dataset) -> None:
-        from rco.distill import probe_logits
         from rco.strategies.hardness import kl
+        from rco.training.distill import probe_logits
 
         student, rows = walked(route, data, config("standardised", tau=2.0))
         _, logits = route.probe()

@@ -18,7 +18,7 @@ from rco.data.prepare import prepare
 from rco.data.sources import check_source, laid_out, lay_out, source_digest
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
-from rco.teacher import adopt_route, train_teacher
+from rco.training.teacher import adopt_route, train_teacher
 from tests.conftest import CPU
 
 

@@ -26,20 +26,21 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco import comparison_tasks, resume, tasks
+from rco import comparison_tasks, tasks
 from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Dataset
-from rco.distill import ProbeTargets, distill_route, distill_stage
-from rco.engine import fit
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels
-from rco.resume import Points
-from rco.teacher import train_teacher
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
+from rco.training import resume
+from rco.training.distill import ProbeTargets, distill_route, distill_stage
+from rco.training.engine import fit
+from rco.training.resume import Points
+from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
@@ -155,7 +156,7 @@ class TestEveryInterruption:
     def test_of_a_stage(
         self, data: Dataset, route: Route, tmp_path: Path, objective: ObjectiveConfig, train: dict[str, Any], precision: str
     ) -> None:
-        from rco.distill import make_objective
+        from rco.training.distill import make_objective
 
         config = dataclasses.replace(TRAIN, **train)
         compute = dataclasses.replace(CPU, precision=precision)

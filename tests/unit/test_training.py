@@ -16,14 +16,14 @@ from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import source_digest
-from rco.distill import ProbeTargets, distill_route, distill_stage
-from rco.engine import DivergenceError, fit, require_device, resolve
 from rco.evaluate import accuracy, predict
-from rco.frozen import freeze
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels, RouteLoss
-from rco.teacher import adopt_route, import_route, train_teacher
+from rco.training.distill import ProbeTargets, distill_route, distill_stage
+from rco.training.engine import DivergenceError, fit, require_device, resolve
+from rco.training.frozen import freeze
+from rco.training.teacher import adopt_route, import_route, train_teacher
 from tests.conftest import CPU
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)

@@ -29,8 +29,8 @@ from rco.core.errors import InputError
 from rco.data import sources
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.teacher import read_state
 from rco.tracking.record import Record
+from rco.training.teacher import read_state
 from tests.hostile import Touch, hostile_pickle, with_record
 from tests.unit.test_data import folder_of, tar_of
 

@@ -21,14 +21,14 @@ from torch import nn
 
 from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
 from rco.data.dataset import Dataset
-from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
-from rco.kept import KeptLogits, check_size, folder_from_environment
 from rco.models.route import Route
 from rco.models.spec import load_network
 from rco.objectives import Objective, feature_shapes, make, taps_of
 from rco.strategies import anchors as choosing
 from rco.strategies.hardness import kl, route_hardness
+from rco.training.engine import Keeper, fit, of_this_training
+from rco.training.kept import KeptLogits, check_size, folder_from_environment
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def distill_stage(
         loss: what `make_objective` makes of `objective`, as the last stage left it (what it learns it learns in place); None: a
             new one.
         anchor_id: sha256 of the anchor's weights; with it, kept logits are shared through the folder that the environment
-            names, if it names one (`rco.kept`).
-        keeper: as for `rco.engine.fit`.
+            names, if it names one (`rco.training.kept`).
+        keeper: as for `rco.training.engine.fit`.
 
     Yields:
-        one row an epoch: what `rco.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
+        one row an epoch: what `rco.training.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence on
         the probe samples at the objective's temperature, nats).
     """
     if loss is None:
@@ -145,7 +145,7 @@ def distill_route(
     """Distil `student` in place along a route: the whole method in one process, for notebooks.
 
     Args:
-        keeper: as for `rco.engine.fit`; with the training goes how far the walk was.
+        keeper: as for `rco.training.engine.fit`; with the training goes how far the walk was.
 
     Yields:
         the rows of every stage, with anchor_epoch and reason added.

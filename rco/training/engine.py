@@ -17,17 +17,17 @@ from rco.config import ComputeConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Split
-from rco.frozen import lean
-from rco.kept import KeptLogits
 from rco.models.taps import Output, observe
 from rco.objectives import Objective
-from rco.schedule import learning_rate
+from rco.training.frozen import lean
+from rco.training.kept import KeptLogits
+from rco.training.schedule import learning_rate
 
 _LOOK = 100  # steps between looks at the loss: each makes the program wait for the GPU once
 
 
 class Keeper(Protocol):
-    """Who keeps the state of a training for when it is interrupted; see `rco.resume`. A state has parts, one of each who knows
+    """Who keeps the state of a training for when it is interrupted; see `rco.training.resume`. A state has parts, one of each who knows
     what it means."""
 
     def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:

@@ -23,7 +23,7 @@ from rco.config import ComputeConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Split
-from rco.frozen import lean
+from rco.training.frozen import lean
 
 #: Names a folder in which kept logits outlive the process. It can be deleted at any time.
 FOLDER = "RCO_LOGITS"
@@ -84,7 +84,7 @@ class KeptLogits:
         return self._kept[view].index_select(0, index).float()
 
     def _compute(self, view: int) -> Tensor:
-        from rco.engine import autocast
+        from rco.training.engine import autocast
 
         answers = []
         with torch.inference_mode(), autocast(self.compute):

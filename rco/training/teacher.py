@@ -15,12 +15,12 @@ from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.engine import Keeper, fit, of_this_training
 from rco.evaluate import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.objectives import Labels
-from rco.schedule import kept_epochs
+from rco.training.engine import Keeper, fit, of_this_training
+from rco.training.schedule import kept_epochs
 
 
 def train_teacher(
@@ -38,10 +38,10 @@ def train_teacher(
     The route stands in `folder` once the iteration has ended.
 
     Args:
-        keeper: as for `rco.engine.fit`; the route so far goes with the training, and its files lie in `folder` again.
+        keeper: as for `rco.training.engine.fit`; the route so far goes with the training, and its files lie in `folder` again.
 
     Yields:
-        one row an epoch: what `rco.engine.fit` yields, and val_accuracy.
+        one row an epoch: what `rco.training.engine.fit` yields, and val_accuracy.
     """
     model = spec.build(config.seed)
     validation = data.split("val")

@@ -70,7 +70,7 @@ class _Told:
 
 
 class Points:
-    """The resume points of one training (a `rco.engine.Keeper`).
+    """The resume points of one training (a `rco.training.engine.Keeper`).
 
     Args:
         folder: path or s3:// address; empty: nothing is kept, nothing is found.
@@ -97,13 +97,13 @@ class Points:
             self._open()
 
     def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
-        """As `rco.engine.Keeper.add`. A part that is added again is replaced."""
+        """As `rco.training.engine.Keeper.add`. A part that is added again is replaced."""
         self._makers[part] = make
         if files is not None:
             self._named.append(files)
 
     def take(self, part: str) -> Any:
-        """As `rco.engine.Keeper.take`. Tuples have become lists, keys text, arrays tensors."""
+        """As `rco.training.engine.Keeper.take`. Tuples have become lists, keys text, arrays tensors."""
         return self._found.pop(part, None)
 
     def due(self) -> bool:
