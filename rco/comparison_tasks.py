@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import openset, tasks
+from rco import tasks
 from rco.comparison import Comparison, assign, require_same_data, said
 from rco.comparison_preflight import (
     BranchSettings,
@@ -33,6 +33,7 @@ from rco.comparison_preflight import (
 from rco.config import jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
+from rco.evaluation import openset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.preflight import StudentSettings
@@ -277,7 +278,7 @@ def evaluate_students(
     if not settings:
         return {}
     s = tasks.start(MeasureSettings, settings)
-    from rco import evaluate as measure
+    from rco.evaluation import evaluate as measure
     from rco.strategies.hardness import kl
     from rco.training import engine
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco import openset
 from rco.core import checkpoint
+from rco.evaluation import openset
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
 from rco.tracking.record import Record

@@ -22,11 +22,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rco import openset
 from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.data.dataset import Dataset
+from rco.evaluation import openset
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, described, load_network, save_network
 from rco.preflight import (
@@ -539,7 +539,7 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
         headline figures.
     """
     s = start(EvaluateSettings, settings)
-    from rco import evaluate as measure
+    from rco.evaluation import evaluate as measure
     from rco.strategies.hardness import kl
     from rco.training import engine
 
@@ -637,8 +637,8 @@ def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSett
 
 
 def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[str, Any]:
-    """What `rco.openset.measure` says of a network's embeddings of the open classes."""
-    from rco.evaluate import predict
+    """What `rco.evaluation.openset.measure` says of a network's embeddings of the open classes."""
+    from rco.evaluation.evaluate import predict
     from rco.models.embeddings import Embedder
 
     vectors, labels = predict(

@@ -21,7 +21,7 @@ from torch import nn
 
 from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
 from rco.data.dataset import Dataset
-from rco.evaluate import accuracy, predict
+from rco.evaluation.evaluate import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import load_network
 from rco.objectives import Objective, feature_shapes, make, taps_of

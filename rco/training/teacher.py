@@ -15,7 +15,7 @@ from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.evaluate import accuracy, predict
+from rco.evaluation.evaluate import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.objectives import Labels

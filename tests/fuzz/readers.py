@@ -556,7 +556,8 @@ _TRAININGS = {"teacher": _train_teacher, "student": _train_student, "walk": _wal
 def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     from safetensors.torch import load_file
 
-    from rco import openset, tasks
+    from rco import tasks
+    from rco.evaluation import openset
 
     seeds = _trained(seeds.parent.parent)
     os.environ.pop("RCO_RESUME", None)

@@ -10,8 +10,8 @@ import pytest
 
 from pipelines.cli import read_recipe
 from pipelines.local import run
-from rco import openset
 from rco.core import checkpoint
+from rco.evaluation import openset
 
 TINY = {
     "teacher": "digits-cnn-s",
@@ -43,7 +43,7 @@ def found(home: Path, name: str) -> Path:
 
 def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary: dict[str, Any]) -> None:
     from rco.data.dataset import Dataset
-    from rco.evaluate import predict
+    from rco.evaluation.evaluate import predict
     from rco.models.embeddings import Embedder
     from rco.models.spec import load_network
 

@@ -16,7 +16,7 @@ from rco.config import ObjectiveConfig, RunConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.evaluate import predict
+from rco.evaluation.evaluate import predict
 from rco.models import build as models
 from rco.models.embeddings import Embedder, embedding_path
 from rco.models.spec import NetworkSpec, load_network, save_network

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from rco import evaluate as ev
 from rco.core.errors import InputError
+from rco.evaluation import evaluate as ev
 from rco.strategies.hardness import kl
 
 quick = settings(max_examples=50, deadline=None)
@@ -267,7 +267,7 @@ def test_arguments_out_of_range_are_refused() -> None:
 def test_measures_need_no_torch() -> None:
     code = """
 import sys, numpy as np
-from rco.evaluate import measure
+from rco.evaluation.evaluate import measure
 measure(np.eye(3), np.arange(3), 3)
 sys.exit("torch" in sys.modules)
 """

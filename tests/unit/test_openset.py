@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rco import openset
 from rco.core.errors import InputError
-from rco.openset import figures, identification, measure, table, verification
+from rco.evaluation import openset
+from rco.evaluation.openset import figures, identification, measure, table, verification
 
 Floats = NDArray[np.float64]
 

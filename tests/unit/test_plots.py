@@ -405,7 +405,7 @@ sys.exit(any(name in sys.modules for name in ("torch", "matplotlib.pyplot", "tki
 class TestOpenSet:
     @pytest.fixture(scope="class")
     def measured(self) -> dict[str, Any]:
-        from rco.openset import measure
+        from rco.evaluation.openset import measure
 
         rng = np.random.default_rng(0)
         labels = np.repeat([7, 8, 9], 40)

@@ -16,7 +16,7 @@ from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import source_digest
-from rco.evaluate import accuracy, predict
+from rco.evaluation.evaluate import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels, RouteLoss
