@@ -55,7 +55,8 @@ def report_comparison(
     import shutil
     from pathlib import Path
 
-    from rco import comparison_report, comparison_tasks
+    from rco import comparison_tasks
+    from rco.reporting import comparison_report
 
     slots = [given[f"slot_{number}"] for number in range(1, 25)]
     folder = Path(summary.path)

@@ -86,7 +86,7 @@ class Watching:
 
 def print_comparison(summary: dict[str, Any], home: Path) -> None:
     """A comparison as a table and a verdict, and where to look next."""
-    from rco.comparison_report import headline, tables
+    from rco.reporting.comparison_report import headline, tables
 
     console = Console(highlight=False, soft_wrap=True)
     wide = Console(highlight=False, width=max(console.width, 150))
@@ -138,7 +138,7 @@ def _print_tracking(console: Console, summary: dict[str, Any]) -> None:
 
 def print_summary(summary: dict[str, Any], home: Path) -> None:
     """The result as tables, and where to look next."""
-    from rco.report import headline, tables
+    from rco.reporting.report import headline, tables
 
     console = Console(highlight=False, soft_wrap=True)
     wide = Console(highlight=False, width=max(console.width, 110))

@@ -44,7 +44,7 @@ from rco.tracking.record import Record
 from rco.training import resume
 
 if TYPE_CHECKING:
-    from rco.comparison_report import Student
+    from rco.reporting.comparison_report import Student
     from rco.training.resume import Points
 
 log, task = tasks.log, tasks.task
@@ -339,7 +339,7 @@ def report_comparison(
         the summary.
     """
     s = tasks.start(ComparisonFiling, settings)
-    from rco import comparison_report as telling
+    from rco.reporting import comparison_report as telling
 
     context = tracking.Context.from_environment()
     parent = None

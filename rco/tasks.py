@@ -745,7 +745,7 @@ def report(
         the summary.
     """
     s = start(FilingSettings, settings)
-    from rco import report as telling
+    from rco.reporting import report as telling
 
     context = tracking.Context.from_environment()
     parent = None

@@ -594,7 +594,8 @@ def _arrays(draw: st.DrawFn, arrays: dict[str, Any], about: dict[str, Any]) -> b
 
 def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
-    from rco import plots, tasks
+    from rco import tasks
+    from rco.reporting import plots
     from rco.tracking import runs as tracking
 
     seeds, name, content = case

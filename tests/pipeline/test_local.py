@@ -302,8 +302,8 @@ def test_bad_input_that_only_a_task_can_find_is_one_paragraph_too(home: Path, fi
 
 
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
-    from rco import report
     from rco.models.route import Route
+    from rco.reporting import report
     from rco.tracking import runs as tracking
 
     root = first.home / "pipeline"

@@ -99,8 +99,8 @@ def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp
 
     from rco import comparison_tasks
     from rco.comparison_preflight import MeasureSettings
-    from rco.comparison_report import Student
     from rco.config import ComputeConfig, ModelConfig, jsonable
+    from rco.reporting.comparison_report import Student
     from rco.tracking.record import Record
 
     shutil.copytree(home / "last-run" / "student", tmp_path / "students" / "seed-0")

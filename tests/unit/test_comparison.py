@@ -32,9 +32,9 @@ from rco.comparison import (
     verdict,
 )
 from rco.comparison_preflight import preflight_comparison, steps_needed
-from rco.comparison_report import _unseen_table, as_csv, metric_name
 from rco.config import ObjectiveConfig, RunConfig, jsonable
 from rco.core.errors import InputError
+from rco.reporting.comparison_report import _unseen_table, as_csv, metric_name
 
 
 def names(*args: Any, **kwargs: Any) -> list[str]:
@@ -410,7 +410,7 @@ class TestReport:
             _validate_metric_name(f"{metric_name(kind + cell)}/test_accuracy_mean")
 
     def test_pictures(self) -> None:
-        from rco import plots
+        from rco.reporting import plots
 
         one = plots.curves_figure({"kd": [[0.5, 0.8], [0.6, 0.9]], "scratch": [[0.5]]}, 0.95)
         lines = {line.get_label(): line for line in one.axes[0].lines}

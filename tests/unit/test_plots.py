@@ -22,8 +22,8 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from rco import plots
 from rco.core.errors import InputError
+from rco.reporting import plots
 
 Rows = list[dict[str, Any]]
 
@@ -395,7 +395,7 @@ def test_lines_that_share_axes_differ_in_colour() -> None:
 def test_drawing_needs_neither_pyplot_nor_torch_nor_a_screen() -> None:
     code = """
 import sys
-from rco.plots import confusion_figure, data_uri
+from rco.reporting.plots import confusion_figure, data_uri
 data_uri(confusion_figure([[1]], ["a"]), "png")
 sys.exit(any(name in sys.modules for name in ("torch", "matplotlib.pyplot", "tkinter")))
 """

@@ -57,7 +57,7 @@ def write(
     Returns:
         the summary.
     """
-    from rco import plots
+    from rco.reporting import plots
 
     summary = summarise(parameters, index, student, evaluation, registered, context, parent_run_id)
     checkpoint.write_json(folder / "summary.json", summary)
@@ -193,7 +193,7 @@ def _percent(value: float) -> str:
 
 
 def _route_picture(index: Route, stages: Sequence[Mapping[str, Any]]) -> Any:
-    from rco import plots
+    from rco.reporting import plots
 
     measured = [{"epoch": c.epoch, "val_accuracy": c.val_accuracy, "lr": c.lr} for c in index.checkpoints]
     return plots.route_figure(
@@ -202,7 +202,7 @@ def _route_picture(index: Route, stages: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _hardness_picture(index: Route, student: Record, final_logits: NDArray[np.float32], tau: float) -> Any:
-    from rco import plots
+    from rco.reporting import plots
 
     _, route_logits = index.probe()
     rows = [stage["hardness_before"] for stage in student.stages] + [list(route_hardness(route_logits, final_logits, tau))]

@@ -15,7 +15,7 @@ from rco.comparison_preflight import ComparisonFiling
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Route
-from rco.report import Table, as_markdown, as_page
+from rco.reporting.report import Table, as_markdown, as_page
 from rco.tracking.record import Record
 from rco.tracking.runs import Context, without_credentials
 
@@ -124,7 +124,7 @@ def write(
     Raises:
         InputError: students of different data, or of different seeds.
     """
-    from rco import plots
+    from rco.reporting import plots
 
     summary = summarise(filing, index, students, context, parent_run_id)
     checkpoint.write_json(folder / "summary.json", summary)
