@@ -49,7 +49,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     from rco.data.dataset import Dataset
     from rco.models.route import Route
     from rco.models.spec import NetworkSpec, load_network
-    from rco.tasks import write_anchor
+    from rco.tasks.run import write_anchor
     from rco.tracking import runs as tracking
     from rco.tracking.record import Record
     from rco.training import distill, teacher

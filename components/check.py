@@ -90,7 +90,7 @@ def check(
 ):
     """Validate every parameter, resolve what was left open, open the run in MLflow.
 
-    The parameters are those of rco.config.RunConfig; the outputs are the settings of the other tasks (rco.preflight.Settings).
+    The parameters are those of rco.config.RunConfig; the outputs are the settings of the other tasks (rco.tasks.preflight.Settings).
 
     Args:
         max_stages: how many stages the pipeline was compiled with.
@@ -99,7 +99,7 @@ def check(
     parameters = dict(locals())
     from collections import namedtuple
 
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     settings = tasks.check(parameters, max_stages=parameters.pop("max_stages"))
     return namedtuple("Checked", settings)(**settings)

@@ -17,7 +17,7 @@ def distill_stage(
     """Train the student on one anchor; pass it through if the route has been walked.
 
     Args:
-        settings: rco.preflight.StageSettings.
+        settings: rco.tasks.preflight.StageSettings.
         selection: of this stage's select_anchor.
         dataset: of prepare_data.
         anchor: of this stage's select_anchor.
@@ -26,7 +26,7 @@ def distill_stage(
     """
     from pathlib import Path
 
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     figures = tasks.distill_stage(
         settings,

@@ -18,7 +18,7 @@ def evaluate(
     """Measure student and converged teacher on the test part, which no other task touches.
 
     Args:
-        settings: rco.preflight.EvaluateSettings.
+        settings: rco.tasks.preflight.EvaluateSettings.
         dataset: of prepare_data.
         student: of the last stage.
         anchor: of the last stage: the converged teacher.
@@ -29,7 +29,7 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     folder = Path(evaluation.path)
     figures = tasks.evaluate(

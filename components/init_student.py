@@ -10,12 +10,12 @@ def init_student(settings: dict, dataset: dsl.Input[dsl.Dataset], student: dsl.O
     """Make the initial student, a function of its seed.
 
     Args:
-        settings: rco.preflight.StudentSettings.
+        settings: rco.tasks.preflight.StudentSettings.
         dataset: of prepare_data.
         student: initial weights, and their logits on the probe samples.
     """
     from pathlib import Path
 
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     tasks.init_student(settings, dataset=Path(dataset.path), student=Path(student.path))

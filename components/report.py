@@ -20,7 +20,7 @@ def report(
     """Write summary, pictures and page, and bring MLflow up to date with what cached tasks did not say.
 
     Args:
-        settings: rco.preflight.FilingSettings.
+        settings: rco.tasks.preflight.FilingSettings.
         registered: of register_student.
         route_index: of train_teacher.
         student: of the last stage.
@@ -34,7 +34,7 @@ def report(
     import shutil
     from pathlib import Path
 
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     folder = Path(summary.path)
     result = tasks.report(

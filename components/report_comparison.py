@@ -41,7 +41,7 @@ def report_comparison(
     """Write table, curves, verdict and page, and bring MLflow up to date with what cached tasks did not say.
 
     Args:
-        settings: rco.comparison_preflight.ComparisonFiling.
+        settings: rco.tasks.comparison_preflight.ComparisonFiling.
         route: of train_teacher: all anchors that any branch has used.
         route_index: of train_teacher.
         summary: a folder with summary.json, CSV files, the page and the pictures.
@@ -55,8 +55,8 @@ def report_comparison(
     import shutil
     from pathlib import Path
 
-    from rco import comparison_tasks
     from rco.reporting import comparison_report
+    from rco.tasks import comparison_tasks
 
     slots = [given[f"slot_{number}"] for number in range(1, 25)]
     folder = Path(summary.path)

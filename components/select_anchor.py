@@ -19,7 +19,7 @@ def select_anchor(
     """Choose the next anchor with the student that will learn from it, and hand out that one checkpoint.
 
     Args:
-        settings: rco.preflight.AnchorSettings.
+        settings: rco.tasks.preflight.AnchorSettings.
         previous: the selection of the stage before; empty in stage 1.
         last_stage: whether this is the pipeline's last stage: it hands out all chosen anchors for the report.
         route: of train_teacher.
@@ -30,7 +30,7 @@ def select_anchor(
     """
     from pathlib import Path
 
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     selection = tasks.select_anchor(
         settings,

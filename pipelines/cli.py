@@ -278,8 +278,8 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     from tempfile import TemporaryDirectory
 
     from pipelines.local import Home
-    from rco import tasks
     from rco.core import storage
+    from rco.tasks import run as tasks
     from rco.tracking import outbox
 
     place = Home(home.resolve())

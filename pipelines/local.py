@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rco.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
-_MARK = "rco | "  # rco.tasks.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
+_MARK = "rco | "  # rco.tasks.run.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
 _REFUSED = _MARK + "refused: "
 _DIVERGED = _MARK + "diverged: "
 _FULL = _MARK + "disk full: "
@@ -276,7 +276,7 @@ def execute(request: Mapping[str, Any]) -> None:
     """
     import logging
 
-    from rco import tasks
+    from rco.tasks import run as tasks
     from rco.training import engine, resume
 
     # KFP announces cache hits on the root logger.
@@ -338,7 +338,7 @@ class Plan:
 
 def _plan_run(parameters: Mapping[str, Any]) -> Plan:
     from rco.config import RunConfig
-    from rco.preflight import stages_needed, validate
+    from rco.tasks.preflight import stages_needed, validate
 
     config = RunConfig.from_flat(parameters)
     compute = validate(config)
@@ -353,7 +353,7 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
 
 def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     from rco.comparison import Comparison
-    from rco.comparison_preflight import steps_needed, validate_comparison
+    from rco.tasks.comparison_preflight import steps_needed, validate_comparison
 
     comparison = Comparison.of(parameters)
     compute = validate_comparison(comparison)

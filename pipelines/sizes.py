@@ -21,7 +21,7 @@ def stages_for(config: RunConfig, given: int | None = None) -> int:
         InputError: the strategy cannot be followed, the student's epochs do not go round, or `given` is not enough.
     """
     from pipelines.rco import DEFAULT_STAGES
-    from rco.preflight import stages_needed
+    from rco.tasks.preflight import stages_needed
 
     needed = 1 if config.route.route else stages_needed(config)
     if given is not None and given < needed:
@@ -41,7 +41,7 @@ def slots_for(comparison: Comparison, given: Sequence[int] | None = None, max_st
     """
     from pipelines.comparison import DEFAULT_SLOTS
     from rco.comparison import assign
-    from rco.comparison_preflight import steps_needed
+    from rco.tasks.comparison_preflight import steps_needed
 
     usual = list(given or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]])
     if comparison.branches[0].config.route.route:

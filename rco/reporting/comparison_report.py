@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from rco.comparison import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
-from rco.comparison_preflight import ComparisonFiling
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Route
 from rco.reporting.report import Table, as_markdown, as_page
+from rco.tasks.comparison_preflight import ComparisonFiling
 from rco.tracking.record import Record
 from rco.tracking.runs import Context, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What is needed of what `rco.comparison_tasks.evaluate_students` says of a network."""
+    """What is needed of what `rco.tasks.comparison_tasks.evaluate_students` says of a network."""
 
     accuracy: float
     ece: float

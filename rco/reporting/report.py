@@ -50,7 +50,7 @@ def write(
     Args:
         index: of the teacher's route.
         student_logits: (N, K), of the final student on the probe samples.
-        evaluation: what `rco.tasks.evaluate` measured on the test part.
+        evaluation: what `rco.tasks.run.evaluate` measured on the test part.
         registered: name and version in the model registry; empty if there is none.
         parent_run_id: in MLflow; None if nothing is tracked.
 

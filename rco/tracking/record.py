@@ -91,7 +91,7 @@ class _Row:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """What is needed of what `rco.tasks.distill_stage` says of a stage."""
+    """What is needed of what `rco.tasks.run.distill_stage` says of a stage."""
 
     stage: int
     anchor_epoch: int

@@ -334,7 +334,7 @@ class ModelRun:
         A checkpoint is uploaded once per experiment, also by pipelines at the same time; it is known by its sha256.
 
         Args:
-            folder: with anchor.json and the checkpoint, as `rco.tasks.select_anchor` writes it.
+            folder: with anchor.json and the checkpoint, as `rco.tasks.run.select_anchor` writes it.
         """
         from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, RunTag
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rco import comparison_tasks, tasks
+from rco.tasks import comparison_tasks
+from rco.tasks import run as tasks
 
 PARAMETERS: dict[str, Any] = {
     "branches": "kd,greedy",

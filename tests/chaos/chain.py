@@ -15,7 +15,7 @@ from typing import Any
 
 from rco.config import RunConfig, jsonable
 from rco.core import checkpoint
-from rco.preflight import Settings, preflight
+from rco.tasks.preflight import Settings, preflight
 
 ROOT = Path(__file__).parents[2]
 STAGES = 2
@@ -66,7 +66,7 @@ class Step:
 
     Attributes:
         name: unique in the chain.
-        task: a function of `rco.tasks`.
+        task: a function of `rco.tasks.run`.
         arguments: JSON; paths of inputs as text.
         outputs: arguments that name folders which the task makes.
     """
@@ -84,7 +84,7 @@ class Step:
     @property
     def module(self) -> str:
         """Which launcher knows it."""
-        return "rco.comparison_tasks" if self.task in COMPARISON else "rco.tasks"
+        return "rco.tasks.comparison_tasks" if self.task in COMPARISON else "rco.tasks.run"
 
 
 @dataclass

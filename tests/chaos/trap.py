@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from rco import comparison_tasks, tasks
+from rco.tasks import comparison_tasks
+from rco.tasks import run as tasks
 
 CALLS = ("fsync", "replace", "replaced")
 

@@ -52,7 +52,8 @@ def warm_up() -> None:
     import torchvision  # noqa: F401
 
     from pipelines import deployment  # noqa: F401
-    from rco import preflight, tasks
+    from rco.tasks import preflight
+    from rco.tasks import run as tasks
     from rco.tracking import outbox  # noqa: F401
     from rco.training import resume
 
@@ -414,7 +415,7 @@ def _states(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @functools.cache
 def _training_settings() -> dict[str, Any]:
-    from rco.preflight import preflight
+    from rco.tasks.preflight import preflight
 
     flat = {"teacher": "digits-mlp", "student": "digits-mlp", "teacher_epochs": 3, "epochs": 3, "teacher_batch_size": 8}
     flat |= {"batch_size": 8, "strategy": "equal-interval", "n_anchors": 1, "device": "cpu", "precision": "fp32", "threads": 1}
@@ -424,8 +425,8 @@ def _training_settings() -> dict[str, Any]:
 @functools.cache
 def _trained(world: Path) -> Path:
     """A run of the pipeline, in little: what its tasks leave to each other, for all readers that need it."""
-    from rco import tasks
     from rco.data.prepare import prepare
+    from rco.tasks import run as tasks
 
     os.environ.pop("RCO_RESUME", None)
     seeds = world / "trained"
@@ -503,7 +504,7 @@ def _read_training(case: tuple[Path, str, str, dict[str, bytes], bytes], folder:
 
 
 def _train_teacher(seeds: Path, out: Path) -> None:
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     settings = _training_settings()["teacher"]
     tasks.train_teacher(settings, dataset=seeds / "data", route=out / "route", route_index=out)
@@ -513,7 +514,7 @@ def _train_teacher(seeds: Path, out: Path) -> None:
 
 
 def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     tasks.distill_stage(
         _training_settings()["stage"],
@@ -556,8 +557,8 @@ _TRAININGS = {"teacher": _train_teacher, "student": _train_student, "walk": _wal
 def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     from safetensors.torch import load_file
 
-    from rco import tasks
     from rco.evaluation import openset
+    from rco.tasks import run as tasks
 
     seeds = _trained(seeds.parent.parent)
     os.environ.pop("RCO_RESUME", None)
@@ -594,8 +595,8 @@ def _arrays(draw: st.DrawFn, arrays: dict[str, Any], about: dict[str, Any]) -> b
 
 def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
-    from rco import tasks
     from rco.reporting import plots
+    from rco.tasks import run as tasks
     from rco.tracking import runs as tracking
 
     seeds, name, content = case
@@ -706,7 +707,7 @@ def _read_recipe(path: Path) -> None:
 
 
 def _setting_cases(seeds: Path) -> st.SearchStrategy[tuple[str, bytes]]:
-    from rco.preflight import preflight
+    from rco.tasks.preflight import preflight
 
     settings = jsonable(preflight(RunConfig()))
     return st.one_of(*(st.tuples(st.just(name), json_texts(values)) for name, values in settings.items()))
@@ -715,8 +716,8 @@ def _setting_cases(seeds: Path) -> st.SearchStrategy[tuple[str, bytes]]:
 def _read_settings(case: tuple[str, bytes], folder: Path) -> None:
     import typing
 
-    from rco import tasks
-    from rco.preflight import Settings
+    from rco.tasks import run as tasks
+    from rco.tasks.preflight import Settings
 
     name, content = case
     path = folder / "arguments.json"

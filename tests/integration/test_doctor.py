@@ -21,10 +21,11 @@ import boto3
 import pytest
 import requests
 
-from rco import doctor, tasks
+from rco import doctor
 from rco.config import PARAMETERS
 from rco.core.errors import InputError
 from rco.doctor import FAIL, OK, Finding
+from rco.tasks import run as tasks
 from rco.tracking import runs as tracking
 from tests.servers import Seaweed, Server, answers, free_port, mlflow_server, on_free_ports, seaweed
 

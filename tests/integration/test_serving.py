@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from rco import tasks
 from rco.config import RunConfig, jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
 from rco.models.build import Normalized
 from rco.models.spec import NetworkSpec, load_network
-from rco.preflight import preflight
+from rco.tasks import run as tasks
+from rco.tasks.preflight import preflight
 from rco.tracking.record import Record
 from rco.tracking.runs import Context, open_parent
 from tests import servers

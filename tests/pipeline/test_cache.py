@@ -11,7 +11,7 @@ from PIL import Image
 from components.prepare_data import prepare_data
 from rco.config import DataConfig, jsonable
 from rco.data.sources import source_digest
-from rco.preflight import DataSettings
+from rco.tasks.preflight import DataSettings
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_help_lists_every_parameter_with_its_default() -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_are_valid(path: Path) -> None:
-    from rco.preflight import stages_needed
+    from rco.tasks.preflight import stages_needed
 
     config = RunConfig.from_flat(read_recipe(path.stem))
     assert stages_needed(config) == 4
@@ -112,7 +112,7 @@ def test_import_route_of_a_teacher_that_has_not_seen_all_classes(tmp_path: Path)
     assert done.exit_code == 0, done.output
     assert Route.open(tmp_path / "route").network == spec
     # A run with that route has to say the same of the teacher.
-    from rco.preflight import preflight
+    from rco.tasks.preflight import preflight
 
     flat = {"route": str(tmp_path / "route"), "teacher": "digits-mlp", "n_anchors": 1, "open_classes": [7, 8, 9]}
     preflight(RunConfig.from_flat({**flat, "teacher_embedding_dim": 6, "student_embedding_dim": 6}))
@@ -126,11 +126,11 @@ def test_the_other_door_to_a_task(tmp_path: Path) -> None:
     import json
 
     from rco.config import jsonable
-    from rco.preflight import preflight
+    from rco.tasks.preflight import preflight
 
     arguments = {"settings": jsonable(preflight(RunConfig()).data), "dataset": str(tmp_path / "data")}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
-    command = [sys.executable, "-m", "rco.tasks", "prepare_data", str(tmp_path / "arguments.json")]
+    command = [sys.executable, "-m", "rco.tasks.run", "prepare_data", str(tmp_path / "arguments.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["num_classes"] == 10
     assert (tmp_path / "data" / "manifest.json").is_file()

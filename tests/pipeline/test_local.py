@@ -450,7 +450,7 @@ def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypat
 
 def _uninterrupted(folder: Path, parameters: dict[str, Any]) -> dict[str, Record]:
     """The same tasks, by hand, in this process; returns the records."""
-    from rco import tasks
+    from rco.tasks import run as tasks
 
     settings = tasks.check({**TINY, **parameters}, max_stages=1)
     data, index = folder / "data", folder / "index"

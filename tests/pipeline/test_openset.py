@@ -97,10 +97,10 @@ def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
 def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 
-    from rco import comparison_tasks
-    from rco.comparison_preflight import MeasureSettings
     from rco.config import ComputeConfig, ModelConfig, jsonable
     from rco.reporting.comparison_report import Student
+    from rco.tasks import comparison_tasks
+    from rco.tasks.comparison_preflight import MeasureSettings
     from rco.tracking.record import Record
 
     shutil.copytree(home / "last-run" / "student", tmp_path / "students" / "seed-0")

@@ -31,10 +31,10 @@ from rco.comparison import (
     said,
     verdict,
 )
-from rco.comparison_preflight import preflight_comparison, steps_needed
 from rco.config import ObjectiveConfig, RunConfig, jsonable
 from rco.core.errors import InputError
 from rco.reporting.comparison_report import _unseen_table, as_csv, metric_name
+from rco.tasks.comparison_preflight import preflight_comparison, steps_needed
 
 
 def names(*args: Any, **kwargs: Any) -> list[str]:
@@ -219,7 +219,7 @@ class TestPreflight:
         assert words in str(caught.value)
 
     def test_the_teacher_is_that_of_a_single_run(self) -> None:
-        from rco.preflight import preflight
+        from rco.tasks.preflight import preflight
 
         single, several = preflight(RunConfig()), preflight_comparison(Comparison.of({}))
         assert (single.data, single.teacher) == (several.data, several.teacher), "equal settings share the cache"

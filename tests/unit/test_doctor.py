@@ -18,12 +18,13 @@ from botocore.exceptions import ClientError
 from mlflow.exceptions import MlflowException, RestException
 from moto import mock_aws
 
-from rco import doctor, tasks
+from rco import doctor
 from rco.config import PARAMETERS, RunConfig
 from rco.core import storage
 from rco.core.errors import InputError, why_unreachable
 from rco.doctor import FAIL, OK, WARN, Finding
-from rco.preflight import preflight
+from rco.tasks import run as tasks
+from rco.tasks.preflight import preflight
 from rco.tracking import runs as tracking
 
 CANARY = "canary-7f3a"

@@ -22,7 +22,7 @@ from rco.models.embeddings import Embedder, embedding_path
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.taps import observe
 from rco.objectives import EmbeddingLoss, Labels, Output, RouteLoss, Taps, mimic_embedding
-from rco.preflight import Settings, preflight
+from rco.tasks.preflight import Settings, preflight
 from rco.training.distill import ProbeTargets, distill_stage
 from rco.training.engine import fit
 from tests.conftest import CPU

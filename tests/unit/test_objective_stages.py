@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco import tasks
 from rco.config import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
@@ -19,7 +18,8 @@ from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Objective
-from rco.preflight import preflight
+from rco.tasks import run as tasks
+from rco.tasks.preflight import preflight
 from rco.training.distill import ProbeTargets, distill_route, distill_stage, make_objective
 from rco.training.engine import fit
 from rco.training.teacher import train_teacher

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from rco import tasks
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.tasks import run as tasks
 from rco.tracking import outbox
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record

@@ -13,8 +13,8 @@ from PIL import Image
 from rco.config import RunConfig, from_dict
 from rco.core.errors import InputError
 from rco.models.route import Route
-from rco.preflight import Settings, preflight, stages_needed
-from rco.tasks import check
+from rco.tasks.preflight import Settings, preflight, stages_needed
+from rco.tasks.run import check
 
 
 def settings(**flat: Any) -> Settings:
@@ -158,7 +158,7 @@ def test_nothing_is_left_open() -> None:
 
 
 def test_a_local_route_may_be_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rco.preflight import existing_route
+    from rco.tasks.preflight import existing_route
 
     monkeypatch.setenv("HOME", str(tmp_path))
     write_route(tmp_path)
@@ -218,7 +218,7 @@ class TestNotebook:
         import sys
 
         code = (
-            "import rco.tasks, rco.strategies.anchors, rco.route, sys;"
+            "import rco.tasks.run, rco.strategies.anchors, rco.route, sys;"
             "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'boto3', 'matplotlib', 'sklearn')))"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

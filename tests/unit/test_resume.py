@@ -26,7 +26,6 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco import comparison_tasks, tasks
 from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError
@@ -34,6 +33,8 @@ from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives import Labels
+from rco.tasks import comparison_tasks
+from rco.tasks import run as tasks
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
 from rco.training import resume
@@ -1003,7 +1004,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
 
     def started() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "rco.tasks", "train_teacher", str(arguments)],
+            [sys.executable, "-m", "rco.tasks.run", "train_teacher", str(arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

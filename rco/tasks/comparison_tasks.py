@@ -1,8 +1,8 @@
-"""The tasks of a comparison: those of a single run (`rco.tasks`), done for all seeds of one branch in one process.
+"""The tasks of a comparison: those of a single run (`rco.tasks.run`), done for all seeds of one branch in one process.
 
 What a task hands on has one folder for each seed ("seed-0") with what the single task would have written. A slot of a
 compiled pipeline that no branch uses has empty settings: its tasks end at once, and write empty folders.
-`python -m rco.comparison_tasks NAME arguments.json` runs one by itself.
+`python -m rco.tasks.comparison_tasks NAME arguments.json` runs one by itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco import tasks
 from rco.comparison import Comparison, assign, require_same_data, said
-from rco.comparison_preflight import (
+from rco.config import jsonable
+from rco.core import checkpoint
+from rco.data.dataset import Dataset
+from rco.evaluation import openset
+from rco.models.route import Route
+from rco.models.spec import NetworkSpec, load_network
+from rco.strategies.hardness import relative, route_hardness
+from rco.tasks import run as tasks
+from rco.tasks.comparison_preflight import (
     BranchSettings,
     ChoiceSettings,
     ComparisonFiling,
@@ -30,14 +37,7 @@ from rco.comparison_preflight import (
     slot_outputs,
     steps_needed,
 )
-from rco.config import jsonable
-from rco.core import checkpoint
-from rco.data.dataset import Dataset
-from rco.evaluation import openset
-from rco.models.route import Route
-from rco.models.spec import NetworkSpec, load_network
-from rco.preflight import StudentSettings
-from rco.strategies.hardness import relative, route_hardness
+from rco.tasks.preflight import StudentSettings
 from rco.tracking import outbox
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
@@ -393,4 +393,4 @@ def _anchor_of(route: Path, record: Record, k: int) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(tasks.main(sys.argv[1:], "rco.comparison_tasks"))
+    sys.exit(tasks.main(sys.argv[1:], "rco.tasks.comparison_tasks"))

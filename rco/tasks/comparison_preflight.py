@@ -1,6 +1,6 @@
 """Everything about a comparison that can be known to fail before it costs anything; and the settings of its tasks.
 
-Every branch is checked with its own overrides, and errors name the branch. As in `rco.preflight`, a task is given the
+Every branch is checked with its own overrides, and errors name the branch. As in `rco.tasks.preflight`, a task is given the
 settings that it uses and no others. A branch's name is one of them, because its MLflow runs carry it; so names are
 functions of what is special about a branch (`rco.comparison.Branch.name`), and equal work has equal keys.
 """
@@ -14,7 +14,8 @@ from typing import Any
 from rco.comparison import Branch, Comparison, assign, in_branch
 from rco.config import ComputeConfig, ModelConfig, RunConfig, jsonable
 from rco.core.errors import InputError
-from rco.preflight import (
+from rco.strategies import anchors
+from rco.tasks.preflight import (
     AnchorSettings,
     DataSettings,
     StageSettings,
@@ -26,7 +27,6 @@ from rco.preflight import (
     stages_on,
     validate,
 )
-from rco.strategies import anchors
 
 
 @dataclass(frozen=True, kw_only=True)

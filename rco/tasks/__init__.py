@@ -1,0 +1,1 @@
+"""Floor 5: one function a task of the pipeline."""
