@@ -90,7 +90,8 @@ def check(
 ):
     """Validate every parameter, resolve what was left open, open the run in MLflow.
 
-    The parameters are those of rco.config.RunConfig; the outputs are the settings of the other tasks (rco.tasks.preflight.Settings).
+    The parameters are those of rco.config.RunConfig; the outputs are the settings of the other tasks
+    (rco.tasks.preflight.Settings).
 
     Args:
         max_stages: how many stages the pipeline was compiled with.

@@ -6,8 +6,8 @@
     route = rco.train_route(data, "digits-cnn-l", "route")
     student, rows = rco.distill_student("digits-cnn-s", route, data)
 
-The pieces are in the modules (`rco.strategies.anchors`, `rco.objectives`, `rco.training.engine`, ...); these functions put them together.
-Nothing heavy is imported until it is used.
+The pieces are in the packages (`rco.strategies`, `rco.objectives`, `rco.training`, ...); these functions put them together. Nothing
+heavy is imported until it is used.
 """
 
 from importlib import import_module

@@ -192,8 +192,8 @@ NAMES = ("digits", *PUBLISHED)
 def source_digest(config: DataConfig) -> str:
     """What the source holds now, as a cache key: it changes with any file. Cheap: no torch, no decoding.
 
-    For digits, the version of the package that brings them; for the rest, see `rco.core.storage.fingerprint`. A torchvision data
-    set that may be downloaded is: what it holds can be told of its files alone.
+    For digits, the version of the package that brings them; for the rest, see `rco.core.storage.fingerprint`. A
+    torchvision data set that may be downloaded is: what it holds can be told of its files alone.
 
     Raises:
         InputError: there is no such source, or it cannot be downloaded.

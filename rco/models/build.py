@@ -76,8 +76,8 @@ def build(
             convolution 3x3 with stride 1, no pooling after it; `auto`: small for images of up to 64 pixels where we know
             how, else imagenet. Other models have one stem only and ignore it.
         embedding_dim: 0: the network as it is published. Else its last linear layer gives way to a submodule named
-            `embedding`, which yields (B, embedding_dim), and a classifier on that; see `rco.models.embeddings`. A user's factory is
-            passed the number, if it is not 0, and has to name such a submodule itself.
+            `embedding`, which yields (B, embedding_dim), and a classifier on that; see `rco.models.embeddings`. A user's
+            factory is passed the number, if it is not 0, and has to name such a submodule itself.
         seed: makes the weights a function of the other arguments and the seed; torch's global generator is then left as it was.
 
     Raises:

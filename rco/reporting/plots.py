@@ -150,7 +150,7 @@ def hardness_figure(
     anchors_chosen: Sequence[int | None],
     row_labels: Sequence[str],
 ) -> Figure:
-    """Heat map of H(i, j) (our definition, `rco.strategies.hardness`): how far each checkpoint is from the student, stage by stage.
+    """Heat map of H(i, j) (`rco.strategies.hardness`): how far each checkpoint is from the student, stage by stage.
 
     Args:
         matrix: (R, M) in nats; NaN or None where it was not measured.

@@ -2,14 +2,13 @@
 
 What a task hands on has one folder for each seed ("seed-0") with what the single task would have written. A slot of a
 compiled pipeline that no branch uses has empty settings: its tasks end at once, and write empty folders.
-`python -m rco.tasks.comparison_tasks NAME arguments.json` runs one by itself.
+`python -m rco.tasks NAME arguments.json` runs one by itself.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -390,7 +389,3 @@ def _anchor_of(route: Path, record: Record, k: int) -> Iterator[Path]:
     with TemporaryDirectory() as scratch:
         tasks.write_anchor(Path(scratch), weights, int(stage["anchor_index"]), logits, hardness, ratio)
         yield Path(scratch)
-
-
-if __name__ == "__main__":
-    sys.exit(tasks.main(sys.argv[1:], "rco.tasks.comparison_tasks"))

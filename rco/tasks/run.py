@@ -1,6 +1,6 @@
 """One function a task of the pipeline: settings and folders in, folders out. Engine, records and tracking meet here.
 
-Components unpack their artifacts and call these; so does `python -m rco.tasks.run NAME arguments.json`, which is the same door for
+Components unpack their artifacts and call these; so does `python -m rco.tasks NAME arguments.json`, which is the same door for
 people and for process launchers. Progress goes to the logger "rco" as plain lines. torch and mlflow are imported by the
 tasks that need them, when they need them: every task is a process of its own.
 """
@@ -918,8 +918,8 @@ def _arguments(function: Callable[..., Any], file: Path) -> dict[str, Any]:
         raise InputError("arguments", str(file), f"are not those of the task ({error})", "Name them as it does") from None
 
 
-def main(arguments: list[str], module: str = "rco.tasks.run") -> int:
-    """`python -m rco.tasks.run NAME arguments.json`: the keyword arguments of a task as JSON; paths as text."""
+def main(arguments: list[str], module: str = "rco.tasks") -> int:
+    """`python -m rco.tasks NAME arguments.json`: the keyword arguments of a task as JSON; paths as text."""
     if len(arguments) != 2 or arguments[0] not in TASKS:
         print(f"usage: python -m {module} {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
         return 2
@@ -934,7 +934,3 @@ def main(arguments: list[str], module: str = "rco.tasks.run") -> int:
         return 1
     print(json.dumps(jsonable(result)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

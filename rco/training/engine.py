@@ -27,8 +27,8 @@ _LOOK = 100  # steps between looks at the loss: each makes the program wait for 
 
 
 class Keeper(Protocol):
-    """Who keeps the state of a training for when it is interrupted; see `rco.training.resume`. A state has parts, one of each who knows
-    what it means."""
+    """Who keeps the state of a training for when it is interrupted; see `rco.training.resume`. A state has parts, one of
+    each who knows what it means."""
 
     def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
         """From now on keep what `make` makes (tensors, arrays, JSON), and the files that `files` names, with their sha256."""

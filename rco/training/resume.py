@@ -35,6 +35,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import rco
 from rco.config import from_dict, jsonable
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError, printable
@@ -517,7 +518,7 @@ def _safe(word: str) -> str:
 @cache
 def _software() -> dict[str, str]:
     """What computes: this package's files, and torch."""
-    package = Path(__file__).parent
+    package = Path(rco.__file__).parent
     names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
     return {"rco": storage.content_digest(package, names), "torch": metadata.version("torch")}
 

@@ -48,14 +48,7 @@ def small_run() -> dict[str, Any]:
 
 
 TRAINING = ("train_teacher", "distill_stage", "distill_students")
-COMPARISON = (
-    "check_comparison",
-    "init_students",
-    "select_anchors",
-    "distill_students",
-    "evaluate_students",
-    "report_comparison",
-)
+LAUNCHER = "rco.tasks"
 _VOLATILE = ("images_per_second", "time", "seconds", "origin", "latency")  # parts of names
 LIMIT = 300.0  # seconds; a task that takes longer hangs
 
@@ -80,11 +73,6 @@ class Step:
     def trains(self) -> bool:
         """Whether it has resume points, and models with runs of their own."""
         return self.task in TRAINING
-
-    @property
-    def module(self) -> str:
-        """Which launcher knows it."""
-        return "rco.tasks.comparison_tasks" if self.task in COMPARISON else "rco.tasks.run"
 
 
 @dataclass
@@ -127,7 +115,7 @@ def run(
     Args:
         environment: added to this process's.
         kill_after: seconds until its process group is sent `number`.
-        prefix, module: what comes before the name of the task; default: its launcher.
+        prefix, module: what comes before the name of the task; default: the launcher of tasks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = folder / "arguments.json"
@@ -136,7 +124,7 @@ def run(
     log = folder / f"log-{time.monotonic_ns()}.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*prefix, *(module or (step.module,)), step.task, str(arguments)],
+            [*prefix, *(module or (LAUNCHER,)), step.task, str(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

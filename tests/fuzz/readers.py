@@ -52,10 +52,7 @@ def warm_up() -> None:
     import torchvision  # noqa: F401
 
     from pipelines import deployment  # noqa: F401
-    from rco.tasks import preflight
-    from rco.tasks import run as tasks
     from rco.tracking import outbox  # noqa: F401
-    from rco.training import resume
 
     with TemporaryDirectory() as folder:
         torch.save(SPEC.build(0).state_dict(), Path(folder) / "a.pt")

@@ -130,7 +130,7 @@ def test_the_other_door_to_a_task(tmp_path: Path) -> None:
 
     arguments = {"settings": jsonable(preflight(RunConfig()).data), "dataset": str(tmp_path / "data")}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
-    command = [sys.executable, "-m", "rco.tasks.run", "prepare_data", str(tmp_path / "arguments.json")]
+    command = [sys.executable, "-m", "rco.tasks", "prepare_data", str(tmp_path / "arguments.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["num_classes"] == 10
     assert (tmp_path / "data" / "manifest.json").is_file()

@@ -97,7 +97,7 @@ def test_writers_of_one_cache_entry_and_a_reader(tmp_path: Path) -> None:
 def test_writers_of_the_same_kept_logits_and_a_reader(tmp_path: Path) -> None:
     """A file is named by all that it depends on, so every writer writes the same."""
     code = (
-        "import numpy as np\nfrom rco import checkpoint\nmeet('start')\n"
+        "import numpy as np\nfrom rco.core import checkpoint\nmeet('start')\n"
         "for i in range(60): checkpoint.save_arrays(folder / 'x.safetensors', {'logits': np.full((500, 10), 7.0, 'f2')})\n"
     )
     seen = 0
@@ -113,7 +113,7 @@ def test_writers_of_the_same_kept_logits_and_a_reader(tmp_path: Path) -> None:
 
 def test_one_download_at_a_time(tmp_path: Path) -> None:
     code = (
-        "from rco import published, sources\nfrom rco.config import DataConfig\n"
+        "from rco.data import published, sources\nfrom rco.config import DataConfig\n"
         "def download(known, root):\n"
         "    with (root / 'downloads').open('a') as log: log.write('x')\n"
         "    time.sleep(0.3)\n"

@@ -1004,7 +1004,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
 
     def started() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "rco.tasks.run", "train_teacher", str(arguments)],
+            [sys.executable, "-m", "rco.tasks", "train_teacher", str(arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
