@@ -81,7 +81,7 @@ class KL(nn.Module):
 
 def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: str = "") -> Epoch:
     """This project's engine; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
-    from rco.config import ComputeConfig, TrainConfig
+    from rco.config.parameters import ComputeConfig, TrainConfig
     from rco.data.dataset import Dataset
     from rco.objectives import RouteLoss
     from rco.training.engine import fit, prepare_process

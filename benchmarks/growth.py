@@ -78,7 +78,7 @@ def search(rounds: int) -> tuple[list[dict[str, Any]], float]:
 def anchors(rounds: int) -> list[dict[str, Any]]:
     """Seconds of a student's 48 epochs on digits in 1 to 12 stages: what a stage costs beside its training."""
     import rco
-    from rco.config import AnchorConfig, TrainConfig
+    from rco.config.parameters import AnchorConfig, TrainConfig
 
     rows: list[dict[str, Any]] = [{"anchors": n, "seconds": []} for n in (1, 2, 4, 8, 12)]
     with tempfile.TemporaryDirectory() as scratch:

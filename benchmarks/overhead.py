@@ -45,7 +45,7 @@ def timed(owner: Any, name: str, taken: dict[str, list[float]]) -> Iterator[None
 
 def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     """Train a teacher and a student; seconds of training, and of every kind of call beside it."""
-    from rco.config import ComputeConfig, ModelConfig, ObjectiveConfig, TrainConfig
+    from rco.config.parameters import ComputeConfig, ModelConfig, ObjectiveConfig, TrainConfig
     from rco.data.dataset import Dataset
     from rco.models.route import Route
     from rco.models.spec import NetworkSpec, load_network

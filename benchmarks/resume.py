@@ -25,7 +25,7 @@ NETWORKS = {"digits-cnn-l": (8, 64), "resnet32": (32, 64), "torchvision/resnet50
 
 def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     """Seconds a point, to read one, a copy, a step; bytes of a point."""
-    from rco.config import ComputeConfig, ModelConfig, TrainConfig
+    from rco.config.parameters import ComputeConfig, ModelConfig, TrainConfig
     from rco.data.dataset import Dataset
     from rco.models.spec import NetworkSpec
     from rco.objectives import Labels

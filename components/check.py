@@ -90,7 +90,7 @@ def check(
 ):
     """Validate every parameter, resolve what was left open, open the run in MLflow.
 
-    The parameters are those of rco.config.RunConfig; the outputs are the settings of the other tasks
+    The parameters are those of rco.config.parameters.RunConfig; the outputs are the settings of the other tasks
     (rco.tasks.preflight.Settings).
 
     Args:

@@ -83,7 +83,7 @@ def check_comparison(
 ):
     """Validate every branch, resolve what was left open, open the run in MLflow.
 
-    The parameters are those of rco.comparison.Comparison; the outputs are the settings of the other tasks
+    The parameters are those of rco.config.branches.Comparison; the outputs are the settings of the other tasks
     (rco.tasks.comparison_preflight.ComparisonSettings), of each slot its own.
 
     Args:

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from rco.comparison import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
-from rco.config import DEVICES, PARAMETERS, Parameter
+from rco.config.branches import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
+from rco.config.parameters import DEVICES, PARAMETERS, Parameter
 from rco.core.errors import InputError, disk_full
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -113,7 +113,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def _parameters(recipe: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    from rco.config import RunConfig
+    from rco.config.parameters import RunConfig
 
     merged = {**(read_recipe(recipe) if recipe else {}), **flags}
     RunConfig.from_flat(merged)  # what can be refused without looking at data is refused at once
@@ -177,7 +177,7 @@ def _option(name: str, flag: str = "") -> Callable[[Callable[..., Any]], Callabl
 
 def _compare(recipe: str | None, given: Mapping[str, Any], home: Path, no_cache: bool) -> None:
     from pipelines.display import print_comparison
-    from rco.comparison import NOT_SHARED, Comparison
+    from rco.config.branches import NOT_SHARED, Comparison
 
     # A recipe may be of a single run: what means nothing here is left out.
     read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
@@ -614,7 +614,7 @@ def _submission(
 ) -> tuple[dict[str, Any], str, str, list[int]]:
     """A run's parameters, those that were given, typed; its experiment; what it is, for its name; the pipeline's size."""
     from pipelines.sizes import slots_for, stages_for
-    from rco.config import RunConfig
+    from rco.config.parameters import RunConfig
 
     if not comparison:
         if options:
@@ -629,7 +629,7 @@ def _submission(
             f"{flat['student']} {flat['strategy']}",
             [stages_for(config, max_stages)],
         )
-    from rco.comparison import NOT_SHARED, Comparison
+    from rco.config.branches import NOT_SHARED, Comparison
 
     for name in NOT_SHARED:
         if name in flags:
@@ -759,7 +759,7 @@ def import_route(
     """
     from tempfile import TemporaryDirectory
 
-    from rco.config import ComputeConfig, DataConfig, ModelConfig
+    from rco.config.parameters import ComputeConfig, DataConfig, ModelConfig
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
     from rco.data.sources import check_source, source_digest

@@ -29,8 +29,8 @@ from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
 from pipelines.platform import Cluster, here
 from pipelines.rco import Place
-from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED
-from rco.config import PARAMETERS
+from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED
+from rco.config.parameters import PARAMETERS
 
 NAME = "route-constrained-optimization-comparison"
 #: Room for the standard branches, and stages enough for their defaults.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pipelines.yamlfile import read_yaml
-from rco.config import has_credentials
+from rco.config.parameters import has_credentials
 from rco.core.errors import InputError, choice
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rco.core.errors import InputError, disk_full
 
 if TYPE_CHECKING:
-    from rco.config import ComputeConfig
+    from rco.config.parameters import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
 _MARK = "rco | "  # rco.tasks.run.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
@@ -91,7 +91,8 @@ def run(
     """Execute a pipeline; returns its summary.
 
     Args:
-        parameters: flat (`rco.config.PARAMETERS`, of a comparison those of `rco.comparison.Comparison`); what is left out
+        parameters: flat (`rco.config.parameters.PARAMETERS`, of a comparison those of
+            `rco.config.branches.Comparison`); what is left out
             keeps its default.
         pipeline: a key of `PLANS`.
         home: directory of the runs' state.
@@ -337,7 +338,7 @@ class Plan:
 
 
 def _plan_run(parameters: Mapping[str, Any]) -> Plan:
-    from rco.config import RunConfig
+    from rco.config.parameters import RunConfig
     from rco.tasks.preflight import stages_needed, validate
 
     config = RunConfig.from_flat(parameters)
@@ -352,7 +353,7 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
 
 
 def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
-    from rco.comparison import Comparison
+    from rco.config.branches import Comparison
     from rco.tasks.comparison_preflight import steps_needed, validate_comparison
 
     comparison = Comparison.of(parameters)

@@ -4,7 +4,8 @@
           -> register_student -> report
 
 The stages are unrolled by a factory, because a pipeline's shape is fixed when it is compiled. N is a maximum: a stage that
-the route does not need passes the student through. Everything else is a run-time parameter, those of `rco.config.RunConfig`.
+the route does not need passes the student through. Everything else is a run-time parameter, those of
+`rco.config.parameters.RunConfig`.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from components.report import report
 from components.select_anchor import select_anchor
 from components.train_teacher import train_teacher
 from pipelines.platform import Cluster, here
-from rco.config import PARAMETERS
+from rco.config.parameters import PARAMETERS
 
 NAME = "route-constrained-optimization"
 DEFAULT_STAGES = 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rco.comparison import Comparison
-from rco.config import RunConfig
+from rco.config.branches import Comparison
+from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 
 
@@ -40,7 +40,7 @@ def slots_for(comparison: Comparison, given: Sequence[int] | None = None, max_st
         InputError: as for `stages_for`; it names the branch.
     """
     from pipelines.comparison import DEFAULT_SLOTS
-    from rco.comparison import assign
+    from rco.config.branches import assign
     from rco.tasks.comparison_preflight import steps_needed
 
     usual = list(given or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]])

@@ -6,8 +6,8 @@
     route = rco.train_route(data, "digits-cnn-l", "route")
     student, rows = rco.distill_student("digits-cnn-s", route, data)
 
-The pieces are in the packages (`rco.strategies`, `rco.objectives`, `rco.training`, ...); these functions put them together. Nothing
-heavy is imported until it is used.
+The pieces are in the packages (`rco.strategies`, `rco.objectives`, `rco.training`, ...); these functions put them together.
+Nothing heavy is imported until it is used.
 """
 
 from importlib import import_module
@@ -19,9 +19,9 @@ _WHERE = {
     "distill_student": "rco.api",
     "load": "rco.tracking.runs",
     "InputError": "rco.core.errors",
-    "Dataset": "rco.data",
-    "Route": "rco.route",
-    "RunConfig": "rco.config",
+    "Dataset": "rco.data.dataset",
+    "Route": "rco.models.route",
+    "RunConfig": "rco.config.parameters",
 }
 __all__ = sorted(_WHERE)
 

@@ -7,15 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rco.config import (
-    AnchorConfig,
-    ComputeConfig,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    RunConfig,
-    TrainConfig,
-)
+from rco.config.parameters import AnchorConfig, ComputeConfig, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from rco.core.checkpoint import state_digest
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
@@ -32,7 +24,7 @@ def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset
     """Read, split and store a data set.
 
     Args:
-        dataset: name, folder or s3:// address; see `rco.config.DataConfig` for it and the options.
+        dataset: name, folder or s3:// address; see `rco.config.parameters.DataConfig` for it and the options.
         folder: where the prepared data set is written.
     """
     config = DataConfig(dataset=dataset, **options)

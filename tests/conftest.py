@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from rco.config import ComputeConfig, DataConfig
+from rco.config.parameters import ComputeConfig, DataConfig
 
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("rco", deadline=None)

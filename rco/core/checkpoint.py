@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config import from_dict, jsonable
+from rco.config.parameters import from_dict, jsonable
 from rco.core.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from rco.config import DataConfig
+from rco.config.parameters import DataConfig
 from rco.core.checkpoint import save_arrays, sha256, write_json
 from rco.core.errors import InputError
 from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file

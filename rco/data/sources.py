@@ -32,7 +32,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from rco.config import DataConfig
+from rco.config.parameters import DataConfig
 from rco.core import storage
 from rco.core.errors import InputError
 from rco.data import published

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rco.config import STEMS
+from rco.config.parameters import STEMS
 from rco.core.errors import InputError, choice
 from rco.models.embeddings import EMBEDDING, embedding_path
 from rco.models.taps import observe

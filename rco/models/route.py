@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config import from_dict, is_number, jsonable
+from rco.config.parameters import from_dict, is_number, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.spec import NetworkSpec

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rco.config import ModelConfig, from_dict
+from rco.config.parameters import ModelConfig, from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rco.config import ObjectiveConfig
+from rco.config.parameters import ObjectiveConfig
 from rco.models.embeddings import embedding_path
 from rco.models.taps import Output, Taps, feature_shape
 from rco.objectives.base import Objective

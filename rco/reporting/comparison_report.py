@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.comparison import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
+from rco.config.branches import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Route

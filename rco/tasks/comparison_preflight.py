@@ -2,7 +2,7 @@
 
 Every branch is checked with its own overrides, and errors name the branch. As in `rco.tasks.preflight`, a task is given the
 settings that it uses and no others. A branch's name is one of them, because its MLflow runs carry it; so names are
-functions of what is special about a branch (`rco.comparison.Branch.name`), and equal work has equal keys.
+functions of what is special about a branch (`rco.config.branches.Branch.name`), and equal work has equal keys.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rco.comparison import Branch, Comparison, assign, in_branch
-from rco.config import ComputeConfig, ModelConfig, RunConfig, jsonable
+from rco.config.branches import Branch, Comparison, assign, in_branch
+from rco.config.parameters import ComputeConfig, ModelConfig, RunConfig, jsonable
 from rco.core.errors import InputError
 from rco.strategies import anchors
 from rco.tasks.preflight import (

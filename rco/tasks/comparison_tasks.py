@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco.comparison import Comparison, assign, require_same_data, said
-from rco.config import jsonable
+from rco.config.branches import Comparison, assign, require_same_data, said
+from rco.config.parameters import jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
 from rco.evaluation import openset

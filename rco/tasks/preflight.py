@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco.config import (
+from rco.config.parameters import (
     AnchorConfig,
     ComputeConfig,
     DataConfig,

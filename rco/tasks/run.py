@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rco.config import ComputeConfig, RunConfig, from_dict, jsonable
+from rco.config.parameters import ComputeConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.data.dataset import Dataset

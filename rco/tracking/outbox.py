@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco.config import from_dict
+from rco.config.parameters import from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.models.route import Anchor

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rco.config import from_dict
+from rco.config.parameters import from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rco.config import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
+from rco.config.parameters import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
 from rco.data.dataset import Dataset
 from rco.evaluation.evaluate import accuracy, predict
 from rco.models.route import Route
@@ -87,8 +87,8 @@ def distill_stage(
         keeper: as for `rco.training.engine.fit`.
 
     Yields:
-        one row an epoch: what `rco.training.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher (congruence
-        on the probe samples at the objective's temperature, nats).
+        one row an epoch: what `rco.training.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
+        (congruence on the probe samples at the objective's temperature, nats).
     """
     if loss is None:
         loss = make_objective(objective, student, anchor, data, train)

@@ -13,7 +13,7 @@ import torch
 from joblib import cpu_count
 from torch import Tensor, nn
 
-from rco.config import ComputeConfig, TrainConfig
+from rco.config.parameters import ComputeConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Split

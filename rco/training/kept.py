@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rco.config import ComputeConfig
+from rco.config.parameters import ComputeConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Split
@@ -38,7 +38,7 @@ class KeptLogits:
     Attributes:
         anchor: frozen by this.
         train: the images.
-        augment: one of `rco.config.AUGMENTATIONS`.
+        augment: one of `rco.config.parameters.AUGMENTATIONS`.
         views: V.
         anchor_id: sha256 of the anchor's weights; empty: nothing is kept beyond this object.
         folder: where logits outlive the process; None: nowhere.

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import rco
-from rco.config import from_dict, jsonable
+from rco.config.parameters import from_dict, jsonable
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError, printable
 

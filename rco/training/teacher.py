@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rco.config import ComputeConfig, TrainConfig, from_dict, jsonable
+from rco.config.parameters import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset

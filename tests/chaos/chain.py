@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.config import RunConfig, jsonable
+from rco.config.parameters import RunConfig, jsonable
 from rco.core import checkpoint
 from rco.tasks.preflight import Settings, preflight
 

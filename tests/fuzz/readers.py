@@ -29,7 +29,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from rco.config import DataConfig, RunConfig, from_dict, jsonable
+from rco.config.parameters import DataConfig, RunConfig, from_dict, jsonable
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
 from rco.data import published, sources
@@ -526,7 +526,7 @@ def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
 
 def _walk(seeds: Path, out: Path) -> None:
     """The walk along a whole route in one process, as notebooks have it."""
-    from rco.config import AnchorConfig, ComputeConfig, TrainConfig
+    from rco.config.parameters import AnchorConfig, ComputeConfig, TrainConfig
     from rco.training.distill import distill_route
     from rco.training.resume import Points
 

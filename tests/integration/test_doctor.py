@@ -22,7 +22,7 @@ import pytest
 import requests
 
 from rco import doctor
-from rco.config import PARAMETERS
+from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 from rco.doctor import FAIL, OK, Finding
 from rco.tasks import run as tasks

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.config import DataConfig
+from rco.config.parameters import DataConfig
 from rco.core.errors import InputError
 from tests import faults, servers
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rco.config import RunConfig, jsonable
+from rco.config.parameters import RunConfig, jsonable
 from rco.core import checkpoint
 from rco.data.dataset import Dataset
 from rco.models.build import Normalized

@@ -9,7 +9,7 @@ from kfp import dsl, local
 from PIL import Image
 
 from components.prepare_data import prepare_data
-from rco.config import DataConfig, jsonable
+from rco.config.parameters import DataConfig, jsonable
 from rco.data.sources import source_digest
 from rco.tasks.preflight import DataSettings
 

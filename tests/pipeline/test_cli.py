@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import RECIPES, main, read_recipe
 from pipelines.local import _for_people
-from rco.config import PARAMETERS, RunConfig
+from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
@@ -125,7 +125,7 @@ def test_import_route_of_a_teacher_that_has_not_seen_all_classes(tmp_path: Path)
 def test_the_other_door_to_a_task(tmp_path: Path) -> None:
     import json
 
-    from rco.config import jsonable
+    from rco.config.parameters import jsonable
     from rco.tasks.preflight import preflight
 
     arguments = {"settings": jsonable(preflight(RunConfig()).data), "dataset": str(tmp_path / "data")}

@@ -20,8 +20,8 @@ from pipelines.cli import split_axes
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison
 from pipelines.local import RunFailedError, run
-from rco.comparison import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
-from rco.config import PARAMETERS
+from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
+from rco.config.parameters import PARAMETERS
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.tasks.comparison_preflight import SlotSettings

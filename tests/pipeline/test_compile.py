@@ -10,7 +10,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.image import IMAGE, content_hash
 from pipelines.compile import compile_rco
-from rco.config import PARAMETERS
+from rco.config.parameters import PARAMETERS
 
 STAGES = 3
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from pipelines.local import RunFailedError, _interruptible, run
-from rco.config import RunConfig
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record

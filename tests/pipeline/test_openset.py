@@ -97,7 +97,7 @@ def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
 def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 
-    from rco.config import ComputeConfig, ModelConfig, jsonable
+    from rco.config.parameters import ComputeConfig, ModelConfig, jsonable
     from rco.reporting.comparison_report import Student
     from rco.tasks import comparison_tasks
     from rco.tasks.comparison_preflight import MeasureSettings

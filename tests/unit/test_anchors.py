@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rco.config import AnchorConfig
+from rco.config.parameters import AnchorConfig
 from rco.core.errors import InputError
 from rco.strategies.anchors import Choice, equal_interval, explicit, lr_decay, next_anchor, plan, stage_count, stage_epochs
 from rco.strategies.hardness import FLOOR, kl, relative, route_hardness

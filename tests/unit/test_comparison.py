@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rco.comparison import (
+from rco.config.branches import (
     KINDS,
     MOST,
     STANDARD,
@@ -31,7 +31,7 @@ from rco.comparison import (
     said,
     verdict,
 )
-from rco.config import ObjectiveConfig, RunConfig, jsonable
+from rco.config.parameters import ObjectiveConfig, RunConfig, jsonable
 from rco.core.errors import InputError
 from rco.reporting.comparison_report import _unseen_table, as_csv, metric_name
 from rco.tasks.comparison_preflight import preflight_comparison, steps_needed

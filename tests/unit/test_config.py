@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rco.config import PARAMETERS, ObjectiveConfig, RunConfig, TrainConfig, from_dict, jsonable
+from rco.config.parameters import PARAMETERS, ObjectiveConfig, RunConfig, TrainConfig, from_dict, jsonable
 from rco.core.errors import InputError
 from rco.training.schedule import kept_epochs, learning_rate
 

@@ -26,7 +26,7 @@ from scipy import stats
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as vision
 
-from rco.config import AUGMENTATIONS, DataConfig
+from rco.config.parameters import AUGMENTATIONS, DataConfig
 from rco.core.errors import InputError
 from rco.data import augment
 from rco.data.dataset import Dataset, Manifest, Split

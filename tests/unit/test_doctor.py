@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException, RestException
 from moto import mock_aws
 
 from rco import doctor
-from rco.config import PARAMETERS, RunConfig
+from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core import storage
 from rco.core.errors import InputError, why_unreachable
 from rco.doctor import FAIL, OK, WARN, Finding

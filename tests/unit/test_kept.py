@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rco.config import ObjectiveConfig, TrainConfig
+from rco.config.parameters import ObjectiveConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data import augment

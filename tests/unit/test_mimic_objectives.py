@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rco.config import OBJECTIVES, ObjectiveConfig
+from rco.config.parameters import OBJECTIVES, ObjectiveConfig
 from rco.core.errors import InputError
 from rco.objectives import Objective, Output, RouteLoss, Shapes, Taps, make, mimic_kl
 from rco.objectives.dist import pearson_distance
@@ -386,7 +386,7 @@ class TestSettings:
         assert words in str(caught.value)
 
     def test_every_parameter_but_the_common_ones_has_an_owner(self) -> None:
-        from rco.config import OWNERS
+        from rco.config.parameters import OWNERS
 
         common = {"objective", "label_weight", "tau", "lam", "views"}
         assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == common | set(OWNERS)

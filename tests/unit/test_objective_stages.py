@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.config import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, TrainConfig
+from rco.config.parameters import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rco.config import ObjectiveConfig
+from rco.config.parameters import ObjectiveConfig
 from rco.objectives import Labels, Output, RouteLoss, mimic_kl
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.config import DataConfig, ModelConfig, TrainConfig
+from rco.config.parameters import DataConfig, ModelConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.config import RunConfig, from_dict
+from rco.config.parameters import RunConfig, from_dict
 from rco.core.errors import InputError
 from rco.models.route import Route
 from rco.tasks.preflight import Settings, preflight, stages_needed
@@ -194,7 +194,7 @@ def test_the_check_task_returns_settings_that_kubeflow_can_carry() -> None:
 class TestNotebook:
     def test_the_method_in_three_calls(self, tmp_path: Path) -> None:
         import rco
-        from rco.config import AnchorConfig, TrainConfig
+        from rco.config.parameters import AnchorConfig, TrainConfig
         from tests.conftest import CPU
 
         data = rco.prepare_dataset("digits", tmp_path / "data", probe_size=50)
@@ -218,7 +218,7 @@ class TestNotebook:
         import sys
 
         code = (
-            "import rco.tasks.run, rco.strategies.anchors, rco.route, sys;"
+            "import rco.tasks.run, rco.strategies.anchors, rco.models.route, sys;"
             "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'boto3', 'matplotlib', 'sklearn')))"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -26,7 +26,7 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco.config import AnchorConfig, ObjectiveConfig, TrainConfig
+from rco.config.parameters import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Dataset
@@ -900,7 +900,7 @@ class TestTasks:
 def test_a_branch_does_not_train_its_finished_seeds_again(
     digits: Path, tmp_path: Path, kept: Path, lives: Callable[[int], None], said: Callable[[], str]
 ) -> None:
-    from rco.comparison import Comparison
+    from rco.config.branches import Comparison
 
     flat = {name: value for name, value in FLAT.items() if name not in ("strategy", "anchor_epochs")}
     comparison = {**flat, "branches": ["kd", "equal-interval"], "n_anchors": 2, "epochs": 4, "seeds": [0, 1]}
@@ -981,7 +981,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
     import numpy as np
     from PIL import Image
 
-    from rco.config import DataConfig
+    from rco.config.parameters import DataConfig
     from rco.data.prepare import prepare
     from rco.data.sources import source_digest
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.config import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
+from rco.config.parameters import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
@@ -336,7 +336,7 @@ class TestEngine:
         assert same(before, state(model))
 
     def test_auto_is_resolved(self) -> None:
-        from rco.config import ComputeConfig
+        from rco.config.parameters import ComputeConfig
 
         resolved = resolve(ComputeConfig())
         assert resolved.device in ("cpu", "cuda")

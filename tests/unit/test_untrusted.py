@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli import read_recipe
-from rco.config import DataConfig, RouteConfig
+from rco.config.parameters import DataConfig, RouteConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
 from rco.data import sources

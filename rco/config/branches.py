@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rco.config import OWNERS, PARAMETERS, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig, read_value
+from rco.config.parameters import OWNERS, PARAMETERS, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig, read_value
 from rco.core.errors import InputError, choice
 
 REFERENCE = "kd"
