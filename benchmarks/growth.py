@@ -78,7 +78,8 @@ def search(rounds: int) -> tuple[list[dict[str, Any]], float]:
 def anchors(rounds: int) -> list[dict[str, Any]]:
     """Seconds of a student's 48 epochs on digits in 1 to 12 stages: what a stage costs beside its training."""
     import rco
-    from rco.config.parameters import AnchorConfig, TrainConfig
+    from rco.strategies.config import AnchorConfig
+    from rco.training.config import TrainConfig
 
     rows: list[dict[str, Any]] = [{"anchors": n, "seconds": []} for n in (1, 2, 4, 8, 12)]
     with tempfile.TemporaryDirectory() as scratch:

@@ -35,7 +35,7 @@ def write_images(folder: Path, source: Path | None, count: int, size: int, class
 
 def prepare(folder: Path, source: Path | None, count: int, size: int = 32, classes: int = 10) -> int:
     """A prepared data set in folder/prepared; returns the number of training images."""
-    from rco.config.parameters import DataConfig
+    from rco.data.config import DataConfig
     from rco.data.prepare import prepare as prepared
     from rco.data.sources import source_digest
 

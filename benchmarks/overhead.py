@@ -45,15 +45,17 @@ def timed(owner: Any, name: str, taken: dict[str, list[float]]) -> Iterator[None
 
 def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     """Train a teacher and a student; seconds of training, and of every kind of call beside it."""
-    from rco.config.parameters import ComputeConfig, ModelConfig, ObjectiveConfig, TrainConfig
     from rco.data.dataset import Dataset
+    from rco.models.config import ModelConfig
     from rco.models.route import Route
     from rco.models.spec import NetworkSpec, load_network
+    from rco.objectives.config import ObjectiveConfig
     from rco.tasks.run import write_anchor
     from rco.tracking import runs as tracking
     from rco.tracking.record import Record
     from rco.training import distill, teacher
-    from rco.training.engine import prepare_process, resolve
+    from rco.training.config import ComputeConfig, TrainConfig
+    from rco.training.device import prepare_process, resolve
 
     compute = resolve(ComputeConfig(threads=threads))
     prepare_process(compute)

@@ -25,11 +25,13 @@ NETWORKS = {"digits-cnn-l": (8, 64), "resnet32": (32, 64), "torchvision/resnet50
 
 def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     """Seconds a point, to read one, a copy, a step; bytes of a point."""
-    from rco.config.parameters import ComputeConfig, ModelConfig, TrainConfig
     from rco.data.dataset import Dataset
+    from rco.models.config import ModelConfig
     from rco.models.spec import NetworkSpec
-    from rco.objectives import Labels
-    from rco.training.engine import fit, prepare_process, resolve
+    from rco.objectives.route import Labels
+    from rco.training.config import ComputeConfig, TrainConfig
+    from rco.training.device import prepare_process, resolve
+    from rco.training.engine import fit
     from rco.training.resume import MINUTES, Points
 
     compute = resolve(ComputeConfig(threads=threads, device="cpu", workers=0))

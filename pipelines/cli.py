@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from rco.config.branches import DEFAULTS, KINDS, MOST, OPTIONS, REFERENCE, SHARED, SWEPT
-from rco.config.parameters import DEVICES, PARAMETERS, Parameter
+from rco.config.parameters import PARAMETERS, Parameter
 from rco.core.errors import InputError, disk_full
+from rco.training.config import DEVICES
 
 RECIPES = Path(__file__).parent / "recipes"
 #: Exit statuses of commands that work with a cluster; bad input is 2.
@@ -759,13 +760,15 @@ def import_route(
     """
     from tempfile import TemporaryDirectory
 
-    from rco.config.parameters import ComputeConfig, DataConfig, ModelConfig
+    from rco.data.config import DataConfig
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
     from rco.data.sources import check_source, source_digest
+    from rco.models.config import ModelConfig
     from rco.models.spec import NetworkSpec
-    from rco.training import engine
+    from rco.training import device
     from rco.training import teacher as teaching
+    from rco.training.config import ComputeConfig
 
     numbers = _integers("epochs", epochs)
     if len(numbers) != len(checkpoints):
@@ -775,8 +778,8 @@ def import_route(
     unseen = tuple(word.strip() for word in open_classes.split(",") if word.strip())
     config = DataConfig(dataset=dataset, data_root=data_root, image_size=image_size, open_classes=unseen)
     check_source(config)
-    compute = engine.resolve(ComputeConfig())
-    engine.prepare_process(compute)
+    compute = device.resolve(ComputeConfig())
+    device.prepare_process(compute)
     with TemporaryDirectory() as scratch:
         click.echo(f"preparing {dataset}")
         prepare(config, Path(scratch) / "data", source_digest(config))

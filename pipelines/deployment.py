@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pipelines.yamlfile import read_yaml
-from rco.config.parameters import has_credentials
 from rco.core.errors import InputError, choice
+from rco.core.settings import has_credentials
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 OPERATORS = ("Equal", "Exists")

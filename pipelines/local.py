@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rco.core.errors import InputError, disk_full
 
 if TYPE_CHECKING:
-    from rco.config.parameters import ComputeConfig
+    from rco.training.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
 _MARK = "rco | "  # rco.tasks.run.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
@@ -278,14 +278,14 @@ def execute(request: Mapping[str, Any]) -> None:
     import logging
 
     from rco.tasks import run as tasks
-    from rco.training import engine, resume
+    from rco.training import device, resume
 
     # KFP announces cache hits on the root logger.
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     tasks.show_progress()
     tasks.log.info("checking the settings")
     plan = PLANS[request["pipeline"]](request["parameters"])
-    engine.require_device(plan.compute)
+    device.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     if gone := resume.sweep(home / "resume"):
         tasks.log.info("%d interrupted trainings to which nobody came back were removed from %s", gone, home / "resume")

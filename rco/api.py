@@ -7,14 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from rco.config.parameters import AnchorConfig, ComputeConfig, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from rco.config.parameters import RunConfig
 from rco.core.checkpoint import state_digest
+from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import source_digest
+from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
-from rco.training import engine
+from rco.objectives.config import ObjectiveConfig
+from rco.strategies.config import AnchorConfig
+from rco.training import device
+from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.distill import distill_route
 from rco.training.resume import Points
 from rco.training.teacher import train_teacher
@@ -24,7 +29,7 @@ def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset
     """Read, split and store a data set.
 
     Args:
-        dataset: name, folder or s3:// address; see `rco.config.parameters.DataConfig` for it and the options.
+        dataset: name, folder or s3:// address; see `rco.data.config.DataConfig` for it and the options.
         folder: where the prepared data set is written.
     """
     config = DataConfig(dataset=dataset, **options)
@@ -49,8 +54,8 @@ def train_route(
     Args:
         resume: folder or s3:// address for resume points, from which the same call goes on after an interruption; empty: none.
     """
-    resolved = engine.resolve(compute or ComputeConfig())
-    engine.prepare_process(resolved)
+    resolved = device.resolve(compute or ComputeConfig())
+    device.prepare_process(resolved)
     spec = NetworkSpec.of(ModelConfig(model=teacher, stem=stem, embedding_dim=embedding_dim), data.manifest)
     config = train or RunConfig().teacher_train
     identity = {
@@ -89,8 +94,8 @@ def distill_student(
     Returns:
         the student in evaluation mode, and one row of metrics per epoch.
     """
-    resolved = engine.resolve(compute or ComputeConfig())
-    engine.prepare_process(resolved)
+    resolved = device.resolve(compute or ComputeConfig())
+    device.prepare_process(resolved)
     train = train or RunConfig().student_train
     module = (
         student

@@ -9,7 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from rco.config.parameters import ComputeConfig, DataConfig
+from rco.data.config import DataConfig
+from rco.training.config import ComputeConfig
 
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("rco", deadline=None)

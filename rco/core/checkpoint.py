@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config.parameters import from_dict, jsonable
 from rco.core.errors import InputError
+from rco.core.settings import from_dict, jsonable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -60,7 +60,7 @@ class DivergenceError(RuntimeError):
         epoch, step: where; both count from 1, the step within its epoch.
         weights: the model's state dict on the CPU as it last was good; None: it was good only before the training.
         weights_of: when that was, in words.
-        advice: what to try, in the names of `rco.config.parameters.TrainConfig` and `ObjectiveConfig`.
+        advice: what to try, in the names of `rco.training.config.TrainConfig` and `ObjectiveConfig`.
     """
 
     def __init__(

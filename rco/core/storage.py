@@ -44,10 +44,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from rco.config.parameters import has_credentials
 from rco.core import checkpoint
 from rco.core.checkpoint import atomically
 from rco.core.errors import InputError, choice
+from rco.core.settings import has_credentials
 
 T = TypeVar("T")
 

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config.parameters import AUGMENTATIONS, LARGEST_IMAGE, jsonable
 from rco.core.checkpoint import read_as, read_tensors
 from rco.core.errors import InputError, choice
+from rco.core.settings import jsonable
+from rco.data.config import AUGMENTATIONS, LARGEST_IMAGE
 from rco.data.images import FileImages, Pixels, Rows, Shape
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Split(ABC):
             device: where batches lie, and where they are augmented. Arrays are moved there once, and stay.
             seed: None: all images in order, as they are. Else for training: order and augmentation are functions of
                 (seed, epoch), the same on every device, with any number of workers, and for any batch size.
-            augment: one of `rco.config.parameters.AUGMENTATIONS`; see `rco.data.augment`.
+            augment: one of `rco.data.config.AUGMENTATIONS`; see `rco.data.augment`.
             workers: processes that decode files; 0: this one. Arrays need none.
 
         Yields:

@@ -15,9 +15,9 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from rco.config.parameters import DataConfig
 from rco.core.checkpoint import save_arrays, sha256, write_json
 from rco.core.errors import InputError
+from rco.data.config import DataConfig
 from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file
 from rco.data.images import FileImages, Images, Pixels, Rows
 from rco.data.sources import Layout, open_source

@@ -32,10 +32,10 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from rco.config.parameters import DataConfig
 from rco.core import storage
 from rco.core.errors import InputError
 from rco.data import published
+from rco.data.config import DataConfig
 from rco.data.dataset import PARTS
 from rco.data.images import SUFFIXES, ArrayImages, FileImages, Images, Rows, Shape, header
 from rco.data.published import PUBLISHED

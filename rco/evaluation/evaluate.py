@@ -6,92 +6,20 @@ Measures take NumPy arrays and need no torch, so a task that holds kept logits c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.core.errors import InputError, choice
+from rco.core.errors import InputError
+from rco.models.predict import Floats, Ints, Split, accuracy, check_logits, evaluation_mode, predict, top_k_accuracy
 from rco.strategies.hardness import log_softmax
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-Floats = NDArray[np.floating]
-Ints = NDArray[np.integer]
-
-
-class Split(Protocol):
-    """The part of `rco.data.dataset.Split` that is used here."""
-
-    def batches(
-        self, batch_size: int, *, device: str, seed: int | None, workers: int
-    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """(x, y): (B, C, H, W) float32, normalised, and (B,) int64, on `device`; in stored order if `seed` is None."""
-
-
-def predict(
-    model: nn.Module, split: Split, *, batch_size: int = 256, device: str = "cpu", precision: str = "fp32", workers: int = 2
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits (N, K) and labels (N,) of a whole split, in its order.
-
-    Args:
-        model: lies on `device`. It is run in evaluation mode; every module's own mode is put back afterwards.
-        precision: fp32 | bf16 (autocast). Logits are float32 either way.
-
-    Raises:
-        InputError: an unknown precision, or a split without images.
-    """
-    choice("precision", precision, ("fp32", "bf16"))
-    import torch
-
-    mixed = torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-    logits, labels = [], []
-    with _evaluation_mode(model), torch.inference_mode(), mixed:
-        for x, y in split.batches(batch_size, device=device, seed=None, workers=workers):
-            logits.append(model(x).float())  # stays on the device: fetching it would make every batch wait
-            labels.append(y)
-    if not logits:
-        raise InputError("split", split, "has no images", "Give a split with at least one image")
-    return torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy()
-
-
-def top_k_accuracy(logits: Floats, labels: Ints, k: int) -> float:
-    """Part of the samples (0 to 1) whose label is among the k largest logits.
-
-    Ties go to the lower class, as in argmax: a model that gives one logit to all classes scores no better than one guess.
-
-    Args:
-        logits: (N, K).
-        labels: (N,).
-        k: 1 to K.
-
-    Raises:
-        InputError: k out of range, or logits and labels that `accuracy` refuses.
-    """
-    _check(logits, labels)
-    if not 1 <= k <= logits.shape[1]:
-        raise InputError("k", k, f"must be 1 to {logits.shape[1]}, the number of classes", "Give a smaller k")
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    ahead = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
-    return float((ahead.sum(axis=1) < k).mean())
-
-
-def accuracy(logits: Floats, labels: Ints) -> float:
-    """Part of the samples (0 to 1) whose largest logit is that of their label.
-
-    Args:
-        logits: (N, K).
-        labels: (N,).
-
-    Raises:
-        InputError: no samples, shapes that disagree, labels outside 0 to K - 1, or logits that are not finite.
-    """
-    return top_k_accuracy(logits, labels, 1)
 
 
 def cross_entropy(logits: Floats, labels: Ints) -> float:
@@ -104,7 +32,7 @@ def cross_entropy(logits: Floats, labels: Ints) -> float:
     Raises:
         InputError: as `accuracy`.
     """
-    _check(logits, labels)
+    check_logits(logits, labels)
     return float(-np.take_along_axis(log_softmax(logits, 1.0), labels[:, None], axis=1).mean())
 
 
@@ -128,7 +56,7 @@ def reliability(logits: Floats, labels: Ints, bins: int = 15) -> Reliability:
     Raises:
         InputError: as `accuracy`, or fewer than one bin.
     """
-    _check(logits, labels)
+    check_logits(logits, labels)
     if bins < 1:
         raise InputError("bins", bins, "must be 1 or more", "The literature uses 10 to 20")
     top = np.exp(log_softmax(logits, 1.0).max(axis=1))
@@ -171,7 +99,7 @@ def confusion(logits: Floats, labels: Ints, num_classes: int) -> NDArray[np.int6
     Raises:
         InputError: as `accuracy`, or logits of another number of classes.
     """
-    _check(logits, labels)
+    check_logits(logits, labels)
     if logits.shape[1] != num_classes:
         raise InputError(
             "logits", logits.shape, f"are not of {num_classes} classes", "Evaluate a model on the data it was built for"
@@ -259,7 +187,7 @@ def count_macs(model: nn.Module, image_shape: Sequence[int]) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         spelt_out = sdpa_kernel(SDPBackend.MATH)
-        with _evaluation_mode(model), torch.no_grad(), spelt_out, FlopCounterMode(display=False) as counter:
+        with evaluation_mode(model), torch.no_grad(), spelt_out, FlopCounterMode(display=False) as counter:
             torch.func.functional_call(model, buffers, (image,))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -318,7 +246,7 @@ def latency(
 
     started = time.perf_counter()
     times: list[float] = []
-    with _evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for done in range(warmup):
             if done and time.perf_counter() - started > seconds / 2:
                 break
@@ -327,18 +255,6 @@ def latency(
             times.append(timed())
     median, p95 = 1000 * np.percentile(times, (50, 95))
     return Latency(median_ms=float(median), p95_ms=float(p95), repeats=len(times))
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    # Module by module: `model.train()` would also wake layers that the owner keeps in evaluation mode.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _blank(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
@@ -352,24 +268,3 @@ def _recall(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         recall: NDArray[np.float64] = counts.diagonal() / counts.sum(axis=1)
     return recall
-
-
-def _check(logits: Floats, labels: Ints) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise InputError("logits", logits.shape, f"do not fit labels of {labels.shape}", "Give logits (N, K) and labels (N,)")
-    if not logits.size:
-        raise InputError("logits", logits.shape, "are of no samples or no classes", "Give at least one of each")
-    if not np.isfinite(logits).all():
-        raise InputError(
-            "logits",
-            f"{np.count_nonzero(~np.isfinite(logits))} of {logits.size} values",
-            "are not finite",
-            "The model has diverged: lower lr",
-        )
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise InputError(
-            "labels",
-            f"{labels.min()} to {labels.max()}",
-            f"are not classes 0 to {logits.shape[1] - 1}",
-            "Check the labels of the data set",
-        )

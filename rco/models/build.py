@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rco.config.parameters import STEMS
 from rco.core.errors import InputError, choice
+from rco.models.config import STEMS
 from rco.models.embeddings import EMBEDDING, embedding_path
 from rco.models.taps import observe
 

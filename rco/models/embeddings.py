@@ -35,7 +35,7 @@ def embedding_path(network: nn.Module) -> str:
 
 
 class Embedder(nn.Module):
-    """A network that yields embeddings alone, for comparing images (`rco.evaluation.evaluate.predict` takes it for a model).
+    """A network that yields embeddings alone, for comparing images (`rco.models.predict.predict` takes it for a model).
 
     It shares the network's weights and modes, and leaves nothing behind on it.
 

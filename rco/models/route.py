@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config.parameters import from_dict, is_number, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.settings import from_dict, is_number, jsonable
 from rco.models.spec import NetworkSpec
 
 MANIFEST, PROBE, ANCHOR = "manifest.json", "probe.safetensors", "anchor.json"

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rco.config.parameters import ModelConfig, from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.settings import from_dict
+from rco.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -44,7 +44,7 @@ class RouteLoss(Objective):
     Args:
         tau: relaxation temperature of both distributions in the KL term.
         lambda_: weight of the KL term, used as it is. `lambda_ = tau**2` is Hinton's factor, which keeps the size of the
-            KL term's gradient independent of tau; it is the default of `rco.config.parameters.ObjectiveConfig`.
+            KL term's gradient independent of tau; it is the default of `rco.objectives.config.ObjectiveConfig`.
         label_weight: w.
     """
 

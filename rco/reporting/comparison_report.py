@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.config.branches import BASELINES, DESCRIBED, Result, compare, mean_and_deviation, require_same_data, verdict
+from rco.config.branches import BASELINES, DESCRIBED
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
 from rco.reporting.report import Table, as_markdown, as_page
 from rco.tasks.comparison_preflight import ComparisonFiling

@@ -5,7 +5,7 @@ are ways to choose, is the paper's (Jin et al. 2019). The exact definitions belo
 last anchor is the converged teacher, the last checkpoint of the route.
 
 Everything here is a pure function of the route's epochs and, for the greedy search, of hardness values: no I/O, no torch.
-To add a strategy: name it in `rco.config.parameters.STRATEGIES`, and plan it in `plan` (known before the first stage) or in
+To add a strategy: name it in `rco.strategies.config.STRATEGIES`, and plan it in `plan` (known before the first stage) or in
 `next_anchor` (depends on what the student has learnt).
 """
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.config.parameters import AnchorConfig
 from rco.core.errors import InputError
+from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import relative
 
 

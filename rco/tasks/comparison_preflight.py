@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rco.config.branches import Branch, Comparison, assign, in_branch
-from rco.config.parameters import ComputeConfig, ModelConfig, RunConfig, jsonable
+from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
+from rco.core.settings import jsonable
+from rco.models.config import ModelConfig
 from rco.strategies import anchors
 from rco.tasks.preflight import (
     AnchorSettings,
@@ -27,6 +29,7 @@ from rco.tasks.preflight import (
     stages_on,
     validate,
 )
+from rco.training.config import ComputeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco.config.branches import Comparison, assign, require_same_data, said
-from rco.config.parameters import jsonable
+from rco.config.branches import Comparison, assign, said
 from rco.core import checkpoint
+from rco.core.settings import jsonable
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
+from rco.evaluation.statistics import require_same_data
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.hardness import relative, route_hardness
@@ -278,19 +279,18 @@ def evaluate_students(
         return {}
     s = tasks.start(MeasureSettings, settings)
     from rco.evaluation import evaluate as measure
+    from rco.models.predict import predict
     from rco.strategies.hardness import kl
-    from rco.training import engine
+    from rco.training.device import prepare_process
 
-    engine.prepare_process(s.compute)
+    prepare_process(s.compute)
     data = Dataset.open(dataset)
     test, manifest = data.split("test"), data.manifest
     converged = Route.open(anchors).checkpoints[-1]
 
     def answers(model: Any) -> tuple[Any, dict[str, Any]]:
         model.to(s.compute.device)
-        logits, labels = measure.predict(
-            model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
-        )
+        logits, labels = predict(model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers)
         figures = measure.measure(logits, labels, manifest.num_classes)
         return logits, {name: figures[name] for name in ("accuracy", "cross_entropy", "ece", "n")} | {
             "parameters": measure.parameter_count(model),

@@ -12,20 +12,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco.config.parameters import (
-    AnchorConfig,
-    ComputeConfig,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    RunConfig,
-    TrainConfig,
-    jsonable,
-)
+from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
+from rco.core.settings import jsonable
+from rco.data.config import DataConfig
+from rco.models.config import ModelConfig
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
+from rco.objectives.config import ObjectiveConfig
 from rco.strategies import anchors
+from rco.strategies.config import AnchorConfig
+from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.schedule import kept_epochs
 
 
@@ -195,8 +192,8 @@ def _shape_of(network: NetworkSpec) -> str:
 
 def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
     # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
-    from rco import objectives
     from rco.models import build as models
+    from rco.objectives.make import feature_shapes, make, taps_of
 
     channels, size, _ = image_shape
     student, teacher = (
@@ -210,8 +207,8 @@ def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classe
         )
         for m in (config.student, config.teacher)
     )
-    shapes = objectives.feature_shapes(config.objective, student, teacher, image_shape)
-    objectives.make(config.objective, objectives.taps_of(config.objective, student, teacher), shapes)
+    shapes = feature_shapes(config.objective, student, teacher, image_shape)
+    make(config.objective, taps_of(config.objective, student, teacher), shapes)
 
 
 def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
@@ -230,7 +227,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     from rco.core import storage
     from rco.data import sources
     from rco.models import build as models
-    from rco.training import engine
+    from rco.training import device
 
     info = sources.check_source(config.data)
     channels, height, width = info.image_shape
@@ -263,7 +260,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
             f"needs {needed} stages, but the pipeline was compiled with {max_stages}",
             f"Compile with --max-stages {needed}, or use fewer anchors",
         )
-    return engine.resolve(config.compute)
+    return device.resolve(config.compute)
 
 
 def code_digest(name: str) -> str:

@@ -22,9 +22,10 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rco.config.parameters import ComputeConfig, RunConfig, from_dict, jsonable
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
+from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
 from rco.models.route import Anchor, Route
@@ -45,6 +46,7 @@ from rco.tracking import outbox
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
 from rco.training import resume
+from rco.training.config import ComputeConfig
 
 log = logging.getLogger("rco")
 
@@ -204,9 +206,10 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     """
     s = start(TeacherSettings, settings)
     from rco.core import storage
-    from rco.training import engine, teacher
+    from rco.training import teacher
+    from rco.training.device import prepare_process
 
-    engine.prepare_process(s.compute)
+    prepare_process(s.compute)
     data = Dataset.open(dataset)
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=_params(s), data=_data_summary(data))
@@ -270,9 +273,10 @@ def _taken_up(points: resume.Points, record: Record) -> Record:
 def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
     """Make the initial student, a function of its seed."""
     s = start(StudentSettings, settings)
-    from rco.training import distill, engine
+    from rco.training import distill
+    from rco.training.device import prepare_process
 
-    engine.prepare_process(s.compute)
+    prepare_process(s.compute)
     data = Dataset.open(dataset)
     spec = NetworkSpec.of(s.student, data.manifest)
     model = spec.build(s.seed)
@@ -431,9 +435,10 @@ def distill_stage(
         shutil.copytree(student, distilled, dirs_exist_ok=True)
         log.info("nothing to do in this stage")
         return {"skipped": True}
-    from rco.training import distill, engine
+    from rco.training import distill
+    from rco.training.device import prepare_process
 
-    engine.prepare_process(s.compute)
+    prepare_process(s.compute)
     data = Dataset.open(dataset)
     student_spec, anchor_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
     about = Anchor.read(anchor)
@@ -540,10 +545,11 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     """
     s = start(EvaluateSettings, settings)
     from rco.evaluation import evaluate as measure
+    from rco.models.predict import predict
     from rco.strategies.hardness import kl
-    from rco.training import engine
+    from rco.training.device import prepare_process
 
-    engine.prepare_process(s.compute)
+    prepare_process(s.compute)
     data = Dataset.open(dataset)
     manifest = data.manifest
     test = data.split("test")
@@ -557,7 +563,7 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     for name, model in models.items():
         log.info("measuring the %s on %d test images", name, len(test))
         model.to(s.compute.device)
-        answers, labels = measure.predict(
+        answers, labels = predict(
             model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
         )
         logits[name] = answers
@@ -638,8 +644,8 @@ def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSett
 
 def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[str, Any]:
     """What `rco.evaluation.openset.measure` says of a network's embeddings of the open classes."""
-    from rco.evaluation.evaluate import predict
     from rco.models.embeddings import Embedder
+    from rco.models.predict import predict
 
     vectors, labels = predict(
         Embedder(model), data.split("open"), device=compute.device, precision=compute.precision, workers=compute.workers

@@ -21,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco.config.parameters import from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.settings import from_dict
 from rco.models.route import Anchor
 from rco.tracking.record import Record
 from rco.tracking.runs import Context, Delivery, deliver, open_parent, without_credentials

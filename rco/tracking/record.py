@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rco.config.parameters import from_dict
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.settings import from_dict
 
 FILE = "record.json"
 

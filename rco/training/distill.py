@@ -19,14 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rco.config.parameters import AnchorConfig, ComputeConfig, ObjectiveConfig, TrainConfig, from_dict, jsonable
+from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
-from rco.evaluation.evaluate import accuracy, predict
+from rco.models.predict import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import load_network
-from rco.objectives import Objective, feature_shapes, make, taps_of
+from rco.objectives.base import Objective
+from rco.objectives.config import ObjectiveConfig
+from rco.objectives.make import feature_shapes, make, taps_of
 from rco.strategies import anchors as choosing
+from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import kl, route_hardness
+from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.engine import Keeper, fit, of_this_training
 from rco.training.kept import KeptLogits, check_size, folder_from_environment
 

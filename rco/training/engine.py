@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from joblib import cpu_count
 from torch import Tensor, nn
 
-from rco.config.parameters import ComputeConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Split
 from rco.models.taps import Output, observe
-from rco.objectives import Objective
+from rco.objectives.base import Objective
+from rco.training.config import ComputeConfig, TrainConfig
+from rco.training.device import autocast
 from rco.training.frozen import lean
 from rco.training.kept import KeptLogits
 from rco.training.schedule import learning_rate
@@ -41,52 +40,6 @@ class Keeper(Protocol):
 
     def keep(self) -> None:
         """Keep all parts as they are now; may end the process after that, if it has been asked to."""
-
-
-def resolve(compute: ComputeConfig) -> ComputeConfig:
-    """Replace every `auto` by what it means on this machine.
-
-    Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results. A device that is named
-    is taken at its word: on a cluster the task that resolves has no GPU, the tasks that compute do (see `require_device`).
-    """
-    cuda = torch.cuda.is_available()
-    device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
-    precision = ("bf16" if device == "cuda" else "fp32") if compute.precision == "auto" else compute.precision
-    threads = compute.threads or min(8, cpu_count())  # as affinity and the container's limit allow
-    return dataclasses.replace(compute, device=device, precision=precision, threads=threads)
-
-
-def require_device(compute: ComputeConfig) -> None:
-    """Refuse a GPU where there is none.
-
-    Raises:
-        InputError: device = cuda without a usable CUDA GPU.
-    """
-    if compute.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "device", "cuda", "no CUDA GPU can be used here", "Use device = cpu, or check the driver with nvidia-smi"
-        )
-
-
-def prepare_process(compute: ComputeConfig) -> None:
-    """Set this process up for resolved settings: thread count, and on CPU only algorithms that repeat bit for bit.
-
-    Raises:
-        InputError: as `require_device`.
-    """
-    require_device(compute)
-    torch.set_num_threads(compute.threads)
-    if compute.device == "cpu":
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.set_float32_matmul_precision("high")
-
-
-def autocast(compute: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision as set; master weights and losses stay float32."""
-    if compute.precision == "bf16":
-        return torch.autocast(compute.device, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 class _Teacher:

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rco.config.parameters import ComputeConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Split
+from rco.training.config import ComputeConfig
+from rco.training.device import autocast
 from rco.training.frozen import lean
 
 #: Names a folder in which kept logits outlive the process. It can be deleted at any time.
@@ -38,7 +39,7 @@ class KeptLogits:
     Attributes:
         anchor: frozen by this.
         train: the images.
-        augment: one of `rco.config.parameters.AUGMENTATIONS`.
+        augment: one of `rco.data.config.AUGMENTATIONS`.
         views: V.
         anchor_id: sha256 of the anchor's weights; empty: nothing is kept beyond this object.
         folder: where logits outlive the process; None: nowhere.
@@ -84,8 +85,6 @@ class KeptLogits:
         return self._kept[view].index_select(0, index).float()
 
     def _compute(self, view: int) -> Tensor:
-        from rco.training.engine import autocast
-
         answers = []
         with torch.inference_mode(), autocast(self.compute):
             for x, _, _ in self.train.indexed_batches(

@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import rco
-from rco.config.parameters import from_dict, jsonable
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError, printable
+from rco.core.settings import from_dict, jsonable
 
 log = logging.getLogger("rco")
 

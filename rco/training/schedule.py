@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rco.config.parameters import TrainConfig
+from rco.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, *, steps_per_epoch: int, epochs: int) -> float:

@@ -11,14 +11,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from rco.config.parameters import ComputeConfig, TrainConfig, from_dict, jsonable
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
-from rco.evaluation.evaluate import accuracy, predict
+from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.objectives import Labels
+from rco.objectives.route import Labels
+from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.engine import Keeper, fit, of_this_training
 from rco.training.schedule import kept_epochs
 

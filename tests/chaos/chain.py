@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.config.parameters import RunConfig, jsonable
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint
+from rco.core.settings import jsonable
 from rco.tasks.preflight import Settings, preflight
 
 ROOT = Path(__file__).parents[2]

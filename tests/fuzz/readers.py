@@ -29,10 +29,12 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from rco.config.parameters import DataConfig, RunConfig, from_dict, jsonable
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
+from rco.core.settings import from_dict, jsonable
 from rco.data import published, sources
+from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Manifest
 from rco.data.images import FileImages, header
 from rco.models.route import Anchor, Checkpoint, Route
@@ -526,7 +528,8 @@ def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
 
 def _walk(seeds: Path, out: Path) -> None:
     """The walk along a whole route in one process, as notebooks have it."""
-    from rco.config.parameters import AnchorConfig, ComputeConfig, TrainConfig
+    from rco.strategies.config import AnchorConfig
+    from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.distill import distill_route
     from rco.training.resume import Points
 

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.config.parameters import DataConfig
 from rco.core.errors import InputError
+from rco.data.config import DataConfig
 from tests import faults, servers
 
 EPOCHS = {"teacher": 3, "student": 4}

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from rco.config.parameters import RunConfig, jsonable
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint
+from rco.core.settings import jsonable
 from rco.data.dataset import Dataset
 from rco.models.build import Normalized
 from rco.models.spec import NetworkSpec, load_network

@@ -9,7 +9,8 @@ from kfp import dsl, local
 from PIL import Image
 
 from components.prepare_data import prepare_data
-from rco.config.parameters import DataConfig, jsonable
+from rco.core.settings import jsonable
+from rco.data.config import DataConfig
 from rco.data.sources import source_digest
 from rco.tasks.preflight import DataSettings
 

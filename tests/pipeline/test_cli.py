@@ -125,7 +125,7 @@ def test_import_route_of_a_teacher_that_has_not_seen_all_classes(tmp_path: Path)
 def test_the_other_door_to_a_task(tmp_path: Path) -> None:
     import json
 
-    from rco.config.parameters import jsonable
+    from rco.core.settings import jsonable
     from rco.tasks.preflight import preflight
 
     arguments = {"settings": jsonable(preflight(RunConfig()).data), "dataset": str(tmp_path / "data")}

@@ -43,8 +43,8 @@ def found(home: Path, name: str) -> Path:
 
 def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary: dict[str, Any]) -> None:
     from rco.data.dataset import Dataset
-    from rco.evaluation.evaluate import predict
     from rco.models.embeddings import Embedder
+    from rco.models.predict import predict
     from rco.models.spec import load_network
 
     assert summary["open_set"]["classes"] == ["7", "8", "9"]
@@ -97,11 +97,13 @@ def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
 def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 
-    from rco.config.parameters import ComputeConfig, ModelConfig, jsonable
+    from rco.core.settings import jsonable
+    from rco.models.config import ModelConfig
     from rco.reporting.comparison_report import Student
     from rco.tasks import comparison_tasks
     from rco.tasks.comparison_preflight import MeasureSettings
     from rco.tracking.record import Record
+    from rco.training.config import ComputeConfig
 
     shutil.copytree(home / "last-run" / "student", tmp_path / "students" / "seed-0")
     shutil.copy(found_last(home, "record.json"), tmp_path / "students" / "seed-0")

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rco.config.parameters import AnchorConfig
 from rco.core.errors import InputError
 from rco.strategies.anchors import Choice, equal_interval, explicit, lr_decay, next_anchor, plan, stage_count, stage_epochs
+from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import FLOOR, kl, relative, route_hardness
 
 routes = st.sets(st.integers(1, 300), min_size=1, max_size=40).map(lambda s: tuple(sorted(s)))
@@ -182,7 +182,7 @@ class TestHardness:
     def test_agrees_with_the_training_loss(self) -> None:
         import torch
 
-        from rco.objectives import mimic_kl
+        from rco.objectives.route import mimic_kl
 
         rng = np.random.default_rng(2)
         teacher, student = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))

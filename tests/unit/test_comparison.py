@@ -13,26 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rco.config.branches import (
-    KINDS,
-    MOST,
-    STANDARD,
-    Comparison,
-    Result,
-    assign,
-    by_branch,
-    compare,
-    holm,
-    make_branches,
-    mean_and_deviation,
-    paired,
-    read_seeds,
-    require_same_data,
-    said,
-    verdict,
-)
-from rco.config.parameters import ObjectiveConfig, RunConfig, jsonable
+from rco.config.branches import KINDS, MOST, STANDARD, Comparison, assign, make_branches, read_seeds, said
+from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
+from rco.core.settings import jsonable
+from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and_deviation, paired, require_same_data, verdict
+from rco.objectives.config import ObjectiveConfig
 from rco.reporting.comparison_report import _unseen_table, as_csv, metric_name
 from rco.tasks.comparison_preflight import preflight_comparison, steps_needed
 

@@ -113,7 +113,7 @@ def test_writers_of_the_same_kept_logits_and_a_reader(tmp_path: Path) -> None:
 
 def test_one_download_at_a_time(tmp_path: Path) -> None:
     code = (
-        "from rco.data import published, sources\nfrom rco.config import DataConfig\n"
+        "from rco.data import published, sources\nfrom rco.data.config import DataConfig\n"
         "def download(known, root):\n"
         "    with (root / 'downloads').open('a') as log: log.write('x')\n"
         "    time.sleep(0.3)\n"

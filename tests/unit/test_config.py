@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rco.config.parameters import PARAMETERS, ObjectiveConfig, RunConfig, TrainConfig, from_dict, jsonable
+from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError
+from rco.core.settings import from_dict, jsonable
+from rco.objectives.config import ObjectiveConfig
+from rco.training.config import TrainConfig
 from rco.training.schedule import kept_epochs, learning_rate
 
 

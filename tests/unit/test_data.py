@@ -26,9 +26,9 @@ from scipy import stats
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as vision
 
-from rco.config.parameters import AUGMENTATIONS, DataConfig
 from rco.core.errors import InputError
 from rco.data import augment
+from rco.data.config import AUGMENTATIONS, DataConfig
 from rco.data.dataset import Dataset, Manifest, Split
 from rco.data.images import ArrayImages, FileImages, header
 from rco.data.prepare import channel_statistics, prepare, split, stratified

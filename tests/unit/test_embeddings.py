@@ -12,17 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.config.parameters import ObjectiveConfig, RunConfig, TrainConfig
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.evaluation.evaluate import predict
 from rco.models import build as models
 from rco.models.embeddings import Embedder, embedding_path
+from rco.models.predict import predict
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.taps import observe
-from rco.objectives import EmbeddingLoss, Labels, Output, RouteLoss, Taps, mimic_embedding
+from rco.models.taps import Output, Taps, observe
+from rco.objectives.config import ObjectiveConfig
+from rco.objectives.embedding import EmbeddingLoss, mimic_embedding
+from rco.objectives.route import Labels, RouteLoss
 from rco.tasks.preflight import Settings, preflight
+from rco.training.config import TrainConfig
 from rco.training.distill import ProbeTargets, distill_stage
 from rco.training.engine import fit
 from tests.conftest import CPU

@@ -17,6 +17,7 @@ from torch import nn
 
 from rco.core.errors import InputError
 from rco.evaluation import evaluate as ev
+from rco.models.predict import predict
 from rco.strategies.hardness import kl
 
 quick = settings(max_examples=50, deadline=None)
@@ -102,7 +103,7 @@ def logit_pair(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("classes", "scale"), [(2, 1.0), (7, 2.0), (30, 5.0)])
 def test_measures_agree_with_their_formulas(classes: int, scale: float, seed: int) -> None:
     logits, labels = sample(classes=classes, scale=scale, seed=seed)
-    assert ev.accuracy(logits, labels) == pytest.approx(
+    assert predict.accuracy(logits, labels) == pytest.approx(
         sum(argmax(r) == y for r, y in zip(logits, labels, strict=True)) / len(labels)
     )
     assert ev.cross_entropy(logits, labels) == pytest.approx(slow_cross_entropy(logits, labels), rel=1e-12)
@@ -117,17 +118,17 @@ def test_measures_agree_with_their_formulas(classes: int, scale: float, seed: in
 @given(scored())
 def test_top_k_agrees_with_sorting_ties_included(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = case
-    values = [ev.top_k_accuracy(logits, labels, k) for k in range(1, logits.shape[1] + 1)]
+    values = [predict.top_k_accuracy(logits, labels, k) for k in range(1, logits.shape[1] + 1)]
     assert values == [slow_top_k(logits, labels, k) for k in range(1, logits.shape[1] + 1)]
     assert values == sorted(values)
     assert values[-1] == 1.0
-    assert values[0] == ev.accuracy(logits, labels) == (logits.argmax(axis=1) == labels).mean()
+    assert values[0] == predict.accuracy(logits, labels) == (logits.argmax(axis=1) == labels).mean()
 
 
 def test_one_logit_for_all_classes_is_one_guess() -> None:
     labels = np.arange(10)
-    assert ev.accuracy(np.zeros((10, 10)), labels) == pytest.approx(0.1)
-    assert ev.top_k_accuracy(np.zeros((10, 10)), labels, 5) == pytest.approx(0.5)
+    assert predict.accuracy(np.zeros((10, 10)), labels) == pytest.approx(0.1)
+    assert predict.top_k_accuracy(np.zeros((10, 10)), labels, 5) == pytest.approx(0.5)
 
 
 @quick
@@ -176,7 +177,7 @@ def test_ece_is_a_fraction_and_its_bins_hold_every_sample(case: tuple[np.ndarray
     held = table.samples > 0
     assert np.isnan(table.accuracy[~held]).all()
     assert np.isnan(table.confidence[~held]).all()
-    assert np.sum(table.accuracy[held] * table.samples[held]) / len(labels) == pytest.approx(ev.accuracy(logits, labels))
+    assert np.sum(table.accuracy[held] * table.samples[held]) / len(labels) == pytest.approx(predict.accuracy(logits, labels))
     upper = np.arange(1, bins + 1) / bins
     assert (table.confidence[held] <= upper[held] + 1e-12).all()
     assert (table.confidence[held] > upper[held] - 1 / bins - 1e-12).all()
@@ -212,11 +213,11 @@ def test_confusion_counts_every_sample_once(case: tuple[np.ndarray, np.ndarray])
         expected[y, argmax(row)] += 1
     assert (counts == expected).all()
     assert counts.sum() == len(labels)
-    assert counts.trace() / len(labels) == pytest.approx(ev.accuracy(logits, labels))
+    assert counts.trace() / len(labels) == pytest.approx(predict.accuracy(logits, labels))
     recalls = ev.per_class_accuracy(logits, labels, classes)
     for k in range(classes):
         own = labels == k
-        assert recalls[k] == pytest.approx(ev.accuracy(logits[own], labels[own]) if own.any() else math.nan, nan_ok=True)
+        assert recalls[k] == pytest.approx(predict.accuracy(logits[own], labels[own]) if own.any() else math.nan, nan_ok=True)
 
 
 def test_confusion_rows_are_true_classes() -> None:
@@ -244,7 +245,7 @@ BAD: list[tuple[np.ndarray, np.ndarray, str]] = [
 ]
 
 
-@pytest.mark.parametrize("measure", [ev.accuracy, ev.cross_entropy, ev.calibration_error, ev.reliability])
+@pytest.mark.parametrize("measure", [predict.accuracy, ev.cross_entropy, ev.calibration_error, ev.reliability])
 @pytest.mark.parametrize(("logits", "labels", "parameter"), BAD)
 def test_measures_refuse_what_has_no_answer(
     measure: Callable[[np.ndarray, np.ndarray], object], logits: np.ndarray, labels: np.ndarray, parameter: str
@@ -257,7 +258,7 @@ def test_measures_refuse_what_has_no_answer(
 def test_arguments_out_of_range_are_refused() -> None:
     for k in (0, 5):
         with pytest.raises(InputError, match="number of classes"):
-            ev.top_k_accuracy(*GOOD, k)
+            predict.top_k_accuracy(*GOOD, k)
     with pytest.raises(InputError, match="classes"):
         ev.confusion(*GOOD, 5)
     with pytest.raises(InputError, match="bins"):
@@ -319,7 +320,7 @@ def condition(model: nn.Module) -> dict[str, object]:
 
 def test_predict_is_the_model_in_evaluation_mode_in_stored_order() -> None:
     model, data = network(), split()
-    logits, labels = ev.predict(model, data, batch_size=16)
+    logits, labels = predict(model, data, batch_size=16)
     assert (logits.dtype.name, labels.dtype.name) == ("float32", "int64")
     assert data.seeds == [None]
     assert (labels == data.y.numpy()).all()
@@ -329,8 +330,8 @@ def test_predict_is_the_model_in_evaluation_mode_in_stored_order() -> None:
 
 def test_predict_in_bf16_is_close_and_float32() -> None:
     model, data = network(), split()
-    exact, _ = ev.predict(model, data)
-    rough, _ = ev.predict(model, data, precision="bf16")
+    exact, _ = predict(model, data)
+    rough, _ = predict(model, data, precision="bf16")
     assert rough.dtype == np.float32
     assert not np.array_equal(rough, exact)
     np.testing.assert_allclose(rough, exact, atol=0.05)
@@ -338,13 +339,13 @@ def test_predict_in_bf16_is_close_and_float32() -> None:
 
 def test_predict_refuses_an_empty_split_and_an_unknown_precision() -> None:
     with pytest.raises(InputError, match="no images"):
-        ev.predict(network(), split(0))
+        predict(network(), split(0))
     with pytest.raises(InputError, match="fp16"):
-        ev.predict(network(), split(), precision="fp16")
+        predict(network(), split(), precision="fp16")
 
 
 OBSERVERS: dict[str, Callable[[nn.Module], object]] = {
-    "predict": lambda m: ev.predict(m, split()),
+    "predict": lambda m: predict(m, split()),
     "count_macs": lambda m: ev.count_macs(m, (3, 8, 8)),
     "latency": lambda m: ev.latency(m, (3, 8, 8), repeats=2, warmup=1),
     "parameter_count": ev.parameter_count,
@@ -507,11 +508,11 @@ def test_latency_elsewhere_times_a_copy() -> None:
 def test_evaluate_reports_every_measure_as_json() -> None:
     model, data = network(), split()
     result = ev.evaluate(model, data, num_classes=8, batch_size=10)
-    logits, labels = ev.predict(model, data, batch_size=10)
+    logits, labels = predict(model, data, batch_size=10)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["n"] == 37
-    assert result["accuracy"] == ev.accuracy(logits, labels)
-    assert result["top5"] == ev.top_k_accuracy(logits, labels, 5)
+    assert result["accuracy"] == predict.accuracy(logits, labels)
+    assert result["top5"] == predict.top_k_accuracy(logits, labels, 5)
     assert result["cross_entropy"] == ev.cross_entropy(logits, labels)
     assert result["ece"] == ev.calibration_error(logits, labels)
     assert np.sum(result["confusion"]) == 37

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from rco.config.parameters import ObjectiveConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data import augment
 from rco.data.dataset import Dataset
 from rco.models.spec import NetworkSpec
-from rco.objectives import RouteLoss
+from rco.objectives.config import ObjectiveConfig
+from rco.objectives.route import RouteLoss
+from rco.training.config import TrainConfig
 from rco.training.distill import ProbeTargets, distill_stage
 from rco.training.engine import fit
 from rco.training.kept import FOLDER, KeptLogits, check_size

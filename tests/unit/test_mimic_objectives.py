@@ -15,12 +15,15 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rco.config.parameters import OBJECTIVES, ObjectiveConfig
 from rco.core.errors import InputError
-from rco.objectives import Objective, Output, RouteLoss, Shapes, Taps, make, mimic_kl
+from rco.models.taps import Output, Taps
+from rco.objectives.base import Objective
+from rco.objectives.config import OBJECTIVES, ObjectiveConfig
 from rco.objectives.dist import pearson_distance
 from rco.objectives.dkd import decoupled
 from rco.objectives.hint import comparable, make_regressor
+from rco.objectives.make import Shapes, make
+from rco.objectives.route import RouteLoss, mimic_kl
 from rco.objectives.standardised import standardised
 
 Array = NDArray[np.float64]
@@ -386,7 +389,7 @@ class TestSettings:
         assert words in str(caught.value)
 
     def test_every_parameter_but_the_common_ones_has_an_owner(self) -> None:
-        from rco.config.parameters import OWNERS
+        from rco.objectives.config import OWNERS
 
         common = {"objective", "label_weight", "tau", "lam", "views"}
         assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == common | set(OWNERS)

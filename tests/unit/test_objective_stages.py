@@ -11,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.config.parameters import OBJECTIVES, AnchorConfig, ObjectiveConfig, RunConfig, TrainConfig
+from rco.config.parameters import RunConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
-from rco.objectives import Objective
+from rco.objectives.base import Objective
+from rco.objectives.config import OBJECTIVES, ObjectiveConfig
+from rco.strategies.config import AnchorConfig
 from rco.tasks import run as tasks
 from rco.tasks.preflight import preflight
+from rco.training.config import TrainConfig
 from rco.training.distill import ProbeTargets, distill_route, distill_stage, make_objective
 from rco.training.engine import fit
 from rco.training.teacher import train_teacher

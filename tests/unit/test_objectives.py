@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rco.config.parameters import ObjectiveConfig
-from rco.objectives import Labels, Output, RouteLoss, mimic_kl
+from rco.models.taps import Output
+from rco.objectives.config import ObjectiveConfig
+from rco.objectives.route import Labels, RouteLoss, mimic_kl
 
 
 def softmax(z: list[float], tau: float) -> list[float]:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.config.parameters import DataConfig, ModelConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import check_source, laid_out, lay_out, source_digest
+from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
+from rco.training.config import TrainConfig
 from rco.training.teacher import adopt_route, train_teacher
 from tests.conftest import CPU
 

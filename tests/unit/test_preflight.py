@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.config.parameters import RunConfig, from_dict
+from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
+from rco.core.settings import from_dict
 from rco.models.route import Route
 from rco.tasks.preflight import Settings, preflight, stages_needed
 from rco.tasks.run import check
@@ -194,7 +195,8 @@ def test_the_check_task_returns_settings_that_kubeflow_can_carry() -> None:
 class TestNotebook:
     def test_the_method_in_three_calls(self, tmp_path: Path) -> None:
         import rco
-        from rco.config.parameters import AnchorConfig, TrainConfig
+        from rco.strategies.config import AnchorConfig
+        from rco.training.config import TrainConfig
         from tests.conftest import CPU
 
         data = rco.prepare_dataset("digits", tmp_path / "data", probe_size=50)

@@ -26,18 +26,20 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco.config.parameters import AnchorConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
-from rco.objectives import Labels
+from rco.objectives.config import ObjectiveConfig
+from rco.objectives.route import Labels
+from rco.strategies.config import AnchorConfig
 from rco.tasks import comparison_tasks
 from rco.tasks import run as tasks
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
 from rco.training import resume
+from rco.training.config import TrainConfig
 from rco.training.distill import ProbeTargets, distill_route, distill_stage
 from rco.training.engine import fit
 from rco.training.resume import Points
@@ -981,7 +983,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
     import numpy as np
     from PIL import Image
 
-    from rco.config.parameters import DataConfig
+    from rco.data.config import DataConfig
     from rco.data.prepare import prepare
     from rco.data.sources import source_digest
 

@@ -10,18 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.config.parameters import AnchorConfig, DataConfig, ObjectiveConfig, TrainConfig
 from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources import source_digest
-from rco.evaluation.evaluate import accuracy, predict
+from rco.models.predict import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
-from rco.objectives import Labels, RouteLoss
+from rco.objectives.config import ObjectiveConfig
+from rco.objectives.route import Labels, RouteLoss
+from rco.strategies.config import AnchorConfig
+from rco.training.config import TrainConfig
+from rco.training.device import require_device, resolve
 from rco.training.distill import ProbeTargets, distill_route, distill_stage
-from rco.training.engine import DivergenceError, fit, require_device, resolve
+from rco.training.engine import DivergenceError, fit
 from rco.training.frozen import freeze
 from rco.training.teacher import adopt_route, import_route, train_teacher
 from tests.conftest import CPU
@@ -336,7 +340,7 @@ class TestEngine:
         assert same(before, state(model))
 
     def test_auto_is_resolved(self) -> None:
-        from rco.config.parameters import ComputeConfig
+        from rco.training.config import ComputeConfig
 
         resolved = resolve(ComputeConfig())
         assert resolved.device in ("cpu", "cuda")

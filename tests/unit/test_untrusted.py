@@ -22,15 +22,16 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli import read_recipe
-from rco.config.parameters import DataConfig, RouteConfig
 from rco.core import checkpoint, storage
 from rco.core.errors import InputError
 from rco.data import sources
+from rco.data.config import DataConfig
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.reporting import comparison_report
 from rco.tasks import run as tasks
 from rco.tracking.record import Record
+from rco.training.config import RouteConfig
 from rco.training.teacher import read_state
 from tests.hostile import Touch, hostile_pickle, with_record
 from tests.unit.test_data import folder_of, tar_of

@@ -1,0 +1,29 @@
+"""The settings of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rco.core.errors import InputError, choice
+from rco.core.settings import at_least, setting
+
+STEMS = ("auto", "imagenet", "small")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network by name. Class count, channels and image size come from the data."""
+
+    model: str = setting("digits-cnn-s", "a model of this project, any torchvision classifier, or package.module:factory")
+    stem: str = setting("auto", "first layers of torchvision models: imagenet | small (images up to 64 pixels) | auto")
+    embedding_dim: int = setting(
+        0, "size of an embedding layer before the classifier (0: none); teacher and student alike for objective = embedding"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise InputError("model", self.model, "is empty", "Name a model")
+        choice("stem", self.stem, STEMS)
+        at_least("embedding_dim", self.embedding_dim, 0)
+        if self.embedding_dim == 1:
+            raise InputError("embedding_dim", 1, "leaves no angle between two embeddings", "Give 2 or more, or 0 for none")
