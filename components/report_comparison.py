@@ -41,7 +41,7 @@ def report_comparison(
     """Write table, curves, verdict and page, and bring MLflow up to date with what cached tasks did not say.
 
     Args:
-        settings: rco.tasks.comparison_preflight.ComparisonFiling.
+        settings: rco.config.branches.ComparisonFiling.
         route: of train_teacher: all anchors that any branch has used.
         route_index: of train_teacher.
         summary: a folder with summary.json, CSV files, the page and the pictures.

@@ -713,8 +713,8 @@ def doctor(
     from dataclasses import asdict
 
     from pipelines.doctor import checks
-    from rco.doctor import healthy
-    from rco.doctor import run as examine
+    from rco.tasks.services import healthy
+    from rco.tasks.services import run as examine
 
     findings = examine(checks(home, device, addresses, endpoint, namespace, limit), limit + 1)
     right = healthy(findings)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rco.doctor import Finding
+    from rco.tasks.services import Finding
 
 _EPOCH = re.compile(r"^\s*(?P<what>.+?): epoch (?P<done>\d+)/(?P<total>\d+), (?P<rest>.*)$")
 

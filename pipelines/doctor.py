@@ -12,7 +12,8 @@ from components.image import ROOT, content_hash
 from pipelines.local import Home
 from rco import doctor
 from rco.core.errors import InputError
-from rco.doctor import FAIL, OK, SKIPPED, WARN, Check, Finding
+from rco.tasks import services
+from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Check, Finding
 from rco.tracking import runs as tracking
 
 BUILD = ROOT / "build" / "image.json"
@@ -49,7 +50,7 @@ def checks(
         local = "MLFLOW_TRACKING_URI is not set; local runs are tracked in the state directory, from the first one on"
         found["MLflow"] = partial(skip, "MLflow", local)
         context = tracking.Context(tracking_uri="", pipeline_run="", artifact_root=context.artifact_root)
-    asked = doctor.services(context, addresses)
+    asked = services.services(context, addresses)
     if not any(name.startswith("S3 ") for name in asked):
         asked["S3"] = partial(skip, "S3", "no address is named (--s3 s3://BUCKET/PREFIX, RCO_RESUME, RCO_ARTIFACT_ROOT)")
     found |= asked

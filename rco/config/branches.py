@@ -422,3 +422,22 @@ def assign(needs: Mapping[str, int], slots: Sequence[int]) -> dict[int, str]:
         free.remove(slot)
         taken[slot] = name
     return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonFiling:
+    """Of report_comparison: where results are filed, and what was compared.
+
+    Attributes:
+        branches: in the order of the table (Kubeflow hands mappings over in any order).
+        references: branch -> the branch it is compared with; empty for those that are references.
+        kinds: branch -> its kind.
+    """
+
+    experiment: str
+    parameters: dict[str, Any]
+    branches: tuple[str, ...]
+    references: dict[str, str]
+    kinds: dict[str, str]
+    seeds: tuple[int, ...]
+    restart_like: str

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.config.branches import BASELINES, DESCRIBED
+from rco.config.branches import BASELINES, DESCRIBED, ComparisonFiling
 from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
 from rco.reporting.report import Table, as_markdown, as_page
-from rco.tasks.comparison_preflight import ComparisonFiling
 from rco.tracking.record import Record
 from rco.tracking.runs import Context, without_credentials
 

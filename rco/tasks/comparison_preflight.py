@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rco.config.branches import Branch, Comparison, assign, in_branch
+from rco.config.branches import Branch, Comparison, ComparisonFiling, assign, in_branch
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
@@ -73,25 +73,6 @@ class MeasureSettings:
     tau: float
     compute: ComputeConfig
     code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonFiling:
-    """Of report_comparison: where results are filed, and what was compared.
-
-    Attributes:
-        branches: in the order of the table (Kubeflow hands mappings over in any order).
-        references: branch -> the branch it is compared with; empty for those that are references.
-        kinds: branch -> its kind.
-    """
-
-    experiment: str
-    parameters: dict[str, Any]
-    branches: tuple[str, ...]
-    references: dict[str, str]
-    kinds: dict[str, str]
-    seeds: tuple[int, ...]
-    restart_like: str
 
 
 @dataclass(frozen=True, kw_only=True)

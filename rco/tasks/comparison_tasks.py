@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco.config.branches import Comparison, assign, said
+from rco.config.branches import Comparison, ComparisonFiling, assign, said
 from rco.core import checkpoint
 from rco.core.settings import jsonable
 from rco.data.dataset import Dataset
@@ -30,7 +30,6 @@ from rco.tasks import run as tasks
 from rco.tasks.comparison_preflight import (
     BranchSettings,
     ChoiceSettings,
-    ComparisonFiling,
     MeasureSettings,
     StudentsSettings,
     preflight_comparison,

@@ -171,10 +171,10 @@ def require_services(context: tracking.Context, open_parent: Callable[[], str]) 
     Raises:
         InputError: with all that is wrong.
     """
-    from rco import doctor
+    from rco.tasks import services
 
-    checks = doctor.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
-    for finding in doctor.require(checks):
+    checks = services.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
+    for finding in services.require(checks):
         log.info("%s: %s", finding.name, finding.found)
         if finding.next_step:
             log.warning("%s", finding.next_step)

@@ -21,11 +21,10 @@ import boto3
 import pytest
 import requests
 
-from rco import doctor
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
-from rco.doctor import FAIL, OK, Finding
 from rco.tasks import run as tasks
+from rco.tasks.services import FAIL, OK, Finding
 from rco.tracking import runs as tracking
 from tests.servers import Seaweed, Server, answers, free_port, mlflow_server, on_free_ports, seaweed
 
@@ -110,8 +109,8 @@ def ask(*services: str, **environment: str) -> dict[str, Finding]:
         for name, value in environment.items():
             patch.setenv(name, value)
         hidden = [value for name, value in os.environ.items() if name.endswith(SECRETS) and value]
-        checks = doctor.services(tracking.Context.from_environment())
-        found = doctor.run({name: check for name, check in checks.items() if name.split()[0] in services}, 500)
+        checks = services.services(tracking.Context.from_environment())
+        found = services.run({name: check for name, check in checks.items() if name.split()[0] in services}, 500)
     assert not [secret for secret in [*hidden, CANARY] if secret in repr(found)]
     return {finding.name.split()[0]: finding for finding in found}
 

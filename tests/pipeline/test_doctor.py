@@ -20,7 +20,7 @@ from pipelines.comparison import make_comparison
 from pipelines.display import print_findings
 from pipelines.platform import Cluster
 from pipelines.rco import make_pipeline
-from rco.doctor import FAIL, OK, SKIPPED, WARN, Finding
+from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Finding
 
 CANARY = "canary-2b9e"
 DIGEST = f"sha256:{'0a' * 32}"

@@ -22,9 +22,10 @@ from rco import doctor
 from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core import storage
 from rco.core.errors import InputError, why_unreachable
-from rco.doctor import FAIL, OK, WARN, Finding
 from rco.tasks import run as tasks
+from rco.tasks import services
 from rco.tasks.preflight import preflight
+from rco.tasks.services import FAIL, OK, WARN, Finding
 from rco.tracking import runs as tracking
 
 CANARY = "canary-7f3a"
@@ -52,7 +53,7 @@ class TestRunning:
         def good() -> list[Finding]:
             return [Finding(name="x", status=OK, found="x"), Finding(name="y", status=WARN, found="y")]
 
-        found = doctor.run({"late s3://b": slow, "bad": bad, "broken": broken, "good": good}, 0.5)
+        found = services.run({"late s3://b": slow, "bad": bad, "broken": broken, "good": good}, 0.5)
         forever.set()
         assert [(f.name, f.status) for f in found] == [
             ("late", FAIL),
@@ -65,8 +66,8 @@ class TestRunning:
         assert found[1].found == "s3://b names a bucket that does not exist"
         assert found[1].next_step == "Create it"
         assert found[2].found == "could not be checked (KeyError)"
-        assert not doctor.healthy(found)
-        assert doctor.healthy(found[3:])
+        assert not services.healthy(found)
+        assert services.healthy(found[3:])
 
     def test_checks_run_side_by_side(self) -> None:
         both = threading.Barrier(2, timeout=60)
@@ -75,7 +76,7 @@ class TestRunning:
             both.wait()
             return [Finding(name="met", status=OK, found="")]
 
-        assert [f.status for f in doctor.run({"a": meet, "b": meet}, 60)] == [OK, OK]
+        assert [f.status for f in services.run({"a": meet, "b": meet}, 60)] == [OK, OK]
 
     def test_what_is_wrong_is_bad_input(self) -> None:
         def bad() -> list[Finding]:
@@ -84,9 +85,9 @@ class TestRunning:
         def meh() -> list[Finding]:
             return [Finding(name="MLflow", status=WARN, found="is old", next_step="Update")]
 
-        assert [f.name for f in doctor.require({"m": meh})] == ["MLflow"]
+        assert [f.name for f in services.require({"m": meh})] == ["MLflow"]
         with pytest.raises(InputError, match=r"S3: is refused\. Check the key\. With check_services = false") as caught:
-            doctor.require({"b": bad, "m": meh})
+            services.require({"b": bad, "m": meh})
         assert caught.value.parameter == "check_services"
 
 
@@ -173,14 +174,14 @@ class TestThisMachine:
         assert "--shm-size" in found.next_step
 
     def test_state_that_can_be_written_is_left_as_it_was(self, tmp_path: Path) -> None:
-        found = only(doctor.writable("state", tmp_path / "not" / "yet", "--home"))
+        found = only(services.writable("state", tmp_path / "not" / "yet", "--home"))
         assert found.status in (OK, WARN)
         assert str(tmp_path / "not" / "yet") in found.found
         assert list(tmp_path.iterdir()) == []
 
     def test_state_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        found = only(doctor.writable("state", tmp_path / "file" / "home", "--home"))
+        found = only(services.writable("state", tmp_path / "file" / "home", "--home"))
         assert found.status == FAIL
         assert "Not a directory" in found.found
 
@@ -263,7 +264,7 @@ class TestMLflow:
     ) -> None:
         probe = tracking.Probe(server, "3.17.2", artifacts, left, 0.1)
         monkeypatch.setattr(tracking, "probe", lambda *_: probe)
-        found = only(doctor.mlflow(tracking.Context(tracking_uri=f"http://me:{CANARY}@mlflow?{CANARY}", pipeline_run="")))
+        found = only(services.mlflow(tracking.Context(tracking_uri=f"http://me:{CANARY}@mlflow?{CANARY}", pipeline_run="")))
         assert found.status == status
         assert words in found.next_step
         assert found.found.startswith("http://mlflow: a run and an artifact written")
@@ -283,7 +284,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
 class TestS3:
     def test_nothing_stays(self, bucket: Any) -> None:
         for uri in ("s3://bucket", "s3://bucket/a/b/"):
-            assert only(doctor.s3(uri)).status == OK
+            assert only(services.s3(uri)).status == OK
         assert "Contents" not in bucket.list_objects_v2(Bucket="bucket")
 
     @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ class TestS3:
     )
     def test_clocks(self, monkeypatch: pytest.MonkeyPatch, ahead: float, status: str, words: str) -> None:
         monkeypatch.setattr(storage, "probe", lambda uri: storage.Probe("http://s3", ahead, "", 0.1))
-        found = only(doctor.s3("s3://bucket/x"))
+        found = only(services.s3("s3://bucket/x"))
         assert found.status == status
         assert words in found.found
         assert ("clock" in found.next_step) == bool(words)
@@ -313,20 +314,20 @@ class TestS3:
 
     def test_no_right_to_delete(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage, "probe", lambda uri: storage.Probe("http://s3", None, "x/rco-doctor-1", 0.1))
-        found = only(doctor.s3("s3://bucket/x"))
+        found = only(services.s3("s3://bucket/x"))
         assert found.status == WARN
         assert "x/rco-doctor-1 could not be deleted" in found.found
 
 
 def test_only_what_is_named_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = tracking.Context(tracking_uri="", pipeline_run="")
-    assert doctor.services(nothing) == {}
+    assert services.services(nothing) == {}
     monkeypatch.setenv("RCO_RESUME", "s3://b/resume")
     everything = replace(nothing, tracking_uri="http://m", artifact_root="s3://b/artifacts")
-    names = list(doctor.services(everything, ["s3://b/resume", "s3://b/mine"]))
+    names = list(services.services(everything, ["s3://b/resume", "s3://b/mine"]))
     assert names == ["MLflow", "S3 s3://b/resume", "S3 s3://b/mine", "S3 s3://b/artifacts"]
     monkeypatch.setenv("RCO_RESUME", "/mnt/resume")
-    assert list(doctor.services(replace(nothing, artifact_root="file:///x"))) == ["resume"]
+    assert list(services.services(replace(nothing, artifact_root="file:///x"))) == ["resume"]
 
 
 @pytest.mark.parametrize(

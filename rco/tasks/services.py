@@ -1,0 +1,203 @@
+"""Checks of the services that a run is told to use: MLflow, S3, the place of resume points; and how checks are run.
+
+A check looks at one thing, leaves nothing behind, and says what it found and what to do next. Checks run side by side, each
+with a time limit. What they say is in our own words: an error's own text may quote an address with a password in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from rco.core import storage
+from rco.core.errors import InputError
+from rco.tracking import runs as tracking
+
+OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
+#: Seconds for a check, by far more than services are given to answer: importing their clients counts, on a busy machine too.
+LIMIT = 120.0
+_SKEW_TOLD, _DISK = 60.0, 2 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        name: of what was looked at.
+        status: ok, warn (works, but may not do what is meant), fail, or skipped (nothing to look at).
+        found: the facts.
+        next_step: what to do about it; empty: nothing.
+    """
+
+    name: str
+    status: str
+    found: str
+    next_step: str = ""
+
+
+Check = Callable[[], list[Finding]]
+
+
+def run(checks: Mapping[str, Check], limit: float = LIMIT) -> list[Finding]:
+    """The findings of all checks, in their order. Never raises, whatever a check does.
+
+    Args:
+        checks: by a name, and what each looks at if there are several of that name: "S3 s3://bucket".
+        limit: seconds that each may take. A thread that is late is left behind, and ends with the process.
+    """
+    found: dict[str, list[Finding]] = {}
+
+    def work(name: str, check: Check) -> None:
+        try:
+            found[name] = check()
+        except InputError as error:
+            found[name] = [failed(name, f"{error.value} {error.problem}", error.remedy)]
+        except Exception as error:
+            found[name] = [failed(name, f"could not be checked ({type(error).__name__})", "Look at it by other means")]
+
+    threads = [threading.Thread(target=work, args=item, daemon=True) for item in checks.items()]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + limit
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [finding for name in checks for finding in found.get(name) or [_late(name, limit)]]
+
+
+def failed(name: str, found: str, next_step: str) -> Finding:
+    """A finding of something that is wrong; what stands after a space in `name` is left out."""
+    return Finding(name=name.partition(" ")[0], status=FAIL, found=found, next_step=next_step)
+
+
+def _late(name: str, limit: float) -> Finding:
+    _, _, what = name.partition(" ")
+    return failed(
+        name,
+        f"{what} gives no result within {limit:g} s".strip(),
+        "Check addresses, network and firewall; a slow machine may need a longer --limit",
+    )
+
+
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether nothing is wrong; warnings are not."""
+    return all(finding.status != FAIL for finding in findings)
+
+
+def services(
+    context: tracking.Context, addresses: Iterable[str] = (), open_run: Callable[[], str] | None = None
+) -> dict[str, Check]:
+    """The checks of MLflow, S3 and the place of resume points, as far as the environment or the arguments name them.
+
+    Args:
+        context: whose MLflow; without an address it is not checked.
+        addresses: s3:// addresses to check beside those of RCO_RESUME and RCO_ARTIFACT_ROOT.
+        open_run: as for `rco.tracking.runs.probe`.
+    """
+    checks: dict[str, Check] = {}
+    if context.tracking_uri:
+        checks["MLflow"] = partial(mlflow, context, open_run)
+    resume = os.environ.get("RCO_RESUME", "")
+    for uri in dict.fromkeys(uri for uri in (*addresses, resume, context.artifact_root) if storage.is_remote(uri)):
+        checks[f"S3 {uri}"] = partial(s3, uri)
+    if resume and not storage.is_remote(resume):
+        checks["resume"] = partial(
+            writable, "resume", storage.local_path(resume), "Check RCO_RESUME, and that its volume is mounted"
+        )
+    return checks
+
+
+def require(checks: Mapping[str, Check], limit: float = 3 * LIMIT) -> list[Finding]:
+    """Run checks; what is wrong is bad input.
+
+    Raises:
+        InputError: with all that is wrong.
+    """
+    findings = run(checks, limit)
+    wrong = [finding for finding in findings if finding.status == FAIL]
+    if wrong:
+        raise InputError(
+            "check_services",
+            True,
+            "; ".join(f"{finding.name}: {finding.found}" for finding in wrong),
+            "; ".join(dict.fromkeys(finding.next_step for finding in wrong if finding.next_step))
+            + ". With check_services = false the run starts all the same",
+        )
+    return findings
+
+
+def writable(name: str, folder: Path, remedy: str) -> list[Finding]:
+    """Whether a directory can be written, and how much room it has. One that is not there yet is not made.
+
+    Args:
+        name: of the finding.
+        remedy: what to do if it cannot, or is full.
+    """
+    folder = folder.absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with NamedTemporaryFile(dir=place) as file:
+            file.write(b"rco")
+            file.flush()
+    except OSError as error:
+        return [Finding(name=name, status=FAIL, found=f"{folder} cannot be written ({error.strerror})", next_step=remedy)]
+    free = shutil.disk_usage(place).free
+    little = free < _DISK
+    found = f"{folder} can be written; {gib(free)} free"
+    return [Finding(name=name, status=WARN if little else OK, found=found, next_step=f"Make room. {remedy}" if little else "")]
+
+
+def mlflow(context: tracking.Context, open_run: Callable[[], str] | None = None) -> list[Finding]:
+    """Whether MLflow takes a run and an artifact, gives them back, and is of a version that knows logged models."""
+    found = tracking.probe(context, open_run)
+    uri = tracking.without_credentials(context.tracking_uri)
+    told = f"{uri}: a run and an artifact written, read and deleted in {found.seconds:.1f} s"
+    status, step = OK, ""
+    if found.server:
+        told += f"; server {found.server}, client {found.client}"
+        if number(found.server) < (3, 0):
+            status, step = FAIL, "Update the server: MLflow 3 is the first that knows logged models, which anchors are"
+        elif number(found.server) < number(found.client):
+            status, step = WARN, "Update the server: it is older than the client"
+        elif not re.match(r"(?!file:)[a-z][\w+.-]*:", found.artifacts):
+            status = WARN
+            told += f"; artifacts go to {found.artifacts} on the disk of whoever writes them"
+            step = "Unless the server is this machine, start it with --serve-artifacts, or nobody else will find them"
+    if found.left:
+        status = FAIL if status == FAIL else WARN
+        told += f"; {found.left} could not be deleted"
+        step = step or "Remove it, or allow this login to delete"
+    return [Finding(name="MLflow", status=status, found=told, next_step=step)]
+
+
+def s3(uri: str) -> list[Finding]:
+    """Whether an object can be written, read and deleted below an S3 address, and whether the clocks agree."""
+    found = storage.probe(uri)
+    told = f"{uri} at {found.endpoint}: an object written, read and deleted in {found.seconds:.1f} s"
+    status, step = OK, ""
+    if found.ahead is not None and abs(found.ahead) >= _SKEW_TOLD:
+        told += f"; this machine's clock is {storage.said_skew(found.ahead)} the store's"
+        step = "Set the clock (chrony, systemd-timesyncd): signatures are dated, and refused if it drifts further"
+        status = WARN if abs(found.ahead) > storage.SKEW_REFUSED else OK
+    if found.left:
+        status, told = WARN, f"{told}; {found.left} could not be deleted"
+        step = step or "Remove it, and allow this key to delete there: resume points that are done with are deleted"
+    return [Finding(name="S3", status=status, found=told, next_step=step)]
+
+
+def number(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, to compare."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def gib(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
