@@ -221,7 +221,7 @@ def test_writers_and_readers_of_one_key(proxy: faults.Proxy, bucket: str, tmp_pa
 
 MEASURE = """
 import pathlib, sys
-from rco import storage
+from rco.core import storage
 def peak():  # in KiB; what getrusage says is never less than it was in the process that started this one
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 storage.exists(sys.argv[2])

@@ -632,7 +632,7 @@ def test_unknown_part(tmp_path: Path, animals: Path) -> None:
 
 def test_preparing_needs_no_torch(tmp_path: Path, animals: Path) -> None:
     code = f"""
-import sys; from pathlib import Path; from rco.config import DataConfig; from rco.data import Dataset
+import sys; from pathlib import Path; from rco.data.config import DataConfig; from rco.data.dataset import Dataset
 from rco.data.prepare import prepare; from rco.data.sources import check_source, source_digest
 config = DataConfig(dataset={str(animals)!r}); check_source(config)
 prepare(config, Path({str(tmp_path / "out")!r}), source_digest(config))

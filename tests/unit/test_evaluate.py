@@ -17,7 +17,7 @@ from torch import nn
 
 from rco.core.errors import InputError
 from rco.evaluation import evaluate as ev
-from rco.models.predict import predict
+from rco.models.predict import accuracy, predict, top_k_accuracy
 from rco.strategies.hardness import kl
 
 quick = settings(max_examples=50, deadline=None)
@@ -103,7 +103,7 @@ def logit_pair(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("classes", "scale"), [(2, 1.0), (7, 2.0), (30, 5.0)])
 def test_measures_agree_with_their_formulas(classes: int, scale: float, seed: int) -> None:
     logits, labels = sample(classes=classes, scale=scale, seed=seed)
-    assert predict.accuracy(logits, labels) == pytest.approx(
+    assert accuracy(logits, labels) == pytest.approx(
         sum(argmax(r) == y for r, y in zip(logits, labels, strict=True)) / len(labels)
     )
     assert ev.cross_entropy(logits, labels) == pytest.approx(slow_cross_entropy(logits, labels), rel=1e-12)
@@ -118,17 +118,17 @@ def test_measures_agree_with_their_formulas(classes: int, scale: float, seed: in
 @given(scored())
 def test_top_k_agrees_with_sorting_ties_included(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = case
-    values = [predict.top_k_accuracy(logits, labels, k) for k in range(1, logits.shape[1] + 1)]
+    values = [top_k_accuracy(logits, labels, k) for k in range(1, logits.shape[1] + 1)]
     assert values == [slow_top_k(logits, labels, k) for k in range(1, logits.shape[1] + 1)]
     assert values == sorted(values)
     assert values[-1] == 1.0
-    assert values[0] == predict.accuracy(logits, labels) == (logits.argmax(axis=1) == labels).mean()
+    assert values[0] == accuracy(logits, labels) == (logits.argmax(axis=1) == labels).mean()
 
 
 def test_one_logit_for_all_classes_is_one_guess() -> None:
     labels = np.arange(10)
-    assert predict.accuracy(np.zeros((10, 10)), labels) == pytest.approx(0.1)
-    assert predict.top_k_accuracy(np.zeros((10, 10)), labels, 5) == pytest.approx(0.5)
+    assert accuracy(np.zeros((10, 10)), labels) == pytest.approx(0.1)
+    assert top_k_accuracy(np.zeros((10, 10)), labels, 5) == pytest.approx(0.5)
 
 
 @quick
@@ -177,7 +177,7 @@ def test_ece_is_a_fraction_and_its_bins_hold_every_sample(case: tuple[np.ndarray
     held = table.samples > 0
     assert np.isnan(table.accuracy[~held]).all()
     assert np.isnan(table.confidence[~held]).all()
-    assert np.sum(table.accuracy[held] * table.samples[held]) / len(labels) == pytest.approx(predict.accuracy(logits, labels))
+    assert np.sum(table.accuracy[held] * table.samples[held]) / len(labels) == pytest.approx(accuracy(logits, labels))
     upper = np.arange(1, bins + 1) / bins
     assert (table.confidence[held] <= upper[held] + 1e-12).all()
     assert (table.confidence[held] > upper[held] - 1 / bins - 1e-12).all()
@@ -213,11 +213,11 @@ def test_confusion_counts_every_sample_once(case: tuple[np.ndarray, np.ndarray])
         expected[y, argmax(row)] += 1
     assert (counts == expected).all()
     assert counts.sum() == len(labels)
-    assert counts.trace() / len(labels) == pytest.approx(predict.accuracy(logits, labels))
+    assert counts.trace() / len(labels) == pytest.approx(accuracy(logits, labels))
     recalls = ev.per_class_accuracy(logits, labels, classes)
     for k in range(classes):
         own = labels == k
-        assert recalls[k] == pytest.approx(predict.accuracy(logits[own], labels[own]) if own.any() else math.nan, nan_ok=True)
+        assert recalls[k] == pytest.approx(accuracy(logits[own], labels[own]) if own.any() else math.nan, nan_ok=True)
 
 
 def test_confusion_rows_are_true_classes() -> None:
@@ -245,7 +245,7 @@ BAD: list[tuple[np.ndarray, np.ndarray, str]] = [
 ]
 
 
-@pytest.mark.parametrize("measure", [predict.accuracy, ev.cross_entropy, ev.calibration_error, ev.reliability])
+@pytest.mark.parametrize("measure", [accuracy, ev.cross_entropy, ev.calibration_error, ev.reliability])
 @pytest.mark.parametrize(("logits", "labels", "parameter"), BAD)
 def test_measures_refuse_what_has_no_answer(
     measure: Callable[[np.ndarray, np.ndarray], object], logits: np.ndarray, labels: np.ndarray, parameter: str
@@ -258,7 +258,7 @@ def test_measures_refuse_what_has_no_answer(
 def test_arguments_out_of_range_are_refused() -> None:
     for k in (0, 5):
         with pytest.raises(InputError, match="number of classes"):
-            predict.top_k_accuracy(*GOOD, k)
+            top_k_accuracy(*GOOD, k)
     with pytest.raises(InputError, match="classes"):
         ev.confusion(*GOOD, 5)
     with pytest.raises(InputError, match="bins"):
@@ -511,8 +511,8 @@ def test_evaluate_reports_every_measure_as_json() -> None:
     logits, labels = predict(model, data, batch_size=10)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["n"] == 37
-    assert result["accuracy"] == predict.accuracy(logits, labels)
-    assert result["top5"] == predict.top_k_accuracy(logits, labels, 5)
+    assert result["accuracy"] == accuracy(logits, labels)
+    assert result["top5"] == top_k_accuracy(logits, labels, 5)
     assert result["cross_entropy"] == ev.cross_entropy(logits, labels)
     assert result["ece"] == ev.calibration_error(logits, labels)
     assert np.sum(result["confusion"]) == 37
