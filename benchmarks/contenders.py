@@ -113,7 +113,7 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
 
 def arrays(setup: Setup) -> tuple[np.ndarray, np.ndarray]:
     """The images (N, H, W, C) uint8 and labels of the prepared training part."""
-    from rco.core.checkpoint import load_arrays
+    from rco.core.tensors import load_arrays
 
     found, _ = load_arrays(Path(setup.folder) / "prepared" / "train.safetensors")
     return np.ascontiguousarray(found["images"].transpose(0, 2, 3, 1)), found["labels"]

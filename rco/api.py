@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from rco.config.parameters import RunConfig
-from rco.core.checkpoint import state_digest
+from rco.core.tensors import state_digest
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare

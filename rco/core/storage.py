@@ -44,9 +44,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from rco.core import checkpoint
-from rco.core.checkpoint import atomically
 from rco.core.errors import InputError, choice
+from rco.core.files import atomically, sha256_of
 from rco.core.settings import has_credentials
 
 T = TypeVar("T")
@@ -258,7 +257,7 @@ def content_digest(folder: Path, names: Sequence[str]) -> str:
         return _digest((name, f"{stat.st_size} {stat.st_mtime_ns}") for name, stat in zip(names, stats, strict=True))
 
     def hashes(start: int) -> list[str]:
-        return [checkpoint.sha256(folder / name) for name in names[start : start + 256]]
+        return [sha256_of(folder / name) for name in names[start : start + 256]]
 
     with ThreadPoolExecutor(_READERS) as pool:
         contents = [content for part in pool.map(hashes, range(0, len(names), 256)) for content in part]
@@ -337,7 +336,7 @@ def upload(path: Path, uri: str) -> None:
 
         def one(entry: Entry) -> None:
             source = sources[entry.name]
-            arguments = {**extra, "Metadata": {**extra.get("Metadata", {}), _SHA256: checkpoint.sha256(source)}}
+            arguments = {**extra, "Metadata": {**extra.get("Metadata", {}), _SHA256: sha256_of(source)}}
 
             def attempt() -> None:
                 with progress.watch() as watch:
@@ -357,7 +356,7 @@ def _download(client: Any, transfers: Any, bucket: str, entry: Entry, path: Path
         if path.stat().st_size != about["ContentLength"]:
             raise _DamagedError(f"it is {path.stat().st_size} bytes long, the store says {about['ContentLength']}")
         expected = _recorded_sha256(about)
-        if expected and (actual := checkpoint.sha256(path)) != expected:
+        if expected and (actual := sha256_of(path)) != expected:
             raise _DamagedError(f"its sha256 is {actual[:12]}..., recorded was {expected[:12]}...")
 
 

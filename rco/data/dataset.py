@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.core.checkpoint import read_as, read_tensors
+from rco.core.documents import read_as
 from rco.core.errors import InputError, choice
 from rco.core.settings import jsonable
+from rco.core.tensors import read_tensors
 from rco.data.config import AUGMENTATIONS, LARGEST_IMAGE
 from rco.data.images import FileImages, Pixels, Rows, Shape
 

@@ -15,8 +15,10 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from rco.core.checkpoint import save_arrays, sha256, write_json
+from rco.core.documents import write_json
 from rco.core.errors import InputError
+from rco.core.files import sha256_of
+from rco.core.tensors import save_arrays
 from rco.data.config import DataConfig
 from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file
 from rco.data.images import FileImages, Images, Pixels, Rows
@@ -163,5 +165,5 @@ def _digest(manifest: Manifest, folder: Path) -> str:
     """Of what is in the data set, not of where it came from; files are known by their source's digest only."""
     known = manifest.source_digest if manifest.storage == "files" else ""
     document = replace(manifest, source="", root="", source_digest=known).written
-    document["parts"] = {part: sha256(part_file(folder, manifest, part)) for part in manifest.sizes}
+    document["parts"] = {part: sha256_of(part_file(folder, manifest, part)) for part in manifest.sizes}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.core import checkpoint
+from rco.core.documents import read_as, read_json, write_json
 from rco.core.errors import InputError
+from rco.core.files import atomically, verify
 from rco.core.settings import from_dict, is_number, jsonable
+from rco.core.tensors import load_arrays, save_arrays
 from rco.models.spec import NetworkSpec
 
 MANIFEST, PROBE, ANCHOR = "manifest.json", "probe.safetensors", "anchor.json"
@@ -77,13 +79,13 @@ class Anchor(Checkpoint):
         Raises:
             InputError: there is none, or it is not one.
         """
-        return checkpoint.read_as(cls, folder / ANCHOR, "Run the anchor's selection again")
+        return read_as(cls, folder / ANCHOR, "Run the anchor's selection again")
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights. What is not known is left out."""
         words = {name: value for name, value in jsonable(self).items() if value not in (None, [])}
         known = {"lr": self.lr, "train_loss": self.train_loss}  # of a checkpoint they are there, and null if nobody knows
-        checkpoint.write_json(folder / ANCHOR, {**words, **known})
+        write_json(folder / ANCHOR, {**words, **known})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ class Route:
             raise ValueError(
                 f"probe logits {probe_logits.shape} for {len(checkpoints)} checkpoints and {len(probe_labels)} samples"
             )
-        digest = checkpoint.save_arrays(folder / PROBE, {"labels": probe_labels, "logits": probe_logits.astype(np.float32)})
+        digest = save_arrays(folder / PROBE, {"labels": probe_labels, "logits": probe_logits.astype(np.float32)})
         manifest = {
             "format": FORMAT,
             "network": network.written,
@@ -158,7 +160,7 @@ class Route:
             "history": list(history),
             "probe_sha256": digest,
         }
-        checkpoint.write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, manifest)
         return cls.open(folder)
 
     @classmethod
@@ -173,7 +175,7 @@ class Route:
             raise InputError(
                 "route", str(folder), f"has no {MANIFEST}", "Name the folder that a teacher's training or import-route wrote"
             )
-        manifest = checkpoint.read_json(path)
+        manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             has = manifest.get("format") if isinstance(manifest, dict) else None
             raise InputError("route", str(folder), f"has format {has!r}", f"This version reads format {FORMAT}")
@@ -208,15 +210,15 @@ class Route:
         Raises:
             InputError: naming the file that is missing or damaged.
         """
-        checkpoint.verify(self.folder / PROBE, self.probe_sha256)
+        verify(self.folder / PROBE, self.probe_sha256)
         for c in self.checkpoints:
-            checkpoint.verify(self.folder / c.file, c.sha256)
+            verify(self.folder / c.file, c.sha256)
 
     def probe(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Labels (N,) and logits (M, N, K) on the probe samples, verified."""
         path = self.folder / PROBE
-        checkpoint.verify(path, self.probe_sha256)
-        arrays, _ = checkpoint.load_arrays(path)
+        verify(path, self.probe_sha256)
+        arrays, _ = load_arrays(path)
         labels, logits = arrays.get("labels"), arrays.get("logits")
         if (
             labels is None
@@ -233,7 +235,7 @@ class Route:
         """Copy manifest and probe file, without the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in (PROBE, MANIFEST):
-            checkpoint.atomically(folder / name, partial(shutil.copyfile, self.folder / name))
+            atomically(folder / name, partial(shutil.copyfile, self.folder / name))
 
 
 def checkpoint_file(epoch: int) -> str:

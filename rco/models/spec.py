@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.core.settings import from_dict
+from rco.core.tensors import load_state, load_weights, save_model
 from rco.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class NetworkSpec:
 
 def save_network(path: Path, model: nn.Module, spec: NetworkSpec, **metadata: Any) -> str:
     """Write weights with their description; returns the file's sha256."""
-    return checkpoint.save_model(path, model, {"network": spec.written, **metadata})
+    return save_model(path, model, {"network": spec.written, **metadata})
 
 
 def load_network(path: Path, *, expected_sha256: str | None = None, spec: NetworkSpec | None = None) -> nn.Module:
@@ -89,7 +89,7 @@ def load_network(path: Path, *, expected_sha256: str | None = None, spec: Networ
     Raises:
         InputError: damaged file, a user factory without `spec`, or weights that do not fit.
     """
-    state, metadata = checkpoint.load_state(path, expected_sha256)
+    state, metadata = load_state(path, expected_sha256)
     if spec is None:
         spec = described(metadata, path)
         if spec.is_user_factory:
@@ -104,7 +104,7 @@ def load_network(path: Path, *, expected_sha256: str | None = None, spec: Networ
             model = spec.build()
     else:
         model = spec.build()
-    checkpoint.load_weights(model, state, path)
+    load_weights(model, state, path)
     return model.eval()
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rco.config.branches import BASELINES, DESCRIBED, ComparisonFiling
-from rco.core import checkpoint
+from rco.core.documents import read_as, read_json, write_json
 from rco.core.errors import InputError
+from rco.core.files import atomically
 from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
 from rco.reporting.report import Table, as_markdown, as_page
@@ -58,11 +59,11 @@ class Student:
             InputError: one is missing, or is something else.
         """
         path = folder / "evaluation.json"
-        checkpoint.read_as(_Evaluation, path, "Run the evaluation of its branch again", partial=True)
+        read_as(_Evaluation, path, "Run the evaluation of its branch again", partial=True)
         record = Record.read(folder)
         if not record.stages:
             raise InputError("record", str(folder), "is of a student that has not learnt", "Run its branch again")
-        return cls(record, checkpoint.read_json(path))
+        return cls(record, read_json(path))
 
     @property
     def branch(self) -> str:
@@ -127,7 +128,7 @@ def write(
     from rco.reporting import plots
 
     summary = summarise(filing, index, students, context, parent_run_id)
-    checkpoint.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     for name, rows in (("summary", summary["branches"]), ("results", summary["students"])):
         _write_text(folder / f"{name}.csv", as_csv(rows))
     curves = {
@@ -152,7 +153,7 @@ def write(
 
 
 def _write_text(path: Path, text: str) -> None:
-    checkpoint.atomically(path, lambda temporary: temporary.write_text(text))
+    atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def summarise(

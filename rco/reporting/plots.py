@@ -21,8 +21,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from rco.core.checkpoint import atomically
 from rco.core.errors import InputError
+from rco.core.files import atomically
 from rco.evaluation.evaluate import Reliability, expected_gap
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.core import checkpoint
+from rco.core.documents import write_json
+from rco.core.files import atomically
 from rco.evaluation import openset
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
@@ -60,7 +61,7 @@ def write(
     from rco.reporting import plots
 
     summary = summarise(parameters, index, student, evaluation, registered, context, parent_run_id)
-    checkpoint.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     figures = {
         "route": _route_picture(index, summary["stages"]),
         "student": plots.student_figure(
@@ -76,9 +77,9 @@ def write(
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
     title, sections = headline(summary), tables(summary)
-    checkpoint.atomically(folder / "report.md", lambda temporary: temporary.write_text(as_markdown(title, sections)))
+    atomically(folder / "report.md", lambda temporary: temporary.write_text(as_markdown(title, sections)))
     page = as_page(title, sections, {name: plots.data_uri(figure) for name, figure in figures.items()})
-    checkpoint.atomically(folder / "report.html", lambda temporary: temporary.write_text(page))
+    atomically(folder / "report.html", lambda temporary: temporary.write_text(page))
     return summary
 
 

@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rco.config.branches import Comparison, ComparisonFiling, assign, said
-from rco.core import checkpoint
+from rco.core.documents import write_json
+from rco.core.files import atomically, sha256_of, verify
 from rco.core.settings import jsonable
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
@@ -161,8 +162,8 @@ def select_anchors(
     weights.write_index(anchors)
     for i in needed:
         point = weights.checkpoints[i]
-        checkpoint.verify(weights.folder / point.file, point.sha256)
-        checkpoint.atomically(anchors / point.file, partial(shutil.copyfile, weights.folder / point.file))
+        verify(weights.folder / point.file, point.sha256)
+        atomically(anchors / point.file, partial(shutil.copyfile, weights.folder / point.file))
     return selection
 
 
@@ -312,10 +313,10 @@ def evaluate_students(
             "teacher": teacher,
             "congruence_kl": kl(teacher_logits, logits, s.tau),
             "tau": s.tau,
-            "student_sha256": checkpoint.sha256(student / tasks.STUDENT),
+            "student_sha256": sha256_of(student / tasks.STUDENT),
             "teacher_sha256": converged.sha256,
         }
-        checkpoint.write_json(out / tasks.EVALUATION, document)
+        write_json(out / tasks.EVALUATION, document)
         Record.read(student).write(out)
         log.info("%s: test accuracy %.2f %%", _key(s.branch, seed), 100 * figures["accuracy"])
     return {"test_accuracy_mean": sum(accuracies) / len(accuracies), "teacher_test_accuracy": teacher["accuracy"]}

@@ -23,9 +23,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint
+from rco.core.documents import read_as, read_json, write_json
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
+from rco.core.files import atomically, sha256_of, verify
 from rco.core.settings import from_dict, jsonable
+from rco.core.tensors import load_arrays, load_metadata, load_state, load_weights, save_arrays, save_model
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
 from rco.models.route import Anchor, Route
@@ -286,7 +288,7 @@ def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -
 
 def _save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray) -> str:
     digest = save_network(folder / STUDENT, model, spec)
-    checkpoint.save_arrays(folder / PROBE, {"logits": logits}, {"student_sha256": digest})
+    save_arrays(folder / PROBE, {"logits": logits}, {"student_sha256": digest})
     return digest
 
 
@@ -296,7 +298,7 @@ def read_logits(path: Path, shape: tuple[int, ...], *names: str) -> list[np.ndar
     Raises:
         InputError: they are missing, or of another shape, or no numbers.
     """
-    arrays, _ = checkpoint.load_arrays(path, *names)
+    arrays, _ = load_arrays(path, *names)
     for name in names:
         if arrays[name].shape != tuple(shape) or arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             problem = f"has no finite {name} of shape {tuple(shape)}"
@@ -310,7 +312,7 @@ def load_student(folder: Path, spec: NetworkSpec) -> Any:
     Raises:
         InputError: as `rco.models.spec.load_network`; or the file is not what was written.
     """
-    expected = checkpoint.load_metadata(folder / PROBE).get("student_sha256")
+    expected = load_metadata(folder / PROBE).get("student_sha256")
     if not isinstance(expected, str):
         raise InputError(
             "student", str(folder / PROBE), "does not say which student it is of", "Run the task that made it again"
@@ -355,7 +357,7 @@ def select_anchor(
     weights = Route.open(route)
     ratio = relative(hardness, chosen[-1]) if chosen else None
     write_anchor(anchor, weights, now[-1], route_logits, hardness, ratio)
-    checkpoint.write_json(anchors / "anchors.json", [index.epochs[i] for i in now])
+    write_json(anchors / "anchors.json", [index.epochs[i] for i in now])
     if last_stage:
         for i in now:
             write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
@@ -390,9 +392,9 @@ def write_anchor(
     """One checkpoint as an artifact: weights, what is known of it, and the probe logits that its stage compares with."""
     point = route.checkpoints[i]
     source = route.folder / point.file
-    checkpoint.verify(source, point.sha256)
-    checkpoint.atomically(folder / ANCHOR, lambda temporary: shutil.copyfile(source, temporary))
-    checkpoint.save_arrays(folder / TARGETS, {"anchor": logits[i], "teacher": logits[-1]})
+    verify(source, point.sha256)
+    atomically(folder / ANCHOR, lambda temporary: shutil.copyfile(source, temporary))
+    save_arrays(folder / TARGETS, {"anchor": logits[i], "teacher": logits[-1]})
     Anchor(
         **asdict(point),
         model=route.network.model,
@@ -456,7 +458,7 @@ def distill_stage(
     loss = distill.make_objective(s.objective, model, teacher_model, data, s.train)
     learns = any(True for _ in loss.parameters())
     if learns and stage > 1:
-        checkpoint.load_weights(loss, checkpoint.load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
+        load_weights(loss, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
     who = "" if key == "student" else f"{key}, "
     say = EpochLines(f"{who}stage {stage}, anchor epoch {about.epoch}", first + epochs - 1)
     train, size = data.split("train"), s.train.batch_size
@@ -474,9 +476,9 @@ def distill_stage(
         "selection": selection,
         "data": data.manifest.digest,
         "anchor": about.sha256,
-        "targets": checkpoint.sha256(anchor / TARGETS),
-        "student": checkpoint.sha256(student / STUDENT),
-        "objective": checkpoint.sha256(student / OBJECTIVE) if learns and stage > 1 else "",
+        "targets": sha256_of(anchor / TARGETS),
+        "student": sha256_of(student / STUDENT),
+        "objective": sha256_of(student / OBJECTIVE) if learns and stage > 1 else "",
         "record": {"key": key, "params": params or {}, "tags": tags or {}},
     }
     with resume.resumable(
@@ -529,7 +531,7 @@ def distill_stage(
         record.stages = [*(told for told in record.stages if told["stage"] != stage), this]
         _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
         if learns:
-            checkpoint.save_model(distilled / OBJECTIVE, loss)
+            save_model(distilled / OBJECTIVE, loss)
         record.write(distilled)
     return {"stage": stage, "anchor_epoch": about.epoch, **results}
 
@@ -581,7 +583,7 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     result["tau"] = s.tau
     result["class_names"] = list(manifest.class_names)
     result["device"] = s.compute.device
-    checkpoint.write_json(evaluation / EVALUATION, result)
+    write_json(evaluation / EVALUATION, result)
     _write_example(evaluation, data, models["student"].cpu())
     return {
         f"{name}_{figure}": result[name][figure]
@@ -627,8 +629,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         InputError: it is something else.
     """
     path = folder / EVALUATION
-    checkpoint.read_as(_Evaluation, path, "Run evaluate again", partial=True)
-    document: dict[str, Any] = checkpoint.read_json(path)
+    read_as(_Evaluation, path, "Run evaluate again", partial=True)
+    document: dict[str, Any] = read_json(path)
     return document
 
 
@@ -664,7 +666,7 @@ def _write_example(folder: Path, data: Dataset, student: Any) -> None:
         pixels = x * std + mean
         answer = student((pixels - mean) / std)
     arrays = {"pixels": pixels.numpy(), "logits": answer.numpy(), "mean": mean.numpy(), "std": std.numpy()}
-    checkpoint.save_arrays(folder / "example.safetensors", arrays)
+    save_arrays(folder / "example.safetensors", arrays)
 
 
 @task
@@ -681,7 +683,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
         log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
         return {}
     weights = student / STUDENT
-    digest = checkpoint.sha256(weights)
+    digest = sha256_of(weights)
     measured = read_evaluation(evaluation)
     with tracking.forgiving("The registration of the student"):
         version = tracking.registered_version(context, s.registered_model, digest)
@@ -711,8 +713,8 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
 
     from rco.models.build import Normalized
 
-    arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
-    _, metadata = checkpoint.load_state(weights)
+    arrays, _ = load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
+    _, metadata = load_state(weights)
     spec = described(metadata, weights)
     if spec.model != s.student.model:
         raise InputError("student", s.student.model, f"is not the {spec.model} that was trained", "Run evaluate again")
@@ -799,7 +801,7 @@ def report(
         def registration(place: Path) -> None:
             shutil.copytree(student, place / "student")
             shutil.copytree(evaluation, place / "evaluation")
-            checkpoint.write_json(place / "settings.json", settings)
+            write_json(place / "settings.json", settings)
 
         tell(context, letter, folder, registration if lacking else None)
     return summary
@@ -859,7 +861,7 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
         run_id = letter.send(context, report_files(report))
     registration = report / outbox.FOLDER / outbox.REGISTRATION
     if run_id and registration.is_dir():
-        settings = checkpoint.read_json(registration / "settings.json")
+        settings = read_json(registration / "settings.json")
         if not register_student(settings, student=registration / "student", evaluation=registration / "evaluation"):
             return ""
     if run_id:
@@ -907,7 +909,7 @@ def _arguments(function: Callable[..., Any], file: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or other arguments than the task has.
     """
-    values = checkpoint.read_json(file)
+    values = read_json(file)
     import inspect
 
     hints = inspect.get_annotations(function, eval_str=False)

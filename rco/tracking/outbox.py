@@ -21,8 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rco.core import checkpoint
+from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.files import atomically, verify
 from rco.core.settings import from_dict
 from rco.models.route import Anchor
 from rco.tracking.record import Record
@@ -101,14 +102,14 @@ def keep(report: Path, letter: Letter, context: Context, registration: Callable[
                 about = Anchor.read(source)
                 weights = outbox / "weights" / about.sha256
                 if not weights.exists():
-                    checkpoint.atomically(weights, partial(shutil.copyfile, source / _ANCHOR))
+                    atomically(weights, partial(shutil.copyfile, source / _ANCHOR))
             about.write(folder / f"epoch-{epoch:04d}")
         models.append({"metrics": delivery.metrics, "tags": delivery.tags, "anchors": list(delivery.anchors)})
     if registration is not None:
         (outbox / REGISTRATION).mkdir()
         registration(outbox / REGISTRATION)
     # Last: an outbox without its index is one whose writing was cut short, and nobody takes it for a letter.
-    checkpoint.write_json(
+    write_json(
         outbox / _INDEX,
         {
             "pipeline_run": context.pipeline_run,
@@ -135,7 +136,7 @@ def take(report: Path) -> tuple[Letter, str, str]:
     """
     outbox = report / FOLDER
     try:
-        told = from_dict(_Index, checkpoint.read_json(outbox / _INDEX))
+        told = from_dict(_Index, read_json(outbox / _INDEX))
         from_dict(_Parent, told.parent)
         if "\0" in told.pipeline_run:
             raise InputError("pipeline_run", told.pipeline_run, "is no name", "")
@@ -177,6 +178,6 @@ def _anchor(outbox: Path, number: int, epoch: int) -> Iterator[Path]:
     with TemporaryDirectory() as scratch:
         about.write(Path(scratch))
         weights = (outbox / "weights" / about.sha256).resolve()
-        checkpoint.verify(weights, about.sha256)
+        verify(weights, about.sha256)
         os.symlink(weights, Path(scratch, _ANCHOR))
         yield Path(scratch)

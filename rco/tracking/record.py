@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rco.core import checkpoint
+from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
 from rco.core.settings import from_dict
 
@@ -46,7 +46,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write the record into an artifact's folder."""
-        checkpoint.write_json(folder / FILE, self)
+        write_json(folder / FILE, self)
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -55,7 +55,7 @@ class Record:
         Raises:
             InputError: there is none, or it is not one.
         """
-        return cls.of(checkpoint.read_json(folder / FILE), str(folder / FILE))
+        return cls.of(read_json(folder / FILE), str(folder / FILE))
 
     @classmethod
     def of(cls, document: Any, source: str) -> Record:

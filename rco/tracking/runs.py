@@ -33,8 +33,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from rco.core import checkpoint
 from rco.core.errors import InputError, why_unreachable
+from rco.core.files import verify
 from rco.models.route import ANCHOR, Anchor
 from rco.tracking.record import Record
 
@@ -360,7 +360,7 @@ class ModelRun:
         sha256 = about.sha256
         if known := self._claims(sha256, "READY"):
             return known[0].model_id, False
-        checkpoint.verify(folder / _ANCHOR_FILE, sha256)
+        verify(folder / _ANCHOR_FILE, sha256)
         # A claim first, the upload later: of several pipelines that need an anchor at the same time, the others wait.
         claim = self.client.create_logged_model(
             self.experiment_id,

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rco.core import checkpoint
 from rco.core.errors import DivergenceError, InputError
+from rco.core.tensors import load_weights
 from rco.data.dataset import Split
 from rco.models.taps import Output, observe
 from rco.objectives.base import Objective
@@ -349,7 +349,7 @@ def _take_up(
         InputError: what was saved is of another training.
     """
     with of_this_training():
-        checkpoint.load_weights(learner, saved["learner"], "a resume point")
+        load_weights(learner, saved["learner"], "a resume point")
         _load_optimizer(optimizer, saved["optimizer"])
         progress = _Progress(**saved["progress"])
         progress.check(now.epoch, last)

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.tensors import load_arrays, save_arrays
 from rco.data.dataset import Split
 from rco.training.config import ComputeConfig
 from rco.training.device import autocast
@@ -77,7 +77,7 @@ class KeptLogits:
         self.computed += 1
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.save_arrays(path, {"logits": self._kept[view].cpu().numpy()})
+            save_arrays(path, {"logits": self._kept[view].cpu().numpy()})
 
     def logits(self, view: int, rows: NDArray[np.int64]) -> Tensor:
         """(B, K) float32 of a prepared view, for images by their number."""
@@ -99,7 +99,7 @@ class KeptLogits:
 
     def _read(self, path: Path) -> Tensor | None:
         try:
-            arrays, _ = checkpoint.load_arrays(path)
+            arrays, _ = load_arrays(path)
         except InputError:
             return None  # damaged: it is made again
         logits = arrays.get("logits")

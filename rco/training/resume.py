@@ -36,9 +36,12 @@ from pathlib import Path
 from typing import Any
 
 import rco
-from rco.core import checkpoint, storage
+from rco.core import storage
+from rco.core.documents import read_json, write_json
 from rco.core.errors import DivergenceError, InputError, printable
+from rco.core.files import atomically, settle, sha256_of, verify
 from rco.core.settings import from_dict, jsonable
+from rco.core.tensors import load_metadata, load_state, save_state, write_state
 
 log = logging.getLogger("rco")
 
@@ -149,8 +152,8 @@ class Points:
             return ""
         with tempfile.TemporaryDirectory() as scratch:
             if error.weights is not None:
-                checkpoint.save_state(Path(scratch) / _LAST_GOOD, error.weights, {"network": network, "of": error.weights_of})
-            checkpoint.write_json(Path(scratch) / _DIVERGED, {"where": error.where, "last_attempt": last_attempt})
+                save_state(Path(scratch) / _LAST_GOOD, error.weights, {"network": network, "of": error.weights_of})
+            write_json(Path(scratch) / _DIVERGED, {"where": error.where, "last_attempt": last_attempt})
             try:
                 storage.upload(Path(scratch), self.folder)
             except Exception as failure:  # it must not hide the divergence
@@ -165,7 +168,7 @@ class Points:
             return None
         try:
             with self._local(_DIVERGED) as path:
-                known = checkpoint.read_json(path)
+                known = read_json(path)
             return str(known["where"]) if known["last_attempt"] else None
         except (_DamagedError, InputError, KeyError, TypeError):
             return None  # then it is found out again
@@ -250,8 +253,8 @@ class Points:
 
     def _checked(self, path: Path, name: str) -> dict[str, Any]:
         try:
-            checkpoint.verify(path, name.removesuffix(".safetensors").rpartition("-")[2])
-            tensors, document = checkpoint.load_state(path)
+            verify(path, name.removesuffix(".safetensors").rpartition("-")[2])
+            tensors, document = load_state(path)
         except (InputError, FileNotFoundError) as error:  # another process may have replaced it by a later one
             raise _DamagedError(str(error)) from None
         except OSError as error:
@@ -283,8 +286,8 @@ class Points:
             raise _DamagedError(f"it speaks of {file!r}, which is no file of this training")
         try:
             with self._local(f"file-{digest}") as path:
-                checkpoint.verify(path, digest)
-                checkpoint.atomically(self.files / file, lambda temporary: shutil.copyfile(path, temporary))
+                verify(path, digest)
+                atomically(self.files / file, lambda temporary: shutil.copyfile(path, temporary))
         except (_DamagedError, InputError) as error:
             self._damaged.add(f"file-{digest}")  # it is written again, with the next point
             raise _DamagedError(str(error)) from None
@@ -309,13 +312,13 @@ class Points:
         os.close(handle)
         temporary = Path(scratch)
         try:
-            checkpoint.write_state(temporary, tensors, document)
-            digest = checkpoint.sha256(temporary)
+            write_state(temporary, tensors, document)
+            digest = sha256_of(temporary)
             name = f"point-{progress['epoch']:05d}-{progress['batches']:06d}-{digest}.safetensors"
             if remote:
                 storage.upload(temporary, _join(self.folder, name))
             else:
-                checkpoint.settle(temporary, folder / name)
+                settle(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
         for old in self._ordered()[_KEPT:]:
@@ -417,7 +420,7 @@ def _mention_others(folder: Path, key: str, identity: Mapping[str, Any]) -> None
     points = [(stat.st_mtime, path) for path, stat in _files_below(folder) if _POINT.fullmatch(path.name)]
     for written, path in sorted(points, reverse=True)[:1]:
         try:
-            other = checkpoint.load_metadata(path)["identity"]
+            other = load_metadata(path)["identity"]
         except (InputError, KeyError, OSError):
             return
         told = printable(difference(other, identity))

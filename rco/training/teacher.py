@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from rco.core import checkpoint
 from rco.core.errors import InputError
 from rco.core.settings import from_dict, jsonable
+from rco.core.tensors import load_state, load_weights
 from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
@@ -165,7 +165,7 @@ def import_route(
     checkpoints = []
     for epoch, path in files:
         model = spec.build()
-        checkpoint.load_weights(model, read_state(path), path)
+        load_weights(model, read_state(path), path)
         file = checkpoint_file(epoch)
         digest = save_network(folder / file, model, spec, epoch=epoch)
         checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
@@ -181,7 +181,7 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: not a state dict, or a file that would need unpickling.
     """
     if path.suffix == ".safetensors":
-        state: Any = checkpoint.load_state(path)[0]
+        state: Any = load_state(path)[0]
     else:
         if not path.is_file():
             raise InputError("checkpoint", str(path), "is missing", "Check the path")

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 
-from rco.core import checkpoint
+from rco.core.files import sha256_of
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
 from tests import faults
@@ -145,7 +145,7 @@ def _registered(step: Step, folder: Path, context: tracking.Context, result: Any
     """Raise unless the registry has this student once, and as it was made."""
     name = step.arguments["settings"]["registered_model"]
     versions = context.client().search_model_versions(f"name = '{name}'")
-    digest = checkpoint.sha256(Path(str(step.arguments["student"])) / "student.safetensors")
+    digest = sha256_of(Path(str(step.arguments["student"])) / "student.safetensors")
     if len(versions) != 1 or str(versions[0].version) != str(result["version"]) or not result["champion"]:
         raise BrokenPromiseError(f"the registry has {len(versions)} versions of it, and the task says {result}")
     if versions[0].tags.get("rco.sha256") != digest or not tracking.registered_version(context, name, digest):
@@ -312,7 +312,7 @@ def disk_full_under_a_run(place: Place, fault: Fault, step: Step, name: str, rng
         last = whole(mounted / "home")
         if last.code != 0:
             raise BrokenPromiseError(f"the next attempt fails: {last.text[-1500:]}")
-        if checkpoint.sha256(mounted / "home" / student) != checkpoint.sha256(place.root / "whole" / student):
+        if sha256_of(mounted / "home" / student) != sha256_of(place.root / "whole" / student):
             raise BrokenPromiseError("the student differs from that of a run without faults")
     fault.seconds_lost = first.seconds + last.seconds - usual.seconds
 

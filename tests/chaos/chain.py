@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint
+from rco.core.files import sha256_of
 from rco.core.settings import jsonable
 from rco.tasks.preflight import Settings, preflight
 
@@ -225,7 +225,7 @@ def content(step: Step, folder: Path) -> dict[str, Any]:
             if path.is_dir() or path.name.startswith(".") or "outbox" in path.parts:
                 continue
             if path.suffix == ".safetensors":
-                made[name] = checkpoint.sha256(path)
+                made[name] = sha256_of(path)
             elif path.suffix == ".json" and path.name != "summary.json":
                 made[name] = _still(json.loads(path.read_text()))
             elif path.name == "summary.json":

@@ -30,9 +30,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint, storage
+from rco.core import storage
+from rco.core.documents import read_json
 from rco.core.errors import InputError
+from rco.core.files import sha256_of
 from rco.core.settings import from_dict, jsonable
+from rco.core.tensors import load_arrays, load_metadata, require_fit, save_arrays
 from rco.data import published, sources
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Manifest
@@ -110,7 +113,7 @@ def _network_files(seeds: Path) -> st.SearchStrategy[bytes]:
 
 def _array_files(seeds: Path) -> st.SearchStrategy[bytes]:
     kinds = {str(np.dtype(kind)): np.ones((2, 3), kind) for kind in ("f4", "f2", "f8", "i8", "u1", "?")}
-    checkpoint.save_arrays(seeds / "a.safetensors", {**kinds, "empty": np.ones((0, 4), "f4"), "one": np.array(1.0)}, {"k": [1]})
+    save_arrays(seeds / "a.safetensors", {**kinds, "empty": np.ones((0, 4), "f4"), "one": np.array(1.0)}, {"k": [1]})
     return _safetensors((seeds / "a.safetensors").read_bytes())
 
 
@@ -166,7 +169,7 @@ def _torch_files(seeds: Path) -> st.SearchStrategy[bytes]:
 def _read_state(path: Path) -> object:
     from rco.training.teacher import read_state
 
-    return checkpoint.require_fit(SPEC.build(), read_state(path), path)
+    return require_fit(SPEC.build(), read_state(path), path)
 
 
 # --- documents ---
@@ -204,7 +207,7 @@ def _read_route(case: tuple[Path, bytes, bytes], folder: Path) -> None:
     (folder / "probe.safetensors").write_bytes(probe)
     if probe != (seeds / "probe.safetensors").read_bytes():  # a forger writes the matching hash
         document = json.loads((seeds / "manifest.json").read_text())
-        manifest = json.dumps({**document, "probe_sha256": checkpoint.sha256(folder / "probe.safetensors")}).encode()
+        manifest = json.dumps({**document, "probe_sha256": sha256_of(folder / "probe.safetensors")}).encode()
     (folder / "manifest.json").write_bytes(manifest)
     route = Route.open(folder)
     route.probe()
@@ -332,7 +335,7 @@ def _read_outbox(case: tuple[Path, bytes, bytes, bytes], folder: Path) -> None:
     box = folder / "outbox"
     (box / "models" / "0" / "epoch-0002").mkdir(parents=True)
     (box / "weights").mkdir()
-    os.link(seeds / "weights", box / "weights" / checkpoint.sha256(seeds / "weights"))
+    os.link(seeds / "weights", box / "weights" / sha256_of(seeds / "weights"))
     (box / "outbox.json").write_bytes(index)
     (box / "models" / "0" / "record.json").write_bytes(record)
     (box / "models" / "0" / "epoch-0002" / "anchor.json").write_bytes(anchor)
@@ -566,11 +569,11 @@ def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     folders = {"student": seeds / "distilled", "anchor": seeds / "anchor", "evaluation": seeds / "evaluation"}
     tasks.evaluate(_training_settings()["evaluate"], dataset=seeds / "data", **folders)
     vectors, labels = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
-    told = checkpoint.read_json(seeds / "evaluation" / tasks.EVALUATION)
+    told = read_json(seeds / "evaluation" / tasks.EVALUATION)
     unseen = {name: openset.measure(vectors, labels, trials=2) for name in ("student", "teacher")}
     with_open = jsonable({**told, "open_set": {"classes": ["x", "y", "z"], **unseen}})
     files = [f"anchor/{tasks.TARGETS}", f"distilled/{tasks.PROBE}", "evaluation/example.safetensors"]
-    about = {name: checkpoint.load_metadata(seeds / name) for name in files}
+    about = {name: load_metadata(seeds / name) for name in files}
     first = (f"evaluation/{tasks.EVALUATION}", (seeds / "evaluation" / tasks.EVALUATION).read_bytes())
     with TemporaryDirectory() as folder:
         _read_results((seeds, *first), Path(folder))  # it loads what it needs
@@ -728,7 +731,7 @@ def _read_settings(case: tuple[str, bytes], folder: Path) -> None:
     except InputError as error:
         with_suppressed.append(error)
     cls = typing.get_type_hints(Settings)[name]
-    settings = from_dict(cls, checkpoint.read_json(path))
+    settings = from_dict(cls, read_json(path))
     assert from_dict(cls, jsonable(settings)) == settings
 
 
@@ -1168,7 +1171,7 @@ READERS = {
     "record": Reader(lambda _: json_texts(_RECORD), _file("record.json", _read_record)),
     "anchor": Reader(lambda _: json_texts(_ANCHOR), _file("anchor.json", _read_anchor)),
     "checkpoint": Reader(_network_files, _file("a.safetensors", load_network)),
-    "arrays": Reader(_array_files, _file("a.safetensors", checkpoint.load_arrays)),
+    "arrays": Reader(_array_files, _file("a.safetensors", load_arrays)),
     "torch-file": Reader(_torch_files, _file("a.pt", _read_state)),
     "dataset": Reader(_dataset_cases, _read_dataset),
     "recipe": Reader(_recipe_cases, _file("mine.yaml", _read_recipe)),

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint
+from rco.core.documents import write_json
 from rco.core.settings import jsonable
+from rco.core.tensors import load_arrays
 from rco.data.dataset import Dataset
 from rco.models.build import Normalized
 from rco.models.spec import NetworkSpec, load_network
@@ -82,10 +83,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[S
         figures = {"accuracy": 0.1, "cross_entropy": 2.3, "ece": 0.0, "parameters": 1, "macs": 1, "latency_ms": 1.0}
         figures |= {"confusion": [[1, 0], [0, 1]]}
         about = {"congruence_kl": 0.0, "tau": 4.0, "class_names": ["a", "b"], "device": "cpu"}
-        checkpoint.write_json(evaluation / tasks.EVALUATION, {"student": figures, "teacher": figures, **about})
+        write_json(evaluation / tasks.EVALUATION, {"student": figures, "teacher": figures, **about})
         registered = tasks.register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
         assert (registered["version"], registered["champion"]) == ("1", True)
-        arrays, _ = checkpoint.load_arrays(evaluation / "example.safetensors")
+        arrays, _ = load_arrays(evaluation / "example.safetensors")
         eager = Normalized(network, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()
         with servers.served_model(f"models:/{NAME}@champion", tracking, folder) as address:
             yield Served(address, tracking, eager)

@@ -22,8 +22,8 @@ from pipelines.compile import compile_comparison
 from pipelines.local import RunFailedError, run
 from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
-from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.files import sha256_of
 from rco.tasks.comparison_preflight import SlotSettings
 
 SLOTS = (1, 1, 3)
@@ -226,7 +226,7 @@ class TestRealRun:
         # What the distilling tasks were given: one initial student a seed, whatever the branch.
         initial: dict[str, set[str]] = {"seed-0": set(), "seed-1": set()}
         for path in (first.home / "pipeline").glob("*/init-students*/students/*/student.safetensors"):
-            initial[path.parent.name].add(checkpoint.sha256(path))
+            initial[path.parent.name].add(sha256_of(path))
         assert [len(hashes) for hashes in initial.values()] == [1, 1]
         assert initial["seed-0"] != initial["seed-1"]
 
@@ -346,7 +346,7 @@ class TestRealRun:
         ran = run({**single, "strategy": "equal-interval", "seed": 1}, first.home, show=lines.append)
         assert "train-teacher: unchanged, taken from the cache" in lines
         theirs = next(s for s in first.summary["students"] if (s["branch"], s["seed"]) == ("equal-interval", 1))
-        ours = checkpoint.sha256(first.home / "last-run" / "student" / "student.safetensors")
+        ours = sha256_of(first.home / "last-run" / "student" / "student.safetensors")
         assert ours == theirs["student_sha256"], "the same settings make the same student, bit for bit"
         assert ran["student"]["accuracy"] == theirs["test_accuracy"]
 

@@ -19,7 +19,8 @@ import pytest
 
 from pipelines.local import RunFailedError, _interruptible, run
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint
+from rco.core.files import sha256_of
+from rco.core.tensors import load_arrays
 from rco.tracking import runs as tracking
 from rco.tracking.record import Record
 from tests.hostile import hostile_pickle, with_record
@@ -143,7 +144,7 @@ class TestFirstRun:
             assert model.tags["rco.sha256"] == stage["anchor_sha256"]
             assert any(m.key == "anchor_val_accuracy" and m.step == stage["anchor_epoch"] for m in model.metrics)
             folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
-            assert checkpoint.sha256(folder / "anchor.safetensors") == stage["anchor_sha256"]
+            assert sha256_of(folder / "anchor.safetensors") == stage["anchor_sha256"]
             module = rco.load(f"models:/{model.model_id}", tracking_uri=f"sqlite:///{first.home}/mlflow.db")
             assert not module.training
             assert all(p.shape for p in module.parameters())
@@ -164,7 +165,7 @@ class TestFirstRun:
         pixels = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
         eager = load_network(first.home / "last-run" / "student" / "student.safetensors")
         (example,) = (first.home / "pipeline").rglob("example.safetensors")
-        arrays, _ = checkpoint.load_arrays(example)
+        arrays, _ = load_arrays(example)
         with torch.inference_mode():
             expected = eager(torch.from_numpy((pixels - arrays["mean"]) / arrays["std"])).numpy()
         np.testing.assert_allclose(served.predict(pixels), expected, atol=1e-4)
@@ -314,7 +315,7 @@ def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path:
         parameters=RunConfig.from_flat(TINY).to_flat(),
         index=Route.open(next(p.parent for p in root.rglob("route_index/manifest.json"))),
         student=Record.read(student),
-        student_logits=checkpoint.load_arrays(student / "probe.safetensors")[0]["logits"],
+        student_logits=load_arrays(student / "probe.safetensors")[0]["logits"],
         evaluation=json.loads(evaluation.read_text()),
         registered={},
         context=tracking.Context(tracking_uri="https://me:hunter2@mlflow.example", pipeline_run="x"),
@@ -436,9 +437,9 @@ def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypat
     assert "going on from epoch 3, step " in said[1]
     assert "going on from epoch 4, step " in said[2]
     assert {"prepare-data", "train-teacher", "init-student"} <= last.cached
-    assert last.summary["stages"][0]["anchor_sha256"] == checkpoint.sha256(whole / "route" / "epoch-0006.safetensors")
+    assert last.summary["stages"][0]["anchor_sha256"] == sha256_of(whole / "route" / "epoch-0006.safetensors")
     student = "student/student.safetensors"
-    assert checkpoint.sha256(home / "last-run" / student) == checkpoint.sha256(whole / student)
+    assert sha256_of(home / "last-run" / student) == sha256_of(whole / student)
     _, children = runs_of(home, last.summary)
     for key, record in records.items():
         for metric in ("loss", "val_accuracy", "lr"):

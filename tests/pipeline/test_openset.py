@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.cli import read_recipe
 from pipelines.local import run
-from rco.core import checkpoint
+from rco.core.documents import read_json
 from rco.evaluation import openset
 
 TINY = {
@@ -64,7 +64,7 @@ def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary:
 
 def test_the_stages_mimicked_embeddings(home: Path, summary: dict[str, Any]) -> None:
     assert [s["anchor_epoch"] for s in summary["stages"]] == [2, 4]
-    records = [checkpoint.read_json(path) for path in (home / "pipeline").rglob("record.json")]
+    records = [read_json(path) for path in (home / "pipeline").rglob("record.json")]
     record = max((r for r in records if r["key"] == "student"), key=lambda r: len(r["rows"]))
     assert record["params"]["objective.objective"] == "embedding"
     assert len(record["rows"]) == 4
@@ -123,7 +123,7 @@ def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp
         evaluation=tmp_path / "evaluation",
     )
     folder = tmp_path / "evaluation" / "seed-0"
-    evaluation = checkpoint.read_json(folder / "evaluation.json")
+    evaluation = read_json(folder / "evaluation.json")
     figures = Student(record=Record.read(folder), evaluation=evaluation).figures()
     expected = {**openset.figures(summary["open_set"]["student"]), "test_accuracy": summary["student"]["accuracy"]}
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
@@ -133,5 +133,5 @@ def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp
 
 def found_last(home: Path, name: str) -> Path:
     """The record of the student that has walked the whole route."""
-    records = [path for path in (home / "pipeline").rglob(name) if checkpoint.read_json(path)["key"] == "student"]
-    return max(records, key=lambda path: len(checkpoint.read_json(path)["rows"]))
+    records = [path for path in (home / "pipeline").rglob(name) if read_json(path)["key"] == "student"]
+    return max(records, key=lambda path: len(read_json(path)["rows"]))

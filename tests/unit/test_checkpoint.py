@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from rco.core import checkpoint
+from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.files import atomically, sha256_of
+from rco.core.tensors import load_arrays, load_state, load_weights, save_arrays, save_model
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.training.teacher import read_state
 
@@ -21,7 +23,7 @@ def test_same_weights_same_hash_and_back(tmp_path: Path) -> None:
     model = SPEC.build(seed=1)
     first = save_network(tmp_path / "a.safetensors", model, SPEC, epoch=3)
     assert save_network(tmp_path / "b.safetensors", model, SPEC, epoch=3) == first
-    assert first == checkpoint.sha256(tmp_path / "a.safetensors")
+    assert first == sha256_of(tmp_path / "a.safetensors")
     back = load_network(tmp_path / "a.safetensors", expected_sha256=first)
     assert not back.training
     for name, tensor in model.state_dict().items():
@@ -48,24 +50,24 @@ def test_what_is_not_safetensors_is_refused_in_words(tmp_path: Path, content: by
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"old": 1})
+    write_json(path, {"old": 1})
 
     def fail(temporary: Path) -> None:
         temporary.write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.atomically(path, fail)
+        atomically(path, fail)
     assert json.loads(path.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_json_refuses_what_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write_json(tmp_path / "a.json", {"x": float("nan")})
+        write_json(tmp_path / "a.json", {"x": float("nan")})
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
-        checkpoint.read_json(tmp_path / "b.json")
+        read_json(tmp_path / "b.json")
 
 
 def test_weights_of_another_model_are_refused_in_words(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_weights_of_another_model_are_refused_in_words(tmp_path: Path) -> None:
 def test_a_file_cannot_name_code_to_run(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     spec = NetworkSpec(model="os:getcwd", stem="auto", in_channels=1, num_classes=3, image_size=8)
-    checkpoint.save_model(path, nn.Linear(2, 2), {"network": spec})
+    save_model(path, nn.Linear(2, 2), {"network": spec})
     with pytest.raises(InputError, match="factory of the user's code"):
         load_network(path)
 
@@ -87,17 +89,17 @@ def test_a_file_cannot_name_code_to_run(tmp_path: Path) -> None:
 def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, layer)
-    checkpoint.save_model(tmp_path / "tied.safetensors", model)
-    state, _ = checkpoint.load_state(tmp_path / "tied.safetensors")
+    save_model(tmp_path / "tied.safetensors", model)
+    state, _ = load_state(tmp_path / "tied.safetensors")
     fresh = nn.Sequential(tied := nn.Linear(4, 4), tied)
-    checkpoint.load_weights(fresh, state, "tied")
+    load_weights(fresh, state, "tied")
     assert torch.equal(fresh[1].weight, layer.weight)
 
 
 def test_arrays_round_trip(tmp_path: Path) -> None:
     arrays = {"x": np.arange(12, dtype=np.float32).reshape(3, 4).T, "y": np.array([1, 2], dtype=np.int64)}
-    checkpoint.save_arrays(tmp_path / "a.safetensors", arrays, {"k": [1]})
-    back, metadata = checkpoint.load_arrays(tmp_path / "a.safetensors")
+    save_arrays(tmp_path / "a.safetensors", arrays, {"k": [1]})
+    back, metadata = load_arrays(tmp_path / "a.safetensors")
     assert metadata == {"k": [1]}
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.local import _publish
-from rco.core import checkpoint
+from rco.core.tensors import load_arrays
 from rco.training import resume
 
 
@@ -97,14 +97,14 @@ def test_writers_of_one_cache_entry_and_a_reader(tmp_path: Path) -> None:
 def test_writers_of_the_same_kept_logits_and_a_reader(tmp_path: Path) -> None:
     """A file is named by all that it depends on, so every writer writes the same."""
     code = (
-        "import numpy as np\nfrom rco.core import checkpoint\nmeet('start')\n"
-        "for i in range(60): checkpoint.save_arrays(folder / 'x.safetensors', {'logits': np.full((500, 10), 7.0, 'f2')})\n"
+        "import numpy as np\nfrom rco.core import tensors\nmeet('start')\n"
+        "for i in range(60): tensors.save_arrays(folder / 'x.safetensors', {'logits': np.full((500, 10), 7.0, 'f2')})\n"
     )
     seen = 0
     with at_once(code, tmp_path) as processes:
         while running(processes):
             if (tmp_path / "x.safetensors").exists():
-                arrays, _ = checkpoint.load_arrays(tmp_path / "x.safetensors")
+                arrays, _ = load_arrays(tmp_path / "x.safetensors")
                 assert np.all(arrays["logits"] == 7)
                 seen += 1
     assert seen > 0

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.models import build as models
 from rco.models.embeddings import Embedder, embedding_path
@@ -116,7 +116,7 @@ class TestNetworks:
             spec = NetworkSpec(model="digits-mlp", embedding_dim=size, **shape)  # type: ignore[arg-type]
             network = spec.build(0)
             save_network(tmp_path / "x.safetensors", network, spec)
-            _, metadata = checkpoint.load_state(tmp_path / "x.safetensors")
+            _, metadata = load_state(tmp_path / "x.safetensors")
             assert ("embedding_dim" in metadata["network"]) == (size > 0)
             again = load_network(tmp_path / "x.safetensors")
             assert again.state_dict().keys() == network.state_dict().keys()
@@ -227,16 +227,16 @@ class TestStage:
 
     def test_the_anchor_stays_and_the_student_is_saved_as_itself(self, data: Dataset, tmp_path: Path) -> None:
         anchor, student = spec("digits-cnn-s").build(1).train(), spec("digits-mlp").build(0)
-        before, keys = checkpoint.save_model(tmp_path / "a", anchor), list(student.state_dict())
+        before, keys = save_model(tmp_path / "a", anchor), list(student.state_dict())
         staged(student, anchor, data)
-        assert checkpoint.save_model(tmp_path / "b", anchor) == before
+        assert save_model(tmp_path / "b", anchor) == before
         assert list(student.state_dict()) == keys
 
     def test_same_seed_same_weights_bit_for_bit(self, data: Dataset, tmp_path: Path) -> None:
         def digest(name: str) -> str:
             student = spec("digits-mlp").build(0)
             staged(student, spec("digits-cnn-s").build(1), data)
-            return checkpoint.save_model(tmp_path / name, student)
+            return save_model(tmp_path / name, student)
 
         assert digest("a") == digest("b")
 
@@ -245,7 +245,7 @@ class TestStage:
         staged(ours, anchor, data, objective="route", lam="tau^2")
         train = TrainConfig(epochs=3, lr=0.02, batch_size=128)
         list(fit(theirs, data.split("train"), RouteLoss(4.0, 16.0), train, CPU, epochs=3, anchor=anchor))
-        assert checkpoint.save_model(tmp_path / "a", ours) == checkpoint.save_model(tmp_path / "b", theirs)
+        assert save_model(tmp_path / "a", ours) == save_model(tmp_path / "b", theirs)
 
 
 def settings(**flat: Any) -> Settings:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.tensors import save_arrays
 from rco.data import augment
 from rco.data.dataset import Dataset
 from rco.models.spec import NetworkSpec
@@ -135,7 +135,7 @@ def test_damaged_or_foreign_files_are_made_again(data: Dataset, tmp_path: Path, 
     again = keep(data, anchor_id="a", folder=tmp_path)
     again.prepare(0)
     assert (again.computed, file.read_bytes()) == (1, good)
-    checkpoint.save_arrays(file, {"logits": np.zeros((3, 10), np.float16)})
+    save_arrays(file, {"logits": np.zeros((3, 10), np.float16)})
     again = keep(data, anchor_id="a", folder=tmp_path)
     again.prepare(0)
     assert again.computed == 1

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rco.config.parameters import RunConfig
-from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
@@ -112,10 +112,10 @@ class TestRoute:
 
     def test_a_teachers_own_weights_are_left_alone_by_taps(self, route: Route, data: Dataset, tmp_path: Path) -> None:
         anchor = load_network(route.folder / route.checkpoints[-1].file)
-        before = checkpoint.save_model(tmp_path / "a.safetensors", anchor)
+        before = save_model(tmp_path / "a.safetensors", anchor)
         student = NETWORK.build(0)
         stage(student, anchor, data, config("hint"))
-        assert checkpoint.save_model(tmp_path / "b.safetensors", anchor) == before
+        assert save_model(tmp_path / "b.safetensors", anchor) == before
         assert all(p.grad is None for p in anchor.parameters())
         assert all(not m._forward_hooks for m in anchor.modules())
 
@@ -245,7 +245,7 @@ class Stages:
         )
 
     def weights(self, k: int, file: str = tasks.STUDENT) -> dict[str, Tensor]:
-        return checkpoint.load_state(self.folder / f"student-{k}" / file)[0]
+        return load_state(self.folder / f"student-{k}" / file)[0]
 
 
 class TestTasks:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rco.core import checkpoint
 from rco.core.errors import InputError
+from rco.core.tensors import load_arrays
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
@@ -31,7 +31,7 @@ def prepared(folder: Path, **options: Any) -> Dataset:
 
 
 def pixels(data: Dataset, part: str) -> tuple[np.ndarray, np.ndarray]:
-    arrays, _ = checkpoint.load_arrays(data.folder / f"{part}.safetensors")
+    arrays, _ = load_arrays(data.folder / f"{part}.safetensors")
     return arrays["images"], arrays["labels"]
 
 

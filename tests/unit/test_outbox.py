@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from rco.core import checkpoint
+from rco.core.documents import write_json
 from rco.core.errors import InputError
+from rco.core.files import sha256_of
 from rco.tasks import run as tasks
 from rco.tracking import outbox
 from rco.tracking import runs as tracking
@@ -68,7 +69,7 @@ def test_everything_arrives_later_and_once(server: Path, report: Path) -> None:
         model = client.get_logged_model(runs["student"].data.tags[f"rco.anchor.{epoch}"])
         assert str(model.status).endswith("READY")
         folder = Path(mlflow.artifacts.download_artifacts(model.model_uri))
-        assert checkpoint.sha256(folder / "anchor.safetensors") == model.tags["rco.sha256"]
+        assert sha256_of(folder / "anchor.safetensors") == model.tags["rco.sha256"]
 
     again = kept(server, report, "later")
     assert tasks.sync(report) == run_id
@@ -121,7 +122,7 @@ def test_a_damaged_outbox_is_refused(server: Path, report: Path, damage: str) ->
         for path in (folder / "weights").iterdir():
             path.write_bytes(path.read_bytes()[:-1] + b"!")
     else:
-        checkpoint.write_json(folder / "models" / "1" / "epoch-0004" / "anchor.json", {"epoch": 4, "sha256": "../../x"})
+        write_json(folder / "models" / "1" / "epoch-0004" / "anchor.json", {"epoch": 4, "sha256": "../../x"})
     with pytest.raises(InputError, match=r"Copy|Run the task again"):
         tasks.sync(report)
     assert outbox.waiting(report)

@@ -26,8 +26,11 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco.core import checkpoint, storage
+from rco.core import storage
+from rco.core.documents import write_json
 from rco.core.errors import DivergenceError, InputError
+from rco.core.files import sha256_of
+from rco.core.tensors import load_state, save_state, state_digest
 from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
@@ -107,7 +110,7 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: checkpoint.sha256(path) for path in sorted(folder.iterdir())}
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
 def points_in(folder: str | Path) -> list[str]:
@@ -183,7 +186,7 @@ class TestEveryInterruption:
                 loss=loss,
                 keeper=keeper,
             )
-            return list(stage), (checkpoint.state_digest(student), checkpoint.state_digest(loss))
+            return list(stage), (state_digest(student), state_digest(loss))
 
         assert every_interruption(run, tmp_path) == 9
 
@@ -193,7 +196,7 @@ class TestEveryInterruption:
             network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
             torch.rand(len(str(folder)))  # the state of the generator at the start is no part of it
             rows = list(fit(network, data.split("train"), Labels(), TRAIN, CPU, epochs=3, keeper=keeper))
-            return rows, checkpoint.state_digest(network)
+            return rows, state_digest(network)
 
         assert every_interruption(run, tmp_path) == 9
 
@@ -215,7 +218,7 @@ class TestEveryInterruption:
             walk = distill_route(
                 student, route, data, anchors=anchors, objective=objective, train=config, compute=CPU, keeper=keeper
             )
-            return list(walk), checkpoint.state_digest(student)
+            return list(walk), state_digest(student)
 
         assert every_interruption(run, tmp_path) == 12
 
@@ -281,7 +284,7 @@ class TestPoints:
         names = points_in(place)
         assert [name.split("-")[1:3] for name in names] == [["00002", "000000"], ["00002", "000001"]]
         for name in names:
-            assert checkpoint.sha256(place / name) in name
+            assert sha256_of(place / name) in name
         assert [path.name for path in place.iterdir() if path.name not in names] == []
 
     def test_is_plain_to_read(self, place: Path) -> None:
@@ -305,7 +308,7 @@ class TestPoints:
 
         before = points_in(place)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "sha256", broken)
+            patch.setattr("rco.core.files.sha256_of", broken)
             with pytest.raises(InputError, match=r"cannot be read \(Input/output error\).*run again"):
                 Points(str(place), {"lr": 1})
         assert points_in(place) == before
@@ -397,11 +400,11 @@ class TestPoints:
     def test_a_point_that_lies_is_not_used(self, place: Path, lie: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
         """Even with the right checksum in its name."""
         name = points_in(place)[-1]
-        tensors, document = checkpoint.load_state(place / name)
+        tensors, document = load_state(place / name)
         lie(document)
         other = tmp_path / "lying"
         other.mkdir()
-        digest = checkpoint.save_state(other / "x", tensors, document)
+        digest = save_state(other / "x", tensors, document)
         (other / "x").rename(other / f"point-00002-000001-{digest}.safetensors")
         assert Points(str(other), {"lr": 1}, files=tmp_path / "files").take("training") is None
         assert not (tmp_path.parent / "escaped").exists()
@@ -443,7 +446,7 @@ class TestPoints:
         assert len(files) == 2
         Points(str(tmp_path / "points"), {}, files=tmp_path / "two")
         assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
-        later = checkpoint.sha256(tmp_path / "one" / "epoch-0002.safetensors")
+        later = sha256_of(tmp_path / "one" / "epoch-0002.safetensors")
         (tmp_path / "points" / f"file-{later}").write_bytes(b"damaged")
         anew = Mortal(str(tmp_path / "points"), {}, every=0, files=tmp_path / "three")
         assert "starts anew" in said()
@@ -459,7 +462,7 @@ class TestPoints:
         def full(*args: Any, **kwargs: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(checkpoint, "write_state", full)
+        monkeypatch.setattr("rco.training.resume.write_state", full)
         network = trained(data, Points(str(tmp_path / "points"), {}, every=0), epochs=1)
         assert "the resume point was not written (OSError: [Errno 28] No space left on device)" in said()
         assert same(network.state_dict(), trained(data, Points("", {}), epochs=1).state_dict())
@@ -657,7 +660,7 @@ class TestDivergence:
             trained(data, keeper, epochs=3, lr=1e18, schedule="constant")
         for moment in getattr(keeper, "moments", ()):
             for name in points_in(moment):
-                tensors, _ = checkpoint.load_state(moment / name)
+                tensors, _ = load_state(moment / name)
                 assert all(torch.isfinite(t).all() for key, t in tensors.items() if key.startswith("training/learner"))
 
 
@@ -866,7 +869,7 @@ class TestTasks:
         assert time.perf_counter() - started < 60
         arguments = tmp_path / "arguments.json"
         paths = {name: str(tmp_path / name) for name in ("route", "route_index")}
-        checkpoint.write_json(arguments, {"settings": pipeline.settings["teacher"], "dataset": str(digits), **paths})
+        write_json(arguments, {"settings": pipeline.settings["teacher"], "dataset": str(digits), **paths})
         assert tasks.main(["train_teacher", str(arguments)]) == 1
         assert "Traceback" not in capsys.readouterr().err
 
@@ -928,7 +931,7 @@ def test_a_branch_does_not_train_its_finished_seeds_again(
             students=tmp_path / "students",
             distilled=tmp_path / name,
         )
-        return {f"{seed}": checkpoint.sha256(tmp_path / name / f"seed-{seed}" / tasks.STUDENT) for seed in (0, 1)}
+        return {f"{seed}": sha256_of(tmp_path / name / f"seed-{seed}" / tasks.STUDENT) for seed in (0, 1)}
 
     whole = distil("whole")
     assert not [path for path in kept.rglob("*") if path.is_file()]
@@ -1001,7 +1004,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
     arguments = tmp_path / "arguments.json"
     assert Dataset.open(tmp_path / "data").manifest.storage == "files"
     paths = {"dataset": "data", "route": "route", "route_index": "index"}
-    checkpoint.write_json(arguments, {"settings": settings_, **{name: str(tmp_path / p) for name, p in paths.items()}})
+    write_json(arguments, {"settings": settings_, **{name: str(tmp_path / p) for name, p in paths.items()}})
     environment = {**os.environ, "RCO_RESUME_EVERY": "1000", "PYTHONUNBUFFERED": "1"}
 
     def started() -> subprocess.Popen[str]:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from rco.core import checkpoint
+from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.tensors import save_model
 from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, save_network
 from rco.tracking import runs as tracking
@@ -183,12 +184,12 @@ def test_anchors_are_uploaded_once_and_linked_everywhere(server: Path, tmp_path:
         ("anchor_hardness", 0.25, 12),
     }
     loaded = tracking.load(f"models:/{model.model_id}", tracking_uri=where.tracking_uri)
-    assert checkpoint.save_model(tmp_path / "x", loaded) == checkpoint.save_model(tmp_path / "y", SPEC.build(1).eval())
+    assert save_model(tmp_path / "x", loaded) == save_model(tmp_path / "y", SPEC.build(1).eval())
 
 
 def test_an_anchor_that_another_pipeline_is_uploading_is_waited_for(server: Path, tmp_path: Path) -> None:
     folder = anchor(tmp_path, 14, seed=3)
-    sha256 = checkpoint.read_json(folder / "anchor.json")["sha256"]
+    sha256 = read_json(folder / "anchor.json")["sha256"]
     where, client = opened(server, "claimed")
     experiment = tracking.require_parent(where, client).info.experiment_id
     claimed = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
@@ -208,7 +209,7 @@ def test_an_anchor_whose_uploader_has_died_is_uploaded_again(
 ) -> None:
     monkeypatch.setattr(tracking, "ANCHOR_SECONDS", 0.1)
     folder = anchor(tmp_path, 15, seed=4)
-    sha256 = checkpoint.read_json(folder / "anchor.json")["sha256"]
+    sha256 = read_json(folder / "anchor.json")["sha256"]
     where, client = opened(server, "abandoned")
     experiment = tracking.require_parent(where, client).info.experiment_id
     dead = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
@@ -432,7 +433,7 @@ def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:
     made = record(rows=2)
     made.write(tmp_path)
     assert Record.read(tmp_path) == made
-    checkpoint.write_json(tmp_path / "record.json", {"key": "x", "evil": 1})
+    write_json(tmp_path / "record.json", {"key": "x", "evil": 1})
     with pytest.raises(InputError, match="not a tracking record"):
         Record.read(tmp_path)
 

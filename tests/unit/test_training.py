@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.core import checkpoint
+from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.tensors import save_model
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
@@ -115,9 +116,9 @@ class TestRoute:
         ],
     )
     def test_manifests_that_lie_are_refused(self, route: Route, tmp_path: Path, change: Any, words: str) -> None:
-        manifest = checkpoint.read_json(route.folder / "manifest.json")
+        manifest = read_json(route.folder / "manifest.json")
         change(manifest)
-        checkpoint.write_json(tmp_path / "manifest.json", manifest)
+        write_json(tmp_path / "manifest.json", manifest)
         with pytest.raises(InputError, match=words):
             Route.open(tmp_path)
 
@@ -160,11 +161,11 @@ class TestStage:
         """Left in training mode, an anchor's BatchNorm statistics drift; left unfrozen, it learns."""
         anchor = load_network(route.folder / route.checkpoints[-1].file).train().requires_grad_(True)
         assert any(isinstance(m, nn.BatchNorm2d) for m in anchor.modules()), "the test needs statistics that could drift"
-        before = checkpoint.save_model(tmp_path / "before.safetensors", anchor)
+        before = save_model(tmp_path / "before.safetensors", anchor)
         student = STUDENT.build(0)
         initial = state(student)
         run_stage(student, anchor, data)
-        assert checkpoint.save_model(tmp_path / "after.safetensors", anchor) == before
+        assert save_model(tmp_path / "after.safetensors", anchor) == before
         assert all(p.grad is None and not p.requires_grad for p in anchor.parameters())
         assert not anchor.training
         assert not same(initial, state(student)), "the student did learn"

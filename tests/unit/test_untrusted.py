@@ -22,8 +22,10 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli import read_recipe
-from rco.core import checkpoint, storage
+from rco.core import storage
+from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.tensors import load_arrays, save_arrays, save_model
 from rco.data import sources
 from rco.data.config import DataConfig
 from rco.models.route import Anchor, Route
@@ -118,7 +120,7 @@ class TestFactories:
     def test_a_file_cannot_name_code_to_run(self, tmp_path: Path, canary: str, model: str) -> None:
         path = tmp_path / "anchor.safetensors"
         spec = NetworkSpec(model=model.format(canary), stem="auto", in_channels=1, num_classes=2, image_size=8)
-        checkpoint.save_model(path, nn.Linear(2, 2), {"network": spec})
+        save_model(path, nn.Linear(2, 2), {"network": spec})
         with pytest.raises(InputError, match="factory of the user's code"):
             load_network(path)
         assert canary not in sys.modules
@@ -129,7 +131,7 @@ class TestFactories:
         import rco
 
         spec = NetworkSpec(model=f"{canary}:factory", stem="auto", in_channels=1, num_classes=2, image_size=8)
-        checkpoint.save_model(tmp_path / "model" / "anchor.safetensors", nn.Linear(2, 2), {"network": spec})
+        save_model(tmp_path / "model" / "anchor.safetensors", nn.Linear(2, 2), {"network": spec})
         monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda uri: str(tmp_path / "model"))
         with pytest.raises(InputError, match="factory of the user's code"):
             rco.load("models:/m-0", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -138,7 +140,7 @@ class TestFactories:
     def test_a_route_of_another_network_than_the_user_named_is_not_built(self, tmp_path: Path, canary: str) -> None:
         """With a spec, the file's own description is not asked."""
         path = tmp_path / "a.safetensors"
-        checkpoint.save_model(path, SPEC.build(0), {"network": NetworkSpec(**{**SPEC.written, "model": f"{canary}:factory"})})
+        save_model(path, SPEC.build(0), {"network": NetworkSpec(**{**SPEC.written, "model": f"{canary}:factory"})})
         assert load_network(path, spec=SPEC)
         assert canary not in sys.modules
 
@@ -315,7 +317,7 @@ class TestDocuments:
     def test_json_is_strict(self, tmp_path: Path, text: str, words: str) -> None:
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(InputError, match=words):
-            checkpoint.read_json(tmp_path / "a.json")
+            read_json(tmp_path / "a.json")
 
     @pytest.mark.parametrize("reader", [Route.open, Record.read, Anchor.read])
     def test_documents_of_the_wrong_shape_are_refused(self, tmp_path: Path, reader: Any) -> None:
@@ -346,7 +348,7 @@ class TestDocuments:
         header = json.dumps({"__metadata__": {"rco": '"' + "x" * 2**24 + '"'}}).encode()
         (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(InputError, match="its header would have"):
-            checkpoint.load_arrays(tmp_path / "a.safetensors")
+            load_arrays(tmp_path / "a.safetensors")
 
     def test_messages_can_be_shown(self) -> None:
         error = InputError("x", [[[]]], "is \x1b[2J\n\udc80", "Mend it")
@@ -373,14 +375,14 @@ def test_a_key_may_have_an_at_sign() -> None:
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"hardness": 1e999}')
     with pytest.raises(InputError, match="1e999 is no number"):
-        checkpoint.read_json(tmp_path / "a.json")
+        read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
     "document", [{}, [], {"student": {}, "teacher": {}}, {"student": {"accuracy": "1"}}, {"student": {"accuracy": None}}]
 )
 def test_evaluations_that_are_none(tmp_path: Path, document: Any) -> None:
-    checkpoint.write_json(tmp_path / "evaluation.json", document)
+    write_json(tmp_path / "evaluation.json", document)
     for read in (tasks.read_evaluation, comparison_report.Student.read):
         with pytest.raises(InputError, match=r"evaluate again|evaluation of its branch"):
             read(tmp_path)
@@ -393,7 +395,7 @@ def test_a_student_that_was_exchanged_is_noticed(tmp_path: Path) -> None:
     save_network(tmp_path / tasks.STUDENT, spec.build(1), spec)
     with pytest.raises(InputError, match="sha256"):
         tasks.load_student(tmp_path, spec)
-    checkpoint.save_arrays(tmp_path / tasks.PROBE, {"logits": np.zeros((1, 10), np.float32)})
+    save_arrays(tmp_path / tasks.PROBE, {"logits": np.zeros((1, 10), np.float32)})
     with pytest.raises(InputError, match="does not say which student"):
         tasks.load_student(tmp_path, spec)
 

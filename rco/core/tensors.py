@@ -1,152 +1,27 @@
-"""Files that can be trusted: written atomically, checked by sha256, read without pickle.
-
-Weights are safetensors with one JSON document in the header; everything else is JSON.
-"""
+"""Tensors and arrays in safetensors files, with one JSON document in the header. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rco.core.documents import parse_json
 from rco.core.errors import InputError
-from rco.core.settings import from_dict, jsonable
+from rco.core.files import atomically, sha256_of, verify
+from rco.core.settings import jsonable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-T = TypeVar("T")
-
 _METADATA = "rco"  # one header key: the order of several is not defined, and would change the file's hash
 _HEADER_BYTES = 16 * 2**20  # room for a hundred thousand tensors
-
-
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)`, flush to disk, then rename to `path`: readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        settle(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Flush a file that `mkstemp` made to the disk, and give it its name."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock other users out of shared artifacts
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write `document` (dataclasses and tuples welcome) as indented JSON. NaN and infinity are refused: they are not JSON."""
-    text = json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n"
-    atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def read_json(path: Path, *, surrogates: bool = False) -> Any:
-    """Read a JSON file.
-
-    Args:
-        surrogates: whether strings may hold halves of characters, as names of files that are not UTF-8 do.
-
-    Raises:
-        InputError: the file is missing, cannot be read, or is not JSON.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError("file", str(path), "does not exist", "Check the path; was the step that writes it run?") from None
-    except OSError as error:
-        raise InputError("file", str(path), f"cannot be read ({error.strerror})", "Check path and permissions") from None
-    except UnicodeDecodeError as error:
-        raise InputError("file", str(path), f"is not valid JSON ({error})", "Make it again") from None
-    return parse_json(text, path, surrogates=surrogates)
-
-
-def parse_json(text: str, source: object, *, surrogates: bool = False) -> Any:
-    """A JSON document, as strict as the standard: no NaN, no name twice in an object.
-
-    Args:
-        source: for messages.
-        surrogates: as in `read_json`.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        document = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_named_once)
-        if not surrogates and "\\ud" in text.lower():
-            json.dumps(document, ensure_ascii=False).encode()
-    except RecursionError:
-        raise InputError("file", str(source), "is nested too deeply", "Make it again") from None
-    except ValueError as error:  # no JSON, a number of thousands of digits, half a character
-        raise InputError("file", str(source), f"is not valid JSON ({error})", "Make it again") from None
-    return document
-
-
-def read_as(cls: type[T], path: Path, remedy: str, *, partial: bool = False, surrogates: bool = False) -> T:
-    """A dataclass from the JSON file that it was written to.
-
-    Args:
-        remedy: what to do if it is not one, for messages.
-        partial: whether values without a field are passed over.
-        surrogates: as in `read_json`.
-
-    Raises:
-        InputError: it is none; the message names the file, and the value in it.
-    """
-    document = read_json(path, surrogates=surrogates)
-    try:
-        return from_dict(cls, document, partial=partial)
-    except InputError as error:
-        raise InputError("file", str(path), f"cannot be used: {error.parameter} {error.problem}", remedy) from None
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number")
-
-
-def _finite(digits: str) -> float:
-    if math.isinf(number := float(digits)):
-        _no_number(digits)
-    return number
-
-
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        raise ValueError("an object has two values of the same name")
-    return document
-
-
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify(path: Path, expected: str) -> None:
-    """Raise InputError unless the file exists and has this sha256."""
-    if not path.is_file():
-        raise InputError("file", str(path), "is missing", "Copy the folder again, whole")
-    if (actual := sha256(path)) != expected:
-        raise InputError(
-            "file", str(path), f"is damaged: its sha256 is {actual[:12]}..., recorded was {expected[:12]}...", "Copy it again"
-        )
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | None = None) -> str:
@@ -156,7 +31,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     header = {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=True, allow_nan=False)}
     atomically(path, lambda temporary: save_file(contiguous, temporary, header))
-    return sha256(path)
+    return sha256_of(path)
 
 
 def load_arrays(path: Path, *names: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -179,7 +54,7 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any] | None 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """As `save_model`, of a state dict."""
     atomically(path, lambda temporary: write_state(temporary, state, metadata, sort_keys=True))
-    return sha256(path)
+    return sha256_of(path)
 
 
 def write_state(
