@@ -80,13 +80,13 @@ class KL(nn.Module):
 
 
 def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: str = "") -> Epoch:
-    """This project's engine; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
+    """This project's loop; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
     from rco.data.dataset import Dataset
     from rco.objectives.route import RouteLoss
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process
-    from rco.training.engine import fit
     from rco.training.kept import KeptLogits
+    from rco.training.loop import fit
 
     batch, data = setup.batch, Dataset.open(Path(setup.folder) / "prepared")
     split, manifest = data.split("train"), data.manifest

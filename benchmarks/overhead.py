@@ -53,7 +53,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     from rco.tasks.run import write_anchor
     from rco.tracking import runs as tracking
     from rco.tracking.record import Record
-    from rco.training import distill, teacher
+    from rco.training import distillation, teacher
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process, resolve
 
@@ -95,14 +95,14 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
                 tracker.anchor(root / f"anchor-{stage}")
             point = route.checkpoints[i]
             anchor = load_network(route.folder / point.file, expected_sha256=point.sha256, spec=spec)
-            for row in distill.distill_stage(
+            for row in distillation.distill_stage(
                 student,
                 anchor,
                 data,
                 ObjectiveConfig(),
                 train,
                 compute,
-                distill.ProbeTargets(logits[i], logits[-1]),
+                distillation.ProbeTargets(logits[i], logits[-1]),
                 stage=stage + 1,
                 epochs=epochs // 4,
                 first_epoch=1 + stage * (epochs // 4),

@@ -31,8 +31,8 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     from rco.objectives.route import Labels
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process, resolve
-    from rco.training.engine import fit
-    from rco.training.resume import MINUTES, Points
+    from rco.training.loop import fit
+    from rco.training.resume import MINUTES, ResumePoints
 
     compute = resolve(ComputeConfig(threads=threads, device="cpu", workers=0))
     prepare_process(compute)
@@ -44,7 +44,7 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     taken: list[float] = []
     computed: list[float] = []
 
-    class Timed(Points):
+    class Timed(ResumePoints):
         def keep(self) -> None:
             started, worked = time.perf_counter(), time.process_time()
             super().keep()
@@ -54,14 +54,14 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     model = spec.build(0)
     points = Timed(str(root / "points"), {}, every=0)
     started = time.perf_counter()
-    list(fit(model, data.split("train"), Labels(), train, compute, epochs=1, keeper=points))
+    list(fit(model, data.split("train"), Labels(), train, compute, epochs=1, checkpointer=points))
     trained = time.perf_counter() - started - sum(taken)
     copying = time.perf_counter()
     copy = {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
     copying = time.perf_counter() - copying
     size = max(path.stat().st_size for path in (root / "points").iterdir())
     returning = time.perf_counter()
-    found = Points(str(root / "points"), {}).take("training")
+    found = ResumePoints(str(root / "points"), {}).take("training")
     assert found["progress"]["epoch"] == 2
     returning = time.perf_counter() - returning
     point = statistics.median(taken)

@@ -20,8 +20,8 @@ from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
 from rco.training import device
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.distill import distill_route
-from rco.training.resume import Points
+from rco.training.distillation import distill_route
+from rco.training.resume import ResumePoints
 from rco.training.teacher import train_teacher
 
 
@@ -65,8 +65,10 @@ def train_route(
         "compute": resolved,
         "data": data.manifest.digest,
     }
-    points = Points(str(resume), identity, files=Path(folder))
-    for _ in train_teacher(data, spec, config, resolved, checkpoint_every=checkpoint_every, folder=Path(folder), keeper=points):
+    points = ResumePoints(str(resume), identity, files=Path(folder))
+    for _ in train_teacher(
+        data, spec, config, resolved, checkpoint_every=checkpoint_every, folder=Path(folder), checkpointer=points
+    ):
         pass
     points.clear()
     return Route.open(Path(folder))
@@ -108,11 +110,11 @@ def distill_student(
         "data": data.manifest.digest,
         **{"anchors": anchors, "objective": objective, "train": train, "compute": resolved},
     }
-    points = Points(str(resume), identity)
+    points = ResumePoints(str(resume), identity)
     rows = list(points.take("rows") or [])
     points.add("rows", lambda: rows)
     walk = distill_route(
-        module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved, keeper=points
+        module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved, checkpointer=points
     )
     for row in walk:
         rows.append(row)  # noqa: PERF402 (a point may be written between two rows)

@@ -12,7 +12,7 @@ from rco.models.taps import Output, Taps
 class Objective(nn.Module):
     """What a training minimises: a module that maps (student, anchor, labels) to the named parts of a loss.
 
-    The training minimises the sum of the parts, and logs each under its name; weights belong into the parts. The engine
+    The training minimises the sum of the parts, and logs each under its name; weights belong into the parts. The loop
     never looks inside, but for two things that an objective may have:
 
     - `taps`: modules of student and anchor whose features it wants in `Output.features`;

@@ -38,7 +38,7 @@ def make_regressor(student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.M
         )
     inputs, outputs = (shape[-1] if len(shape) == 2 else shape[0] for shape in (student, anchor))
     with torch.random.fork_rng(devices=[]):
-        # The engine seeds epoch e with seed * 1_000_003 + e; this is epoch 0. The student's own weights have the bare seed.
+        # The loop seeds epoch e with seed * 1_000_003 + e; this is epoch 0. The student's own weights have the bare seed.
         torch.default_generator.manual_seed(seed * 1_000_003)
         return nn.Conv2d(inputs, outputs, 1) if ranks == {3} else nn.Linear(inputs, outputs)
 

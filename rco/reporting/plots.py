@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rco.core.errors import InputError
 from rco.core.files import atomically
-from rco.evaluation.evaluate import Reliability, expected_gap
+from rco.evaluation.classification import Reliability, expected_gap
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -312,7 +312,7 @@ def reliability_figure(bins: Reliability | Sequence[Sequence[float | None]]) -> 
     """Accuracy against confidence (Guo et al. 2017, figure 1), above the number of samples in each bin.
 
     Args:
-        bins: confidence, accuracy and samples of each bin, as `rco.evaluation.evaluate.reliability` gives them.
+        bins: confidence, accuracy and samples of each bin, as `rco.evaluation.classification.reliability` gives them.
     """
     table = Reliability(*(np.array(column, dtype=float) for column in bins))
     width = 1 / len(table.samples)

@@ -45,7 +45,7 @@ from rco.training import resume
 
 if TYPE_CHECKING:
     from rco.reporting.comparison_report import Student
-    from rco.training.resume import Points
+    from rco.training.resume import ResumePoints
 
 log, task = tasks.log, tasks.task
 
@@ -111,7 +111,7 @@ def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path)
     students.mkdir(parents=True, exist_ok=True)
     if not settings:
         return
-    s = tasks.start(StudentsSettings, settings)
+    s = tasks.read_settings(StudentsSettings, settings)
     digest = Dataset.open(dataset).manifest.digest
     if s.route_data and s.route_data != digest:
         require_same_data({"the prepared data": digest, "the route": s.route_data})
@@ -139,7 +139,7 @@ def select_anchors(
     anchors.mkdir(parents=True, exist_ok=True)
     if not settings:
         return {}
-    s = tasks.start(ChoiceSettings, settings)
+    s = tasks.read_settings(ChoiceSettings, settings)
     index = Route.open(route_index)
     _, route_logits = index.probe()
     one_at_a_time = s.anchors.anchors.strategy == "greedy"
@@ -194,11 +194,11 @@ def distill_students(
     distilled.mkdir(parents=True, exist_ok=True)
     if not settings:
         return {}
-    s = tasks.start(BranchSettings, settings)
+    s = tasks.read_settings(BranchSettings, settings)
     # Kubeflow's MLflow plugin makes one run for this task. It is no student's: several would mix their epochs in it.
     os.environ.pop("MLFLOW_RUN_ID", None)
     trained = 0
-    finished: list[Points] = []
+    finished: list[ResumePoints] = []
     for seed in s.seeds:
         todo = selection[str(seed)]["todo"]
         with TemporaryDirectory(dir=distilled.parent) as scratch:
@@ -224,7 +224,7 @@ def _stage(
     student: Path,
     out: Path,
     anchor: Path,
-    finished: list[Points],
+    finished: list[ResumePoints],
 ) -> None:
     """One stage of one student, by the task of a single run. A retried task finds those that are finished among the resume
     points."""
@@ -277,8 +277,8 @@ def evaluate_students(
     evaluation.mkdir(parents=True, exist_ok=True)
     if not settings:
         return {}
-    s = tasks.start(MeasureSettings, settings)
-    from rco.evaluation import evaluate as measure
+    s = tasks.read_settings(MeasureSettings, settings)
+    from rco.evaluation import classification as measure
     from rco.models.predict import predict
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
@@ -337,7 +337,7 @@ def report_comparison(
     Returns:
         the summary.
     """
-    s = tasks.start(ComparisonFiling, settings)
+    s = tasks.read_settings(ComparisonFiling, settings)
     from rco.reporting import comparison_report as telling
 
     context = tracking.Context.from_environment()
@@ -353,7 +353,7 @@ def report_comparison(
     teacher = Record.read(route_index)
     summary = telling.write(folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent)
     if context.active:
-        letter = outbox.Letter(
+        letter = outbox.PendingReport(
             parent=_parent(s),
             deliveries=[
                 tracking.Delivery(record=teacher),

@@ -92,7 +92,7 @@ def task(function: F) -> F:
     return cast(F, wrapped)
 
 
-def start(cls: type[S], settings: Mapping[str, Any]) -> S:
+def read_settings(cls: type[S], settings: Mapping[str, Any]) -> S:
     """The settings of a task as objects again."""
     return from_dict(cls, settings)
 
@@ -160,7 +160,7 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
             tracking.open_parent(context, **_parent(settings.filing))
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
-    # KFP passes no nulls; what is left out is None again when `start` rebuilds the settings.
+    # KFP passes no nulls; what is left out is None again when `read_settings` rebuilds the settings.
     return {
         task: {name: value for name, value in values.items() if value is not None}
         for task, values in jsonable(settings).items()
@@ -189,7 +189,7 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
     Returns:
         figures for the artifact's metadata.
     """
-    s = start(DataSettings, settings)
+    s = read_settings(DataSettings, settings)
     from rco.data.prepare import prepare
 
     log.info("preparing %s", s.data.dataset)
@@ -206,7 +206,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     Returns:
         figures for the artifact's metadata.
     """
-    s = start(TeacherSettings, settings)
+    s = read_settings(TeacherSettings, settings)
     from rco.core import storage
     from rco.training import teacher
     from rco.training.device import prepare_process
@@ -247,7 +247,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
             record = _taken_up(points, record)
             with tracking.tracked(context, record) as tracker:
                 for row in teacher.train_teacher(
-                    data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route, keeper=points
+                    data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route, checkpointer=points
                 ):
                     tracker.log(row["epoch"], _logged(row))
                     say(row)
@@ -263,7 +263,7 @@ def _file_route(route: Path, route_index: Path, record: Record) -> Route:
     return kept
 
 
-def _taken_up(points: resume.Points, record: Record) -> Record:
+def _taken_up(points: resume.ResumePoints, record: Record) -> Record:
     """The record as an interrupted training left it, if there is one to go on with; it is kept from now on."""
     before = points.take("record")
     current = record if before is None else Record.of(before, "a resume point's record")
@@ -274,15 +274,15 @@ def _taken_up(points: resume.Points, record: Record) -> Record:
 @task
 def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
     """Make the initial student, a function of its seed."""
-    s = start(StudentSettings, settings)
-    from rco.training import distill
+    s = read_settings(StudentSettings, settings)
+    from rco.training import distillation
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
     data = Dataset.open(dataset)
     spec = NetworkSpec.of(s.student, data.manifest)
     model = spec.build(s.seed)
-    _save_student(student, model, spec, distill.probe_logits(model.to(s.compute.device), data, s.compute))
+    _save_student(student, model, spec, distillation.probe_logits(model.to(s.compute.device), data, s.compute))
     log.info("initial student %s, seed %d", spec.model, s.seed)
 
 
@@ -344,7 +344,7 @@ def select_anchor(
         chosen (indices on the route so far), stage, epoch, reason, epochs (of the stage), first_epoch, and skip: the route
         has been walked, the stage passes its student through.
     """
-    s = start(AnchorSettings, settings)
+    s = read_settings(AnchorSettings, settings)
     index = Route.open(route_index)
     _, route_logits = index.probe()
     chosen = [int(i) for i in previous.get("chosen", [])]
@@ -417,7 +417,7 @@ def distill_stage(
     key: str = "student",
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
-    finished: list[resume.Points] | None = None,
+    finished: list[resume.ResumePoints] | None = None,
 ) -> dict[str, Any]:
     """Train the student on one anchor; passes it through if the route has been walked.
 
@@ -432,12 +432,12 @@ def distill_stage(
     Returns:
         figures for the artifact's metadata.
     """
-    s = start(StageSettings, settings)
+    s = read_settings(StageSettings, settings)
     if selection["skip"]:
         shutil.copytree(student, distilled, dirs_exist_ok=True)
         log.info("nothing to do in this stage")
         return {"skipped": True}
-    from rco.training import distill
+    from rco.training import distillation
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
@@ -447,7 +447,7 @@ def distill_stage(
     teacher_model = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=anchor_spec)
     model = load_student(student, student_spec)
     shape = (len(data.manifest.probe), data.manifest.num_classes)
-    targets = distill.ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
+    targets = distillation.ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
     has_record = (student / "record.json").is_file()
     record = (
         Record.read(student)
@@ -455,7 +455,7 @@ def distill_stage(
         else Record(key=key, params={**(params or {}), **_params(s)}, data=_data_summary(data), tags=dict(tags or {}))
     )
     stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
-    loss = distill.make_objective(s.objective, model, teacher_model, data, s.train)
+    loss = distillation.make_objective(s.objective, model, teacher_model, data, s.train)
     learns = any(True for _ in loss.parameters())
     if learns and stage > 1:
         load_weights(loss, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
@@ -492,7 +492,7 @@ def distill_stage(
         with tracking.tracked(tracking.Context.from_environment(), record, first_step=first) as tracker:
             if loss.needs_anchor:
                 tracker.anchor(anchor)
-            for row in distill.distill_stage(
+            for row in distillation.distill_stage(
                 model,
                 teacher_model,
                 data,
@@ -505,7 +505,7 @@ def distill_stage(
                 first_epoch=first,
                 loss=loss,
                 anchor_id=about.sha256,
-                keeper=points,
+                checkpointer=points,
             ):
                 tracker.log(row["epoch"], _logged(row))
                 say(row)
@@ -529,7 +529,7 @@ def distill_stage(
             **results,
         }
         record.stages = [*(told for told in record.stages if told["stage"] != stage), this]
-        _save_student(distilled, model, student_spec, distill.probe_logits(model, data, s.compute))
+        _save_student(distilled, model, student_spec, distillation.probe_logits(model, data, s.compute))
         if learns:
             save_model(distilled / OBJECTIVE, loss)
         record.write(distilled)
@@ -545,8 +545,8 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     Returns:
         headline figures.
     """
-    s = start(EvaluateSettings, settings)
-    from rco.evaluation import evaluate as measure
+    s = read_settings(EvaluateSettings, settings)
+    from rco.evaluation import classification as measure
     from rco.models.predict import predict
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
@@ -677,7 +677,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
     Returns:
         name, version, champion (whether it is now) and reason; or nothing if no registry is used.
     """
-    s = start(FilingSettings, settings)
+    s = read_settings(FilingSettings, settings)
     context = tracking.Context.from_environment()
     if not s.registered_model or not context.active:
         log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
@@ -752,7 +752,7 @@ def report(
     Returns:
         the summary.
     """
-    s = start(FilingSettings, settings)
+    s = read_settings(FilingSettings, settings)
     from rco.reporting import report as telling
 
     context = tracking.Context.from_environment()
@@ -786,7 +786,7 @@ def report(
         }
         if "open_set" in summary:
             student_figures |= openset.figures(summary["open_set"]["student"])
-        letter = outbox.Letter(
+        letter = outbox.PendingReport(
             parent=_parent(s),
             deliveries=tracking.of_run(
                 [Record.read(route_index), learner],
@@ -815,7 +815,7 @@ def _parent(s: FilingSettings) -> dict[str, Any]:
 
 def tell(
     context: tracking.Context,
-    letter: outbox.Letter,
+    letter: outbox.PendingReport,
     folder: Path,
     registration: Callable[[Path], object] | None = None,
 ) -> None:

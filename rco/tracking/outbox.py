@@ -35,7 +35,7 @@ _INDEX, _ANCHOR = "outbox.json", "anchor.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Letter:
+class PendingReport:
     """What the tracking server is to be told of a pipeline run that has ended.
 
     Attributes:
@@ -85,7 +85,7 @@ class _Index:
     models: tuple[_Model, ...]
 
 
-def keep(report: Path, letter: Letter, context: Context, registration: Callable[[Path], object] | None = None) -> Path:
+def keep(report: Path, letter: PendingReport, context: Context, registration: Callable[[Path], object] | None = None) -> Path:
     """Put a letter into the outbox of a report's folder; returns the outbox. A letter that is there is replaced.
 
     Args:
@@ -128,7 +128,7 @@ def waiting(report: Path) -> bool:
     return (report / FOLDER / _INDEX).is_file()
 
 
-def take(report: Path) -> tuple[Letter, str, str]:
+def take(report: Path) -> tuple[PendingReport, str, str]:
     """The letter in a report's folder, the pipeline run that it is about, and the server that it was meant for.
 
     Raises:
@@ -153,7 +153,7 @@ def take(report: Path) -> tuple[Letter, str, str]:
         problem = f"is damaged ({error.parameter} {error.problem})"
         raise InputError("outbox", str(outbox), problem, "Copy the report's folder again, whole") from None
     return (
-        Letter(parent=told.parent, deliveries=deliveries, headline=told.headline, note=told.note),
+        PendingReport(parent=told.parent, deliveries=deliveries, headline=told.headline, note=told.note),
         told.pipeline_run,
         told.tracking_uri,
     )

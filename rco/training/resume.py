@@ -73,8 +73,8 @@ class _Told:
     files: dict[str, str]
 
 
-class Points:
-    """The resume points of one training (a `rco.training.engine.Keeper`).
+class ResumePoints:
+    """The resume points of one training (a `rco.training.loop.Checkpointer`).
 
     Args:
         folder: path or s3:// address; empty: nothing is kept, nothing is found.
@@ -101,13 +101,13 @@ class Points:
             self._open()
 
     def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
-        """As `rco.training.engine.Keeper.add`. A part that is added again is replaced."""
+        """As `rco.training.loop.Checkpointer.add`. A part that is added again is replaced."""
         self._makers[part] = make
         if files is not None:
             self._named.append(files)
 
     def take(self, part: str) -> Any:
-        """As `rco.training.engine.Keeper.take`. Tuples have become lists, keys text, arrays tensors."""
+        """As `rco.training.loop.Checkpointer.take`. Tuples have become lists, keys text, arrays tensors."""
         return self._found.pop(part, None)
 
     def due(self) -> bool:
@@ -334,8 +334,8 @@ def resumable(
     network: Mapping[str, Any],
     prefix: str = "",
     files: Path | None = None,
-    finished: list[Points] | None = None,
-) -> Iterator[Points]:
+    finished: list[ResumePoints] | None = None,
+) -> Iterator[ResumePoints]:
     """Resume points for the training in a `with` block, where the environment asks for them.
 
     SIGTERM is answered by one more point after the step at hand, and exit status 143. When the block has ended well, points
@@ -344,11 +344,11 @@ def resumable(
 
     Args:
         task: where the points lie; parts of a path.
-        identity: as for `Points`.
+        identity: as for `ResumePoints`.
         who: what is trained, for messages.
         network: what it is, as `rco.models.spec.NetworkSpec.written` has it.
         prefix: of its parameters' names ("teacher_").
-        files: as for `Points`.
+        files: as for `ResumePoints`.
         finished: if given, points stay, the last one complete, and are put there for whoever removes them.
 
     Raises:
@@ -394,10 +394,10 @@ def _explained(error: DivergenceError, who: str, prefix: str, place: str, folder
     return f"{who}: {error.where}. {advice}. {good}. The same settings would end there again"
 
 
-def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> Points:
+def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> ResumePoints:
     root = os.environ.get(VARIABLE, "")
     if not root:
-        return Points("", identity, files=files)
+        return ResumePoints("", identity, files=files)
     text = os.environ.get(EVERY, "") or str(MINUTES)
     try:
         every = 60 * float(text)
@@ -410,7 +410,7 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
     above = _join(_run_folder(root), *(_safe(part) for part in task.split("/")))
     if not storage.is_remote(root):
         _mention_others(storage.local_path(above), key, of)
-    return Points(_join(above, key), identity, every=every, files=files)
+    return ResumePoints(_join(above, key), identity, every=every, files=files)
 
 
 def _mention_others(folder: Path, key: str, identity: Mapping[str, Any]) -> None:
@@ -444,7 +444,7 @@ def difference(theirs: Any, ours: Any, name: str = "") -> str:
     return f"{name} was {str(theirs)[:60]}, is {str(ours)[:60]}"
 
 
-def clear_finished(finished: Sequence[Points]) -> None:
+def clear_finished(finished: Sequence[ResumePoints]) -> None:
     """Remove what `resumable` has left to its caller, if it outlives the pipeline run."""
     for points in finished if _shared() else ():
         points.clear()
@@ -481,7 +481,7 @@ def sweep(root: Path) -> int:
 
 
 @contextmanager
-def _until_stopped(points: Points) -> Iterator[None]:
+def _until_stopped(points: ResumePoints) -> Iterator[None]:
     """Answer SIGTERM with a last point, where it would just end the process, and points are kept."""
     main = threading.current_thread() is threading.main_thread()
     if not points.folder or not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

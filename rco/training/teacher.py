@@ -20,7 +20,7 @@ from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.objectives.route import Labels
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.engine import Keeper, fit, of_this_training
+from rco.training.loop import Checkpointer, fit, of_this_training
 from rco.training.schedule import kept_epochs
 
 
@@ -32,17 +32,18 @@ def train_teacher(
     *,
     checkpoint_every: int,
     folder: Path,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train a teacher on the labels; keep checkpoints and their logits on the probe samples.
 
     The route stands in `folder` once the iteration has ended.
 
     Args:
-        keeper: as for `rco.training.engine.fit`; the route so far goes with the training, and its files lie in `folder` again.
+        checkpointer: as for `rco.training.loop.fit`; the route so far goes with the training, and its files lie in `folder`
+            again.
 
     Yields:
-        one row an epoch: what `rco.training.engine.fit` yields, and val_accuracy.
+        one row an epoch: what `rco.training.loop.fit` yields, and val_accuracy.
     """
     model = spec.build(config.seed)
     validation = data.split("val")
@@ -53,8 +54,8 @@ def train_teacher(
     probe = np.asarray(data.manifest.probe)
     labels = np.empty(0, dtype=np.int64)
     folder.mkdir(parents=True, exist_ok=True)
-    if keeper is not None:
-        if (before := keeper.take("route")) is not None:
+    if checkpointer is not None:
+        if (before := checkpointer.take("route")) is not None:
             with of_this_training():
                 checkpoints = [from_dict(Checkpoint, c) for c in before["checkpoints"]]
                 probe_logits = [np.asarray(logits, np.float32) for logits in before["probe_logits"]]
@@ -63,7 +64,7 @@ def train_teacher(
                     raise ValueError("it has answers of another shape")
                 if len(probe_logits) != len(checkpoints) or labels.shape != (len(validation) if history else 0,):
                     raise ValueError("it has other answers than checkpoints")
-        keeper.add(
+        checkpointer.add(
             "route",
             lambda: {
                 "checkpoints": jsonable(checkpoints),
@@ -73,7 +74,7 @@ def train_teacher(
             },
             files=lambda: {c.file: c.sha256 for c in checkpoints},
         )
-    for fitted in fit(model, data.split("train"), Labels(), config, compute, epochs=config.epochs, keeper=keeper):
+    for fitted in fit(model, data.split("train"), Labels(), config, compute, epochs=config.epochs, checkpointer=checkpointer):
         logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
         row: dict[str, Any] = {**fitted, "epoch": int(fitted["epoch"]), "val_accuracy": accuracy(logits, labels)}
         history.append({name: row[name] for name in ("epoch", "lr", "loss", "val_accuracy")})

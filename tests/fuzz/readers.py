@@ -352,9 +352,9 @@ _IDENTITY = {"settings": {"epochs": 3}, "data": "0" * 64}
 def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
     import torch
 
-    from rco.training.resume import Points
+    from rco.training.resume import ResumePoints
 
-    points = Points(str(seeds), _IDENTITY)
+    points = ResumePoints(str(seeds), _IDENTITY)
     state = {"progress": {"epoch": 1, "batches": 2}, "model": {"w": torch.ones(2, 3)}, "rng": torch.zeros(8, dtype=torch.uint8)}
     points.add("training", lambda: state)
     points.add("record", lambda: _RECORD)
@@ -365,11 +365,11 @@ def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
 
 def _read_point(content: bytes, folder: Path) -> None:
     """A point whose name says the sha256 of what somebody has put into it."""
-    from rco.training.resume import Points
+    from rco.training.resume import ResumePoints
 
     name = f"point-00001-000002-{hashlib.sha256(content).hexdigest()}.safetensors"
     (folder / name).write_bytes(content)
-    points = Points(str(folder), _IDENTITY)
+    points = ResumePoints(str(folder), _IDENTITY)
     if (training := points.take("training")) is None:  # it was set aside with a warning, as a damaged point is
         raise InputError("resume point", name, "is damaged", "Start anew")
     assert training is not None
@@ -454,11 +454,11 @@ class _CutShortError(Exception):
 
 def _points_of(work: Path, train: Callable[[], object], kept: int) -> dict[str, bytes]:
     """The resume points of a training that is cut short as it writes its `kept`-th: all files, by path below `work`."""
-    from rco.training.resume import Points
+    from rco.training.resume import ResumePoints
 
-    keep, count = Points.keep, 0
+    keep, count = ResumePoints.keep, 0
 
-    def dying(self: Points) -> None:
+    def dying(self: ResumePoints) -> None:
         nonlocal count
         keep(self)
         count += 1
@@ -466,7 +466,7 @@ def _points_of(work: Path, train: Callable[[], object], kept: int) -> dict[str, 
             raise _CutShortError
 
     os.environ |= {"RCO_RESUME": str(work / "resume"), "RCO_RESUME_EVERY": "0"}  # from now on
-    with mock.patch.object(Points, "keep", dying), contextlib.suppress(_CutShortError):
+    with mock.patch.object(ResumePoints, "keep", dying), contextlib.suppress(_CutShortError):
         train()
     os.environ["RCO_RESUME_EVERY"] = "999"
     found = {path.relative_to(work).as_posix(): path.read_bytes() for path in work.rglob("resume/**/*") if path.is_file()}
@@ -533,17 +533,17 @@ def _walk(seeds: Path, out: Path) -> None:
     """The walk along a whole route in one process, as notebooks have it."""
     from rco.strategies.config import AnchorConfig
     from rco.training.config import ComputeConfig, TrainConfig
-    from rco.training.distill import distill_route
-    from rco.training.resume import Points
+    from rco.training.distillation import distill_route
+    from rco.training.resume import ResumePoints
 
     compute = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
     data = Dataset.open(seeds / "data")
     student = load_network(seeds / "student" / "student.safetensors")
     every = 60 * float(os.environ["RCO_RESUME_EVERY"])
-    points = Points(str(Path(os.environ["RCO_RESUME"]) / "walk"), {"settings": {}}, every=every)
+    points = ResumePoints(str(Path(os.environ["RCO_RESUME"]) / "walk"), {"settings": {}}, every=every)
     anchors, train = AnchorConfig(strategy="equal-interval", n_anchors=2), TrainConfig(epochs=4, batch_size=8, lr=0.01)
     rows = distill_route(
-        student, Route.open(seeds / "route"), data, anchors=anchors, train=train, compute=compute, keeper=points
+        student, Route.open(seeds / "route"), data, anchors=anchors, train=train, compute=compute, checkpointer=points
     )
     record = Record(key="walk", params={}, data={})
     for row in rows:

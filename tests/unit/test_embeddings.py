@@ -26,8 +26,8 @@ from rco.objectives.embedding import EmbeddingLoss, mimic_embedding
 from rco.objectives.route import Labels, RouteLoss
 from rco.tasks.preflight import Settings, preflight
 from rco.training.config import TrainConfig
-from rco.training.distill import ProbeTargets, distill_stage
-from rco.training.engine import fit
+from rco.training.distillation import ProbeTargets, distill_stage
+from rco.training.loop import fit
 from tests.conftest import CPU
 
 PLAIN = {"in_channels": 3, "num_classes": 5, "image_size": 32}

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from rco.core.errors import InputError
-from rco.evaluation import evaluate as ev
+from rco.evaluation import classification as ev
 from rco.models.predict import accuracy, predict, top_k_accuracy
 from rco.strategies.hardness import kl
 
@@ -268,7 +268,7 @@ def test_arguments_out_of_range_are_refused() -> None:
 def test_measures_need_no_torch() -> None:
     code = """
 import sys, numpy as np
-from rco.evaluation.evaluate import measure
+from rco.evaluation.classification import measure
 measure(np.eye(3), np.arange(3), 3)
 sys.exit("torch" in sys.modules)
 """

@@ -18,9 +18,9 @@ from rco.models.spec import NetworkSpec
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import RouteLoss
 from rco.training.config import TrainConfig
-from rco.training.distill import ProbeTargets, distill_stage
-from rco.training.engine import fit
+from rco.training.distillation import ProbeTargets, distill_stage
 from rco.training.kept import FOLDER, KeptLogits, check_size
+from rco.training.loop import fit
 from tests.conftest import CPU
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)

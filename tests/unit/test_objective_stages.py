@@ -23,8 +23,8 @@ from rco.strategies.config import AnchorConfig
 from rco.tasks import run as tasks
 from rco.tasks.preflight import preflight
 from rco.training.config import TrainConfig
-from rco.training.distill import ProbeTargets, distill_route, distill_stage, make_objective
-from rco.training.engine import fit
+from rco.training.distillation import ProbeTargets, distill_route, distill_stage, make_objective
+from rco.training.loop import fit
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
@@ -121,7 +121,7 @@ class TestRoute:
 
     def test_kl_columns_and_hardness_stay_those_of_the_logits_at_tau(self, route: Route, data: Dataset) -> None:
         from rco.strategies.hardness import kl
-        from rco.training.distill import probe_logits
+        from rco.training.distillation import probe_logits
 
         student, rows = walked(route, data, config("standardised", tau=2.0))
         _, logits = route.probe()

@@ -22,9 +22,9 @@ from tests.unit.test_tracking import anchor, children, context, record, server, 
 __all__ = ["server"]  # a fixture
 
 
-def letter(folder: Path, learner: Record, epochs: tuple[int, ...] = (4, 8)) -> outbox.Letter:
+def letter(folder: Path, learner: Record, epochs: tuple[int, ...] = (4, 8)) -> outbox.PendingReport:
     anchors = [anchor(folder / f"epoch-{epoch:04d}", epoch, seed=epoch) for epoch in epochs]
-    return outbox.Letter(
+    return outbox.PendingReport(
         parent={"experiment": "tests", "name": "late", "params": {"tau": 4.0}, "tags": {"rco.comparison": "true"}},
         deliveries=tracking.of_run([record("teacher", rows=2), learner], anchors, {"test_accuracy": 0.9}),
         headline={"student_test_accuracy": 0.9},

@@ -43,9 +43,9 @@ from rco.tracking import runs as tracking
 from rco.tracking.record import Record
 from rco.training import resume
 from rco.training.config import TrainConfig
-from rco.training.distill import ProbeTargets, distill_route, distill_stage
-from rco.training.engine import fit
-from rco.training.resume import Points
+from rco.training.distillation import ProbeTargets, distill_route, distill_stage
+from rco.training.loop import fit
+from rco.training.resume import ResumePoints
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
@@ -80,7 +80,7 @@ class KilledError(BaseException):
     """Nothing may catch it, as with SIGKILL."""
 
 
-class Mortal(Points):
+class Mortal(ResumePoints):
     """Dies after so many points, or as the file of one is written."""
 
     lives = 10**9
@@ -92,7 +92,7 @@ class Mortal(Points):
             raise KilledError
 
 
-class Recorder(Points):
+class Recorder(ResumePoints):
     """Puts a copy of its folder aside after every point: every moment at which the training could have been killed."""
 
     def keep(self) -> None:
@@ -117,19 +117,19 @@ def points_in(folder: str | Path) -> list[str]:
     return sorted(path.name for path in Path(folder).glob("point-*"))
 
 
-def every_interruption(train: Callable[[Points, Path], tuple[list[dict[str, Any]], Any]], folder: Path) -> int:
+def every_interruption(train: Callable[[ResumePoints, Path], tuple[list[dict[str, Any]], Any]], folder: Path) -> int:
     """Train to the end, then again from every moment at which a point was written; returns how many those were.
 
     Args:
-        train: is given a keeper and a new folder to work in; returns rows, and what came out.
+        train: is given a checkpointer and a new folder to work in; returns rows, and what came out.
     """
-    rows, expected = train(Points("", {}), folder / "whole")
+    rows, expected = train(ResumePoints("", {}), folder / "whole")
     recorder = Recorder(str(folder / "points"), {"of": "test"}, every=0, files=folder / "recorded")
     watched, result = train(recorder, folder / "recorded")
     assert (timeless(watched), result) == (timeless(rows), expected), "keeping points changes nothing"
     for moment in recorder.moments:
         work = Path(f"{moment}-work")
-        again, result = train(Points(str(moment), {"of": "test"}, every=NEVER, files=work), work)
+        again, result = train(ResumePoints(str(moment), {"of": "test"}, every=NEVER, files=work), work)
         assert result == expected, f"from {points_in(moment)}"
         assert timeless(again) == timeless(rows)[len(rows) - len(again) :]
     return len(recorder.moments)
@@ -141,8 +141,8 @@ class TestEveryInterruption:
         """The files of the route are the same, to the byte: weights, logits, manifest."""
         config = dataclasses.replace(TRAIN, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 1e-3)
 
-        def train(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
-            rows = list(train_teacher(data, TEACHER, config, CPU, checkpoint_every=1, folder=folder, keeper=keeper))
+        def train(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+            rows = list(train_teacher(data, TEACHER, config, CPU, checkpoint_every=1, folder=folder, checkpointer=checkpointer))
             return rows, hashes(folder)
 
         assert every_interruption(train, tmp_path) == 9
@@ -162,13 +162,13 @@ class TestEveryInterruption:
     def test_of_a_stage(
         self, data: Dataset, route: Route, tmp_path: Path, objective: ObjectiveConfig, train: dict[str, Any], precision: str
     ) -> None:
-        from rco.training.distill import make_objective
+        from rco.training.distillation import make_objective
 
         config = dataclasses.replace(TRAIN, **train)
         compute = dataclasses.replace(CPU, precision=precision)
         _, logits = route.probe()
 
-        def run(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+        def run(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
             student = STUDENT.build(0)
             anchor = load_network(route.folder / route.checkpoints[1].file)
             loss = make_objective(objective, student, anchor, data, config)
@@ -184,18 +184,18 @@ class TestEveryInterruption:
                 epochs=3,
                 first_epoch=4,
                 loss=loss,
-                keeper=keeper,
+                checkpointer=checkpointer,
             )
             return list(stage), (state_digest(student), state_digest(loss))
 
         assert every_interruption(run, tmp_path) == 9
 
     def test_of_a_network_that_draws_random_numbers(self, data: Dataset, tmp_path: Path) -> None:
-        def run(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+        def run(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
             torch.manual_seed(0)
             network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
             torch.rand(len(str(folder)))  # the state of the generator at the start is no part of it
-            rows = list(fit(network, data.split("train"), Labels(), TRAIN, CPU, epochs=3, keeper=keeper))
+            rows = list(fit(network, data.split("train"), Labels(), TRAIN, CPU, epochs=3, checkpointer=checkpointer))
             return rows, state_digest(network)
 
         assert every_interruption(run, tmp_path) == 9
@@ -213,10 +213,10 @@ class TestEveryInterruption:
         objective = ObjectiveConfig(objective="hint", student_tap="2", teacher_tap="input:classifier")
         config = dataclasses.replace(TRAIN, epochs=4, milestones=(0.5,))
 
-        def run(keeper: Points, folder: Path) -> tuple[list[dict[str, Any]], Any]:
+        def run(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
             student = STUDENT.build(0)
             walk = distill_route(
-                student, route, data, anchors=anchors, objective=objective, train=config, compute=CPU, keeper=keeper
+                student, route, data, anchors=anchors, objective=objective, train=config, compute=CPU, checkpointer=checkpointer
             )
             return list(walk), state_digest(student)
 
@@ -245,7 +245,7 @@ class TestLibrary:
 
         def interrupted(call: Callable[[], Any]) -> Any:
             with monkeypatch.context() as patched:
-                patched.setattr("rco.api.Points", lambda *a, **k: Mortal(*a, every=0, **k))
+                patched.setattr("rco.api.ResumePoints", lambda *a, **k: Mortal(*a, every=0, **k))
                 patched.setattr(Mortal, "lives", 5)
                 with pytest.raises(KilledError):
                     call()
@@ -263,19 +263,29 @@ class TestLibrary:
         assert timeless(all_rows) == timeless(rows), "rows from before the interruption are there too"
 
 
-def trained(data: Dataset, keeper: Points, epochs: int = 2, **more: Any) -> nn.Module:
+def trained(data: Dataset, checkpointer: ResumePoints, epochs: int = 2, **more: Any) -> nn.Module:
     network = STUDENT.build(0)
-    list(fit(network, data.split("train"), Labels(), dataclasses.replace(TRAIN, **more), CPU, epochs=epochs, keeper=keeper))
+    list(
+        fit(
+            network,
+            data.split("train"),
+            Labels(),
+            dataclasses.replace(TRAIN, **more),
+            CPU,
+            epochs=epochs,
+            checkpointer=checkpointer,
+        )
+    )
     return network
 
 
 @pytest.fixture
 def place(data: Dataset, tmp_path: Path) -> Path:
     """Two points of a training that was killed after four steps of six."""
-    keeper = Mortal(str(tmp_path / "points"), {"lr": 1}, every=0)
-    keeper.lives = 4
+    checkpointer = Mortal(str(tmp_path / "points"), {"lr": 1}, every=0)
+    checkpointer.lives = 4
     with pytest.raises(KilledError):
-        trained(data, keeper)
+        trained(data, checkpointer)
     return tmp_path / "points"
 
 
@@ -310,7 +320,7 @@ class TestPoints:
         with monkeypatch.context() as patch:
             patch.setattr("rco.core.files.sha256_of", broken)
             with pytest.raises(InputError, match=r"cannot be read \(Input/output error\).*run again"):
-                Points(str(place), {"lr": 1})
+                ResumePoints(str(place), {"lr": 1})
         assert points_in(place) == before
 
     @pytest.mark.parametrize(
@@ -329,11 +339,11 @@ class TestPoints:
         ],
     )
     def test_a_point_whose_values_are_not_of_this_training_is_refused(self, data: Dataset, name: str, value: Any) -> None:
-        keeper = Points("", {})
-        trained(data, keeper)
-        state = {part: make() for part, make in keeper._makers.items()}["training"]
+        checkpointer = ResumePoints("", {})
+        trained(data, checkpointer)
+        state = {part: make() for part, make in checkpointer._makers.items()}["training"]
 
-        class Hostile(Points):
+        class Hostile(ResumePoints):
             def take(self, part: str) -> Any:
                 changed = {key: old for key, old in state.items() if key != name} if value is None else {**state, name: value}
                 return changed if part == "training" else None
@@ -346,10 +356,10 @@ class TestPoints:
         self, place: Path, data: Dataset, damage: str, said: Callable[[], str]
     ) -> None:
         harm(place / points_in(place)[-1], damage)
-        keeper = Points(str(place), {"lr": 1}, every=NEVER)
+        checkpointer = ResumePoints(str(place), {"lr": 1}, every=NEVER)
         assert "going on from epoch 2, step 0 (resume point of " in said()
         assert ("cannot be used" in said()) == (damage != "missing")
-        assert same(trained(data, keeper).state_dict(), trained(data, Points("", {})).state_dict())
+        assert same(trained(data, checkpointer).state_dict(), trained(data, ResumePoints("", {})).state_dict())
 
     @pytest.mark.parametrize("damage", ["truncated", "flipped"])
     def test_if_both_are_damaged_the_training_starts_anew_and_says_so(
@@ -357,13 +367,13 @@ class TestPoints:
     ) -> None:
         for name in points_in(place):
             harm(place / name, damage)
-        keeper = Mortal(str(place), {"lr": 1}, every=0)
+        checkpointer = Mortal(str(place), {"lr": 1}, every=0)
         assert "no resume point" in said()
         assert "starts anew" in said()
-        keeper.lives = 3
+        checkpointer.lives = 3
         with pytest.raises(KilledError):
-            trained(data, keeper)
-        Points(str(place), {"lr": 1})
+            trained(data, checkpointer)
+        ResumePoints(str(place), {"lr": 1})
         assert "going on from epoch 2, step 0" in said(), "damaged points make room for sound ones, however far they were"
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -380,7 +390,7 @@ class TestPoints:
         shutil.rmtree(other, ignore_errors=True)
         other.mkdir()
         (other / name).write_bytes(content)
-        assert Points(str(other), {"lr": 1}).take("training") is None
+        assert ResumePoints(str(other), {"lr": 1}).take("training") is None
 
     @pytest.mark.parametrize(
         "lie",
@@ -406,7 +416,7 @@ class TestPoints:
         other.mkdir()
         digest = save_state(other / "x", tensors, document)
         (other / "x").rename(other / f"point-00002-000001-{digest}.safetensors")
-        assert Points(str(other), {"lr": 1}, files=tmp_path / "files").take("training") is None
+        assert ResumePoints(str(other), {"lr": 1}, files=tmp_path / "files").take("training") is None
         assert not (tmp_path.parent / "escaped").exists()
         assert not (tmp_path / "escaped").exists()
 
@@ -423,28 +433,30 @@ class TestPoints:
     def test_a_state_of_another_training_is_refused(
         self, place: Path, data: Dataset, lie: Callable[[dict[str, Any]], Any]
     ) -> None:
-        keeper = Points(str(place), {"lr": 1})
-        lie(keeper._found["training"])
+        checkpointer = ResumePoints(str(place), {"lr": 1})
+        lie(checkpointer._found["training"])
         with pytest.raises(InputError, match="is of another training"):
-            trained(data, keeper)
+            trained(data, checkpointer)
 
     def test_points_of_other_settings_or_code_are_refused(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=r"is of another training: lr was 1, is 2\. Name another place, or delete it"):
-            Points(str(place), {"lr": 2})
+            ResumePoints(str(place), {"lr": 2})
         monkeypatch.setattr(resume, "_software", lambda: {"rco": "edited", "torch": "2"})
         with pytest.raises(InputError, match=r"is of another training: software\.rco was"):
-            Points(str(place), {"lr": 1})
+            ResumePoints(str(place), {"lr": 1})
 
     def test_a_teachers_files_come_back_and_a_damaged_one_makes_the_point_useless(
         self, data: Dataset, tmp_path: Path, said: Callable[[], str]
     ) -> None:
-        keeper = Mortal(str(tmp_path / "points"), {}, every=0, files=tmp_path / "one")
-        keeper.lives = 7
+        checkpointer = Mortal(str(tmp_path / "points"), {}, every=0, files=tmp_path / "one")
+        checkpointer.lives = 7
         with pytest.raises(KilledError):
-            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", keeper=keeper))
+            list(
+                train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", checkpointer=checkpointer)
+            )
         files = sorted((tmp_path / "points").glob("file-*"))
         assert len(files) == 2
-        Points(str(tmp_path / "points"), {}, files=tmp_path / "two")
+        ResumePoints(str(tmp_path / "points"), {}, files=tmp_path / "two")
         assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
         later = sha256_of(tmp_path / "one" / "epoch-0002.safetensors")
         (tmp_path / "points" / f"file-{later}").write_bytes(b"damaged")
@@ -452,8 +464,8 @@ class TestPoints:
         assert "starts anew" in said()
         anew.lives = 7
         with pytest.raises(KilledError):
-            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "three", keeper=anew))
-        Points(str(tmp_path / "points"), {}, files=tmp_path / "four")
+            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "three", checkpointer=anew))
+        ResumePoints(str(tmp_path / "points"), {}, files=tmp_path / "four")
         assert hashes(tmp_path / "four") == hashes(tmp_path / "one"), "the damaged file was written again"
 
     def test_what_cannot_be_written_is_a_warning(
@@ -463,9 +475,9 @@ class TestPoints:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("rco.training.resume.write_state", full)
-        network = trained(data, Points(str(tmp_path / "points"), {}, every=0), epochs=1)
+        network = trained(data, ResumePoints(str(tmp_path / "points"), {}, every=0), epochs=1)
         assert "the resume point was not written (OSError: [Errno 28] No space left on device)" in said()
-        assert same(network.state_dict(), trained(data, Points("", {}), epochs=1).state_dict())
+        assert same(network.state_dict(), trained(data, ResumePoints("", {}), epochs=1).state_dict())
         assert list((tmp_path / "points").iterdir()) == [], "nothing half-written is left"
 
     def test_what_a_killed_writer_left_is_removed(self, place: Path) -> None:
@@ -473,33 +485,35 @@ class TestPoints:
         for path in (old, fresh):
             path.write_bytes(b"half")
         os.utime(old, (0, 0))
-        Points(str(place), {"lr": 1})
+        ResumePoints(str(place), {"lr": 1})
         assert not old.exists()
         assert fresh.exists(), "somebody may be writing it"
 
     def test_written_by_the_clock(self, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter(range(0, 10**6, 4))  # four seconds a look
         monkeypatch.setattr(resume.time, "monotonic", lambda: next(clock))
-        keeper = Recorder(str(tmp_path / "points"), {}, every=10)
-        trained(data, keeper)
-        assert len(keeper.moments) == 2
+        checkpointer = Recorder(str(tmp_path / "points"), {}, every=10)
+        trained(data, checkpointer)
+        assert len(checkpointer.moments) == 2
 
     def test_two_at_once_do_not_disturb_each_other(self, data: Dataset, tmp_path: Path) -> None:
         """Both write into one folder, and one is ahead; whoever comes next finds a sound point of either."""
         folder = str(tmp_path / "points")
-        ahead, behind = (fit_slowly(data, Points(folder, {}, every=0)) for _ in range(2))
+        ahead, behind = (fit_slowly(data, ResumePoints(folder, {}, every=0)) for _ in range(2))
         next(ahead), next(behind), next(ahead)  # epochs of three steps
         assert [name.split("-")[1] for name in points_in(folder)] == ["00002", "00002"]
         next(behind)
         (rows,) = ([*ahead],)
         assert [row["epoch"] for row in rows] == [3]
-        keeper = Points(folder, {}, every=NEVER)
-        assert same(trained(data, keeper, epochs=3).state_dict(), trained(data, Points("", {}), epochs=3).state_dict())
+        checkpointer = ResumePoints(folder, {}, every=NEVER)
+        assert same(
+            trained(data, checkpointer, epochs=3).state_dict(), trained(data, ResumePoints("", {}), epochs=3).state_dict()
+        )
         assert [row["epoch"] for row in behind] == [3]
 
 
-def fit_slowly(data: Dataset, keeper: Points) -> Iterator[dict[str, float]]:
-    return fit(STUDENT.build(0), data.split("train"), Labels(), TRAIN, CPU, epochs=3, keeper=keeper)
+def fit_slowly(data: Dataset, checkpointer: ResumePoints) -> Iterator[dict[str, float]]:
+    return fit(STUDENT.build(0), data.split("train"), Labels(), TRAIN, CPU, epochs=3, checkpointer=checkpointer)
 
 
 def harm(path: Path, how: str) -> None:
@@ -530,13 +544,15 @@ class TestObjectStore:
         return [o["Key"] for o in s3.list_objects_v2(Bucket="bucket").get("Contents", ())]
 
     def test_a_teacher_goes_on_from_a_bucket(self, s3: Any, data: Dataset, route: Route, tmp_path: Path) -> None:
-        keeper = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
-        keeper.lives = 7
+        checkpointer = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
+        checkpointer.lives = 7
         with pytest.raises(KilledError):
-            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", keeper=keeper))
+            list(
+                train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", checkpointer=checkpointer)
+            )
         assert [name.split("/")[-1].split("-")[0] for name in self.names(s3)] == ["file", "file", "point", "point"]
-        again = Points("s3://bucket/points/here", {}, every=NEVER, files=tmp_path / "two")
-        rows = list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "two", keeper=again))
+        again = ResumePoints("s3://bucket/points/here", {}, every=NEVER, files=tmp_path / "two")
+        rows = list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "two", checkpointer=again))
         assert [row["epoch"] for row in rows] == [3]
         assert hashes(tmp_path / "two") == hashes(route.folder)
         again.clear()
@@ -546,52 +562,54 @@ class TestObjectStore:
         self, s3: Any, data: Dataset, route: Route, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(storage, "_FIRST_WAIT", 0.0)
-        keeper = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
-        keeper.lives = 7
+        checkpointer = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
+        checkpointer.lives = 7
         with pytest.raises(KilledError):
-            list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", keeper=keeper))
+            list(
+                train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "one", checkpointer=checkpointer)
+            )
         damaged = next(name for name in self.names(s3) if "/file-" in name)
         about = s3.head_object(Bucket="bucket", Key=damaged)["Metadata"]
         s3.put_object(Bucket="bucket", Key=damaged, Body=b"something else", Metadata=about)
-        again = Points("s3://bucket/points/here", {}, every=0, files=tmp_path / "two")
-        list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "two", keeper=again))
+        again = ResumePoints("s3://bucket/points/here", {}, every=0, files=tmp_path / "two")
+        list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=tmp_path / "two", checkpointer=again))
         assert hashes(tmp_path / "two") == hashes(route.folder)
         body = s3.get_object(Bucket="bucket", Key=damaged)["Body"].read()
         assert hashlib.sha256(body).hexdigest() in damaged
 
     def test_wrong_bytes_and_lost_objects_are_noticed(self, s3: Any, data: Dataset, said: Callable[[], str]) -> None:
-        keeper = Mortal("s3://bucket/points", {}, every=0)
-        keeper.lives = 2
+        checkpointer = Mortal("s3://bucket/points", {}, every=0)
+        checkpointer.lives = 2
         with pytest.raises(KilledError):
-            trained(data, keeper)
+            trained(data, checkpointer)
         first, second = self.names(s3)
         s3.put_object(Bucket="bucket", Key=second, Body=b"something else")
-        Points("s3://bucket/points", {})
+        ResumePoints("s3://bucket/points", {})
         assert "going on from epoch 1, step 1" in said()
         s3.delete_object(Bucket="bucket", Key=first)
-        assert Points("s3://bucket/points", {}).take("training") is None
+        assert ResumePoints("s3://bucket/points", {}).take("training") is None
 
     def test_a_store_that_is_away_is_no_reason_to_start_anew(
         self, s3: Any, data: Dataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keeper = Mortal("s3://bucket/points", {}, every=0)
-        keeper.lives = 1
+        checkpointer = Mortal("s3://bucket/points", {}, every=0)
+        checkpointer.lives = 1
         with pytest.raises(KilledError):
-            trained(data, keeper)
+            trained(data, checkpointer)
 
         def cut(uri: str, into: Path) -> Path:
             raise InputError("uri", uri, "cannot be reached", "Check the network")
 
         monkeypatch.setattr(storage, "fetch", cut)
         with pytest.raises(InputError, match="cannot be reached"):
-            Points("s3://bucket/points", {})
+            ResumePoints("s3://bucket/points", {})
 
 
 class TestDivergence:
     def diverge(self, data: Dataset, epochs: int = 3, lr: float = 1e18, **more: Any) -> DivergenceError:
         """A loss of a part that turns bad at a step that the test knows."""
         with pytest.raises(DivergenceError) as caught:
-            trained(data, Points("", {}), epochs=epochs, lr=lr, schedule="constant", **more)
+            trained(data, ResumePoints("", {}), epochs=epochs, lr=lr, schedule="constant", **more)
         return caught.value
 
     @pytest.mark.parametrize("bad_step", [1, 3, 4, 5, 9])
@@ -655,10 +673,10 @@ class TestDivergence:
             list(fit(Spoilt(64, 10), data.split("train"), Labels(), config, CPU, epochs=1))
 
     def test_no_bad_state_is_ever_kept(self, data: Dataset, tmp_path: Path) -> None:
-        keeper = Recorder(str(tmp_path / "points"), {}, every=0)
+        checkpointer = Recorder(str(tmp_path / "points"), {}, every=0)
         with pytest.raises(DivergenceError):
-            trained(data, keeper, epochs=3, lr=1e18, schedule="constant")
-        for moment in getattr(keeper, "moments", ()):
+            trained(data, checkpointer, epochs=3, lr=1e18, schedule="constant")
+        for moment in getattr(checkpointer, "moments", ()):
             for name in points_in(moment):
                 tensors, _ = load_state(moment / name)
                 assert all(torch.isfinite(t).all() for key, t in tensors.items() if key.startswith("training/learner"))
@@ -724,11 +742,11 @@ class Pipeline:
 @pytest.fixture
 def lives(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Says after how many points a task is killed."""
-    monkeypatch.setattr(resume, "Points", Mortal)
+    monkeypatch.setattr(resume, "ResumePoints", Mortal)
     monkeypatch.setattr(Mortal, "left", 10**9, raising=False)
 
     def keep(self: Mortal) -> None:
-        Points.keep(self)
+        ResumePoints.keep(self)
         Mortal.left -= 1  # type: ignore[attr-defined]
         if Mortal.left == 0:  # type: ignore[attr-defined]
             raise KilledError

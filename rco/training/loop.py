@@ -25,7 +25,7 @@ from rco.training.schedule import learning_rate
 _LOOK = 100  # steps between looks at the loss: each makes the program wait for the GPU once
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Who keeps the state of a training for when it is interrupted; see `rco.training.resume`. A state has parts, one of
     each who knows what it means."""
 
@@ -173,7 +173,7 @@ def fit(
     epochs: int,
     first_epoch: int = 1,
     anchor: nn.Module | KeptLogits | None = None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
@@ -185,8 +185,8 @@ def fit(
             so stages that count on do not see the same order again.
         anchor: frozen by this function; it sees the batches that the student sees. Or its logits, computed once and kept: then
             the student sees the views that they are of.
-        keeper: keeps the part "training". If it has one, this training goes on from there, and only epochs that end after that
-            are yielded. On a CPU the weights come out the same to the last bit. What the caller keeps of an epoch must be
+        checkpointer: keeps the part "training". If it has one, this training goes on from there, and only epochs that end after
+            that are yielded. On a CPU the weights come out the same to the last bit. What the caller keeps of an epoch must be
             kept by the time it asks for the next.
 
     Yields:
@@ -247,9 +247,9 @@ def fit(
 
     random = None
     taking_up: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if keeper is not None:
-        keeper.add("training", state)
-        if (saved := keeper.take("training")) is not None:
+    if checkpointer is not None:
+        checkpointer.add("training", state)
+        if (saved := checkpointer.take("training")) is not None:
             random = _take_up(saved, learner, optimizer, now, first_epoch + epochs - 1, device)
             taking_up = of_this_training(*_UNFIT)  # which values an optimiser needs is known to its first step
             is_good(f"at step {now.batches} of epoch {now.epoch}" if now.batches else f"after epoch {now.epoch - 1}")
@@ -289,10 +289,10 @@ def fit(
             taking_up = contextlib.nullcontext()
             now.add(parts, values.detach(), len(y))
             if now.batches < steps_per_epoch:  # the end of the epoch looks for itself
-                if keeper is not None and keeper.due():
+                if checkpointer is not None and checkpointer.due():
                     now.seconds = time.perf_counter() - started
                     look(closely=True)
-                    keeper.keep()
+                    checkpointer.keep()
                 elif now.batches % _LOOK == 0:
                     look(closely=False)
         if not now.images:
@@ -306,8 +306,8 @@ def fit(
         is_good(f"after epoch {now.epoch}")
         now = _Progress(now.epoch + 1)
         yield row
-        if keeper is not None and keeper.due():
-            keeper.keep()
+        if checkpointer is not None and checkpointer.due():
+            checkpointer.keep()
 
 
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)

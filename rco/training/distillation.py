@@ -31,8 +31,8 @@ from rco.strategies import anchors as choosing
 from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import kl, route_hardness
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.engine import Keeper, fit, of_this_training
 from rco.training.kept import KeptLogits, check_size, folder_from_environment
+from rco.training.loop import Checkpointer, fit, of_this_training
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def distill_stage(
     first_epoch: int,
     loss: Objective | None = None,
     anchor_id: str = "",
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `student` in place on one anchor.
 
@@ -88,10 +88,10 @@ def distill_stage(
             new one.
         anchor_id: sha256 of the anchor's weights; with it, kept logits are shared through the folder that the environment
             names, if it names one (`rco.training.kept`).
-        keeper: as for `rco.training.engine.fit`.
+        checkpointer: as for `rco.training.loop.fit`.
 
     Yields:
-        one row an epoch: what `rco.training.engine.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
+        one row an epoch: what `rco.training.loop.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
         (congruence on the probe samples at the objective's temperature, nats).
     """
     if loss is None:
@@ -120,7 +120,7 @@ def distill_stage(
         epochs=epochs,
         first_epoch=first_epoch,
         anchor=teacher,
-        keeper=keeper,
+        checkpointer=checkpointer,
     ):
         logits, labels = predict(
             student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
@@ -144,12 +144,12 @@ def distill_route(
     objective: ObjectiveConfig | None = None,
     train: TrainConfig | None = None,
     compute: ComputeConfig,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Distil `student` in place along a route: the whole method in one process, for notebooks.
 
     Args:
-        keeper: as for `rco.training.engine.fit`; with the training goes how far the walk was.
+        checkpointer: as for `rco.training.loop.fit`; with the training goes how far the walk was.
 
     Yields:
         the rows of every stage, with anchor_epoch and reason added.
@@ -165,14 +165,14 @@ def distill_route(
     loss = None
     choice: choosing.Choice | None = None
     student.to(compute.device)
-    if keeper is not None:
-        if (before := keeper.take("walk")) is not None:
+    if checkpointer is not None:
+        if (before := checkpointer.take("walk")) is not None:
             with of_this_training():
                 chosen, done = [int(i) for i in before["chosen"]], int(before["done"])
                 choice = from_dict(choosing.Choice, before["choice"])
                 if not all(0 <= i < len(route.checkpoints) for i in (*chosen, choice.index)) or done < 0:
                     raise ValueError("it speaks of other anchors")
-        keeper.add("walk", lambda: {"chosen": chosen, "done": done, "choice": jsonable(choice)})
+        checkpointer.add("walk", lambda: {"chosen": chosen, "done": done, "choice": jsonable(choice)})
     while True:
         if choice is None:
             hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
@@ -198,7 +198,7 @@ def distill_route(
             first_epoch=done + 1,
             loss=loss,
             anchor_id=point.sha256,
-            keeper=keeper,
+            checkpointer=checkpointer,
         ):
             yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
         chosen.append(choice.index)
