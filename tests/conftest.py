@@ -1,4 +1,4 @@
-"""What all tests share: no tracking by accident, one thread, and a tiny prepared data set."""
+"""What all tests share: no tracking by accident, one thread, a tiny prepared data set, groups of tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,23 @@ from rco.training.config import ComputeConfig
 hypothesis.settings.register_profile("rco", deadline=None)
 hypothesis.settings.load_profile("rco")
 
+# Files of tests that take longest, in this order; see `pytest_collection_modifyitems`.
+LONGEST = ("pipeline/test_comparison", "pipeline/test_local", "pipeline/test_shared_home", "fuzz/test_fuzz", "unit/test_resume")
+
 CPU = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`, tests of one file stay together, and so do those that are marked as a group because they
+    share a home and its cache. The longest come first, so that no worker is left with one of them at the end."""
+    if config.getoption("dist", "no") != "loadgroup":
+        return
+    names = {item: item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix() for item in items}
+    for item, name in names.items():
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
 
 
 def _clean_environment() -> None:
