@@ -695,7 +695,7 @@ _YAML = [
 
 
 def _recipe_cases(seeds: Path) -> st.SearchStrategy[bytes]:
-    from pipelines.cli import RECIPES
+    from pipelines.cli.recipes import RECIPES
 
     texts = [path.read_bytes() for path in sorted(RECIPES.glob("*.yaml"))]
     pieces = st.sampled_from([*(t.encode("utf-8", "surrogatepass") for t in _YAML), *texts])
@@ -704,7 +704,7 @@ def _recipe_cases(seeds: Path) -> st.SearchStrategy[bytes]:
 
 
 def _read_recipe(path: Path) -> None:
-    from pipelines.cli import read_recipe
+    from pipelines.cli.recipes import read_recipe
 
     RunConfig.from_flat(read_recipe(str(path)))
 

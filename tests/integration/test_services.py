@@ -43,7 +43,7 @@ PARAMETERS = {
     "device": "cpu",
 }
 CLASSES = ("cat", "dog", "owl")
-COMMAND = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from pipelines.cli.main import main; main()"]
 PATIENCE = 1500  # seconds for all three pipelines, on a busy machine
 pytestmark = pytest.mark.timeout(PATIENCE + 300)
 BUCKET = "services"

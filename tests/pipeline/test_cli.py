@@ -10,7 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipelines.cli import RECIPES, main, read_recipe
+from pipelines.cli.main import main
+from pipelines.cli.recipes import RECIPES, read_recipe
 from pipelines.local import _for_people
 from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError
@@ -58,7 +59,7 @@ def test_recipes_of_ones_own_and_flags_that_win(tmp_path: Path) -> None:
 
 def test_commands_start_light() -> None:
     code = (
-        "import sys; import pipelines.cli;"
+        "import sys; import pipelines.cli.main;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'kfp', 'boto3', 'matplotlib', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from components.check_comparison import check_comparison
 from components.image import IMAGE
 from components.report_comparison import report_comparison
-from pipelines.cli import split_axes
+from pipelines.cli.runs import split_axes
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison
 from pipelines.local import RunFailedError, run
@@ -152,7 +152,7 @@ def test_flags_with_several_values_are_axes() -> None:
 def test_bad_input_is_one_paragraph(arguments: list[str], words: str, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from pipelines.cli import main
+    from pipelines.cli.main import main
 
     home = ["--home", str(tmp_path / "home")] if arguments[0] != "compile" else []
     done = CliRunner().invoke(main, [*arguments, *home])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import read_recipe
+from pipelines.cli.recipes import read_recipe
 from pipelines.local import run
 from rco.core.documents import read_json
 from rco.evaluation import openset

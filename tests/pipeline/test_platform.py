@@ -20,7 +20,7 @@ from kfp.kubernetes import kubernetes_executor_config_pb2 as config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.image import IMAGE, content_hash
-from pipelines.cli import main
+from pipelines.cli.main import main
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison, compile_rco, image_to_run
 from pipelines.deployment import Deployment, TaskClass, read_deployment, seconds
@@ -328,7 +328,7 @@ def test_a_bad_file_is_one_line_and_refused_before_kfp_is_loaded(tmp_path: Path)
     file = tmp_path / "site.yaml"
     file.write_text("train: {memory_limit: 4 gigs}\n")
     code = (
-        "import sys; from click.testing import CliRunner; from pipelines.cli import main;"
+        "import sys; from click.testing import CliRunner; from pipelines.cli.main import main;"
         f"done = CliRunner().invoke(main, ['compile', '--deployment', {str(file)!r}]);"
         "print(done.exit_code, 'kfp' in sys.modules, done.output)"
     )

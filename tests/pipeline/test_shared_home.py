@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import main
+from pipelines.cli.main import main
 from pipelines.local import RunFailedError, run
 from tests.servers import free_port
 from tests.unit.test_data import folder_of

@@ -29,7 +29,7 @@ from kfp import Client
 
 from pipelines import service as service_module
 from pipelines import submit as submit_module
-from pipelines.cli import main
+from pipelines.cli.main import main
 from pipelines.compile import compile_comparison, compile_rco
 from pipelines.service import Pace, Service, ServiceError
 from pipelines.submit import Package, Request, compile_package, ensure, start, uncached, upload, wait

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import main
+from pipelines.cli.main import main
 from rco.core.documents import write_json
 from rco.core.errors import InputError
 from rco.core.files import sha256_of

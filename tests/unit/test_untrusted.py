@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipelines.cli import read_recipe
+from pipelines.cli.recipes import read_recipe
 from rco.core import storage
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError

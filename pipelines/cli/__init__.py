@@ -1,0 +1,1 @@
+"""The command `rco`. Starts light: nothing heavy is imported before a command needs it."""

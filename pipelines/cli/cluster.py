@@ -1,0 +1,215 @@
+"""Commands that compile the pipelines, and run them on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from pipelines.cli.options import comparison_option, gathered, no_cache_option, parameter_options, recipe_option
+from pipelines.cli.service import Target, cluster_errors, connect, target_options, upload_package, watch
+from pipelines.cli.submission import ComparisonOptions, Size, describe, in_seconds
+from rco.config.parameters import PARAMETERS
+from rco.core.errors import InputError
+
+deployment_option = click.option(
+    "--deployment",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="what your cluster gives to tasks: GPU, memory, secrets (docs/deployment.md)  [runs anywhere, without a GPU]",
+)
+size_options = (
+    click.option(
+        "--max-stages",
+        type=click.IntRange(1),
+        default=None,
+        help="stages the pipeline has room for  [4, or what the run needs]",
+    ),
+    click.option("--slots", default="", metavar="A,B,...", help="of the comparison, as in `rco compile`"),
+)
+wait_timeout_option = click.option(
+    "--timeout", metavar="90m|12h|...", help="how long to wait at most; the run goes on  [as long as it takes]"
+)
+
+
+@click.command(name="compile")
+@gathered(
+    "size",
+    Size,
+    click.option(
+        "--max-stages",
+        type=click.IntRange(1),
+        default=None,
+        help="stages the pipeline has room for: the most anchors that a run may use  [4]",
+    ),
+    click.option(
+        "--slots",
+        default="",
+        metavar="A,B,...",
+        help="of the comparison: one number a branch, 1 for most, for a greedy one its stages  [1,1,1,1,1,4]",
+    ),
+)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/pipelines/rco.yaml"), show_default=True)
+@click.option(
+    "--comparison", type=click.Path(path_type=Path), default=Path("build/pipelines/comparison.yaml"), show_default=True
+)
+@deployment_option
+def compile_command(size: Size, output: Path, comparison: Path, deployment: Path | None) -> None:
+    """Write both pipelines as YAML for Kubeflow Pipelines.
+
+    Their image is RCO_IMAGE, else the one that make build-images built, by digest if it has been pushed.
+    """
+    sizes = size.slots_given  # a typing error is refused before KFP is imported
+    cluster = _cluster(deployment)
+    from pipelines.compile import compile_comparison, compile_rco
+
+    click.echo(f"image: {cluster.image}")
+    click.echo(compile_rco(output, size.stages, cluster))
+    click.echo(compile_comparison(comparison, sizes or size.default_slots, cluster))
+
+
+def _cluster(deployment: Path | None) -> Any:
+    """The cluster that a pipeline is compiled for; bad input is refused before KFP is imported."""
+    from pipelines.deployment import read_deployment
+
+    site = read_deployment(deployment)
+    from pipelines.compile import image_to_run
+    from pipelines.platform import Cluster
+
+    return Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
+
+
+@click.command()
+@click.option("--pipeline", type=click.Choice(["rco", "comparison"]), default="rco", show_default=True)
+@click.option("--package", type=click.Path(path_type=Path), help="a compiled pipeline, in place of compiling one")
+@gathered("target", Target, *target_options)
+@click.option("--name", default="", help="of the run  [student, strategy and time]")
+@click.option("--service-account", default="", help="of Kubernetes, for the run's pods  [KFP's]")
+@click.option("--pipeline-root", default="", help="where KFP keeps the run's artifacts, such as s3://bucket/prefix  [KFP's]")
+@deployment_option
+@gathered("size", Size, *size_options)
+@no_cache_option
+@click.option("--wait/--no-wait", "waiting", default=True, show_default=True, help="watch the run to its end")
+@wait_timeout_option
+@click.option("--dry-run", is_flag=True, help="show what would be sent, as JSON; nothing is connected to")
+@gathered(
+    "comparison",
+    ComparisonOptions,
+    comparison_option("branches"),
+    comparison_option("seeds"),
+    comparison_option("restart_like"),
+    click.option("--grid", default=None, metavar="JSON", help='of a comparison: a sweep, as {"tau": [2, 4]}'),
+)
+@recipe_option
+@parameter_options(PARAMETERS)
+def submit(
+    flags: dict[str, Any],
+    pipeline: str,
+    package: Path | None,
+    target: Target,
+    name: str,
+    deployment: Path | None,
+    size: Size,
+    no_cache: bool,
+    waiting: bool,
+    timeout: str | None,
+    dry_run: bool,
+    comparison: ComparisonOptions,
+    recipe: str | None,
+    **kubernetes: str,
+) -> None:
+    """Run a pipeline on a cluster, with Kubeflow Pipelines.
+
+    Compiles the pipeline, uploads it as a version of its own (called by its sha256; one that is there already is not sent
+    again), starts a run with these parameters, and watches it. Its KFP experiment is called as the MLflow one is.
+    Who you are is told by the variables KFP_EXISTING_TOKEN, KFP_COOKIES and others (docs/cluster.md), never by an option.
+
+    Exit status: 0 the run succeeded (--no-wait: was started), 1 it did not, 2 bad input, 3 KFP cannot be reached or does not
+    let you in, 4 --timeout is over and the run goes on, 130 Ctrl-C; the run goes on.
+    """
+    options = comparison.given()
+    seconds = in_seconds(timeout)  # before anything is compiled
+    if package and (deployment or size.max_stages or size.slots):
+        given = "deployment" if deployment else "max_stages" if size.max_stages else "slots"
+        value = deployment or size.max_stages or size.slots
+        raise InputError(given, value, "changes nothing about a package", "Leave --package out")
+    several = pipeline == "comparison"
+    wanted = describe(several, recipe, flags, options, size)
+
+    from pipelines.submit import Package, Request, compile_package, run_name, shown, uncached
+
+    request = Request(
+        name=name or run_name(wanted.label), experiment=wanted.experiment, parameters=wanted.parameters, **kubernetes
+    )
+    with TemporaryDirectory() as scratch:
+        if package:
+            compiled = Package.read(package)
+            compiled = uncached(compiled, Path(scratch)) if no_cache else compiled
+        else:
+            compiled = compile_package(several, wanted.size, Path(scratch), _cluster(deployment), cache=not no_cache)
+        compiled.check(wanted.parameters)
+        if dry_run:
+            click.echo(shown(compiled, request, target.endpoint or "", target.namespace or ""))
+            return
+        _start(compiled, request, target, waiting, seconds)
+
+
+def _start(package: Any, request: Any, target: Target, waiting: bool, seconds: float | None) -> None:
+    from pipelines.submit import links, start
+
+    with cluster_errors():
+        try:
+            service = connect(target)
+            run = start(service, package, upload_package(service, package), request)
+        except KeyboardInterrupt:
+            click.echo(f"rco: stopped; if the run {request.name!r} is there, it goes on", err=True)
+            sys.exit(130)
+        click.echo(f"experiment {request.experiment}")
+        click.echo(f"name       {request.name}")
+        for line in links(service, run, request.experiment):
+            click.echo(line)
+        if waiting:
+            watch(service, run.run_id, seconds)
+
+
+@click.command()
+@click.argument("packages", nargs=-1, type=click.Path(path_type=Path))
+@gathered("target", Target, *target_options)
+@deployment_option
+@gathered("size", Size, *size_options)
+def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, size: Size) -> None:
+    """Upload pipelines to Kubeflow Pipelines without running them: PACKAGES, or both of ours, compiled now.
+
+    Each becomes a version of the pipeline of its name, called by its sha256; what is there already is not sent again.
+    """
+    from pipelines.submit import Package, compile_package
+
+    with TemporaryDirectory() as scratch, cluster_errors():
+        if packages:
+            compiled = [Package.read(path) for path in packages]
+        else:
+            cluster = _cluster(deployment)
+            compiled = [
+                compile_package(False, [size.stages], Path(scratch), cluster),
+                compile_package(True, size.slots_given or size.default_slots, Path(scratch), cluster),
+            ]
+        service = connect(target)
+        for package in compiled:
+            upload_package(service, package)
+
+
+@click.command()
+@click.argument("run_id")
+@gathered("target", Target, *target_options)
+@wait_timeout_option
+def wait(run_id: str, target: Target, timeout: str | None) -> None:
+    """Watch a run on a cluster to its end; the exit status is that of `rco submit`."""
+    seconds = in_seconds(timeout)
+    with cluster_errors():
+        service = connect(target)
+        click.echo(f"run        {service.link(f'runs/details/{run_id}')}")
+        watch(service, run_id, seconds)

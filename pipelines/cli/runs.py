@@ -1,0 +1,167 @@
+"""Commands that run a pipeline on this machine, and deliver what its runs could not tell MLflow."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from pipelines.cli.options import comparison_option, home_option, no_cache_option, parameter_options, recipe_option
+from pipelines.cli.recipes import merged_parameters, read_recipe
+from rco.config.branches import DEFAULTS, KINDS, NOT_SHARED, REFERENCE, SHARED, SWEPT, Comparison
+from rco.config.parameters import PARAMETERS
+
+
+@click.command()
+@recipe_option
+@home_option
+@no_cache_option
+@parameter_options(PARAMETERS)
+def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -> None:
+    """Run the whole pipeline on this machine."""
+    from pipelines.display import print_summary
+
+    parameters = merged_parameters(recipe, flags)
+    print_summary(_execute("run", parameters, home, no_cache), home)
+
+
+def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache: bool) -> dict[str, Any]:
+    """Run a pipeline on this machine; failures end this process."""
+    from pipelines.display import Display
+    from pipelines.local import InterruptedRunError, RunFailedError
+    from pipelines.local import run as run_local
+
+    try:
+        with Display() as display:
+            return run_local(parameters, home, pipeline=pipeline, cache=not no_cache, show=display.show)
+    except RunFailedError as error:
+        click.echo(f"rco: {error}", err=True)
+        sys.exit(error.code)
+    except InterruptedRunError as error:
+        click.echo(f"rco: stopped by {error}; what was finished is kept, run again to go on", err=True)
+        sys.exit(128 + error.number)
+
+
+def _compare(recipe: str | None, given: Mapping[str, Any], home: Path, no_cache: bool) -> None:
+    from pipelines.display import print_comparison
+
+    # A recipe may be of a single run: what means nothing here is left out.
+    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
+    parameters = {**read, **{name: value for name, value in given.items() if value is not None}}
+    Comparison.of(parameters)  # what can be refused without looking at data is refused at once
+    print_comparison(_execute("comparison", parameters, home, no_cache), home)
+
+
+@click.command()
+@comparison_option("branches")
+@comparison_option("seeds")
+@comparison_option("restart_like")
+@recipe_option
+@home_option
+@no_cache_option
+@parameter_options(SHARED, defaults=DEFAULTS)
+def compare(
+    flags: dict[str, Any],
+    branches: str | None,
+    seeds: str | None,
+    restart_like: str | None,
+    recipe: str | None,
+    home: Path,
+    no_cache: bool,
+) -> None:
+    """Compare RCO with plain distillation: every branch, from one teacher, over several seeds.
+
+    Each branch trains the same students for the same number of epochs. The table has means over the seeds and paired
+    differences to kd with 95 % intervals; MLflow has a run for every student. What has not changed comes from the
+    cache: another branch trains only itself, but another seed trains all branches again.
+    """
+    given = {**flags, "branches": branches, "seeds": seeds, "restart_like": restart_like}
+    _compare(recipe, given, home, no_cache)
+
+
+@click.command()
+@click.option(
+    "--strategy",
+    default="greedy",
+    show_default=True,
+    metavar="A,B,...",
+    help=f"branches to sweep, from: {', '.join(KINDS)}; kd is always among them",
+)
+@comparison_option("seeds")
+@comparison_option("restart_like")
+@recipe_option
+@home_option
+@no_cache_option
+@parameter_options(SHARED, several=SWEPT, defaults=DEFAULTS)
+def sweep(
+    flags: dict[str, Any],
+    strategy: str,
+    seeds: str | None,
+    restart_like: str | None,
+    recipe: str | None,
+    home: Path,
+    no_cache: bool,
+) -> None:
+    """Sweep students and their settings against one teacher: rco sweep --tau 2,4,8 --strategy greedy,equal-interval.
+
+    Parameters of the student, its training, anchors and objective take several values (V,V; of parameters that are lists
+    themselves V;V). Every combination is a branch, compared with kd at the same student, training and objective. Nothing
+    is trained twice, and the teacher not at all if a comparison or a run with its settings came before (or with --route).
+    """
+    grid, single = split_axes(flags)
+    kinds = [kind.strip() for kind in strategy.split(",") if kind.strip()]
+    branches = kinds if REFERENCE in kinds else [REFERENCE, *kinds]
+    _compare(
+        recipe, {**single, "branches": branches, "seeds": seeds, "restart_like": restart_like, "grid": grid}, home, no_cache
+    )
+
+
+def split_axes(flags: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Flags with several values, and those with one."""
+    grid: dict[str, list[str]] = {}
+    single: dict[str, Any] = {}
+    for name, value in flags.items():
+        separator = ";" if PARAMETERS[name].kind is list else ","
+        values = [part.strip() for part in value.split(separator) if part.strip()] if name in SWEPT else []
+        if len(values) > 1:
+            grid[name] = values
+        else:
+            single[name] = value
+    return grid, single
+
+
+@click.command()
+@click.argument("reports", nargs=-1)
+@home_option
+@click.option("--anywhere", is_flag=True, help="deliver to MLFLOW_TRACKING_URI, even if another server was meant")
+def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
+    """Deliver to MLflow what a server that was away has missed: epochs, anchors, figures, the registered student.
+
+    REPORTS are folders or s3:// addresses of reports (on a cluster: the artifact `summary` of the task report). Without
+    any: all runs of --home for which something waits. Nothing is delivered twice.
+    """
+    from pipelines.local import Home
+    from rco.core import storage
+    from rco.tasks import run as tasks
+    from rco.tracking import outbox
+
+    place = Home(home.resolve())
+    os.environ.update(place.environment)
+    here = sorted(path for path in place.root.glob("runs/*/report") if outbox.waiting(path))
+    if not reports and not here:
+        click.echo("nothing waits for delivery")
+    tasks.show_progress()
+    away = False
+    with TemporaryDirectory() as scratch:
+        given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
+        for report in given or here:
+            run_id = tasks.sync(report, anywhere=anywhere)
+            click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
+            away = away or not run_id
+    if away:
+        sys.exit(1)

@@ -1,0 +1,156 @@
+"""What a command asks a cluster to run: which parameters, in a pipeline of which size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pipelines.cli.options import integers
+from pipelines.cli.recipes import merged_parameters, read_recipe
+from rco.config.branches import MOST, NOT_SHARED, Comparison
+from rco.config.parameters import PARAMETERS, RunConfig
+from rco.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a pipeline is to be compiled, as the user has given it.
+
+    Attributes:
+        max_stages: None: the default number, or what a run needs.
+        slots: of a comparison, "1,1,4"; empty: likewise.
+    """
+
+    max_stages: int | None
+    slots: str
+
+    @property
+    def stages(self) -> int:
+        """Stages of a run's pipeline."""
+        from pipelines.rco import DEFAULT_STAGES
+
+        return self.max_stages or DEFAULT_STAGES
+
+    @property
+    def default_slots(self) -> list[int]:
+        """Slots of a comparison's pipeline, where none are given."""
+        from pipelines.comparison import DEFAULT_SLOTS
+
+        return [*DEFAULT_SLOTS[:-1], self.max_stages or DEFAULT_SLOTS[-1]]
+
+    @property
+    def slots_given(self) -> list[int]:
+        """The slots that are given; empty if none are.
+
+        Raises:
+            InputError: they are not numbers, or too many or too small ones.
+        """
+        sizes = integers("slots", self.slots)
+        if sizes and (min(sizes) < 1 or len(sizes) > MOST):
+            raise InputError("slots", self.slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
+        return sizes
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """The options of a comparison, as text; None: not given."""
+
+    branches: str | None
+    seeds: str | None
+    restart_like: str | None
+    grid: str | None
+
+    def given(self) -> dict[str, Any]:
+        """Those that the user gave.
+
+        Raises:
+            InputError: a grid that is not a mapping.
+        """
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.grid is not None:
+            options["grid"] = _mapping("grid", self.grid)
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is to be run.
+
+    Attributes:
+        parameters: those that were given, typed.
+        experiment: name of the experiment.
+        label: what the run is, for its name.
+        size: of the pipeline: one number for a run, one a slot for a comparison.
+    """
+
+    parameters: dict[str, Any]
+    experiment: str
+    label: str
+    size: list[int]
+
+
+def describe(
+    comparison: bool, recipe: str | None, flags: Mapping[str, Any], options: Mapping[str, Any], size: Size
+) -> Submission:
+    """The submission that flags, recipe and options mean.
+
+    Raises:
+        InputError: parameters that cannot work, or that mean nothing in this pipeline.
+    """
+    from pipelines.sizes import slots_for, stages_for
+
+    if not comparison:
+        if options:
+            name, value = next(iter(options.items()))
+            raise InputError(name, value, "is of the comparison alone", "Add --pipeline comparison, or leave it out")
+        merged = merged_parameters(recipe, flags)
+        config = RunConfig.from_flat(merged)
+        flat = config.to_flat()
+        return Submission(
+            parameters={name: flat[name] for name in merged},
+            experiment=flat["experiment"],
+            label=f"{flat['student']} {flat['strategy']}",
+            size=[stages_for(config, size.max_stages)],
+        )
+    for name in NOT_SHARED:
+        if name in flags:
+            raise InputError(name, flags[name], "means nothing in a comparison", "Leave it out; its branches set it")
+    # A recipe may be of a single run: what means nothing here is left out.
+    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
+    given = {**read, **flags, **options}
+    wanted = Comparison.of(given)
+    full = wanted.to_parameters()
+    return Submission(
+        parameters={name: full[name] for name in given if name in full},
+        experiment=full.get("experiment", PARAMETERS["experiment"].default),
+        label=f"comparison {full.get('student', PARAMETERS['student'].default)}",
+        size=slots_for(wanted, size.slots_given or None, size.max_stages),
+    )
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        document = None
+    if not isinstance(document, dict):
+        raise InputError(name, text, "is not a mapping of parameters to lists", 'Give {"tau": [2, 4]}')
+    return document
+
+
+def in_seconds(text: str | None) -> float | None:
+    """A length of time as people write it ("90m"), in seconds; None stays None.
+
+    Raises:
+        InputError: it is not a length of time.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", text.strip())
+    if not match or float(match[1]) == 0:
+        raise InputError("timeout", text, "is not a length of time", "Write it as 90m, 12h or 2d; a number alone is seconds")
+    return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
