@@ -27,7 +27,7 @@ from components.prepare_data import prepare_data
 from components.report_comparison import report_comparison
 from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
-from pipelines.platform import Cluster, here
+from pipelines.cluster.placement import Cluster, here
 from pipelines.rco import Place
 from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS

@@ -8,8 +8,8 @@ from pathlib import Path
 from kfp import compiler
 
 from components.image import IMAGE, ROOT, content_hash
+from pipelines.cluster.placement import Cluster
 from pipelines.comparison import DEFAULT_SLOTS, make_comparison
-from pipelines.platform import Cluster
 from pipelines.rco import DEFAULT_STAGES, make_pipeline
 from rco.core.errors import InputError
 

@@ -123,7 +123,7 @@ def kubeflow(endpoint: str | None, namespace: str | None = None) -> list[Finding
         return skip("Kubeflow", "no endpoint is named (--endpoint, KFP_ENDPOINT); local runs need none")
     import kfp
 
-    from pipelines.service import Pace, Service, ServiceError
+    from pipelines.cluster.service import Pace, Service, ServiceError
 
     def finding(status: str, found: str, next_step: str = "") -> list[Finding]:
         return [Finding(name="Kubeflow", status=status, found=found, next_step=next_step)]

@@ -26,7 +26,7 @@ from components.register_student import register_student
 from components.report import report
 from components.select_anchor import select_anchor
 from components.train_teacher import train_teacher
-from pipelines.platform import Cluster, here
+from pipelines.cluster.placement import Cluster, here
 from rco.config.parameters import PARAMETERS
 
 NAME = "route-constrained-optimization"

@@ -74,11 +74,11 @@ def compile_command(size: Size, output: Path, comparison: Path, deployment: Path
 
 def _cluster(deployment: Path | None) -> Any:
     """The cluster that a pipeline is compiled for; bad input is refused before KFP is imported."""
-    from pipelines.deployment import read_deployment
+    from pipelines.cluster.deployment import read_deployment
 
     site = read_deployment(deployment)
+    from pipelines.cluster.placement import Cluster
     from pipelines.compile import image_to_run
-    from pipelines.platform import Cluster
 
     return Cluster(deployment=site, image=image_to_run(warn=lambda line: click.echo(f"rco: {line}", err=True)))
 
@@ -140,7 +140,7 @@ def submit(
     several = pipeline == "comparison"
     wanted = describe(several, recipe, flags, options, size)
 
-    from pipelines.submit import Package, Request, compile_package, run_name, shown, uncached
+    from pipelines.cluster.submit import Package, Request, compile_package, run_name, shown, uncached
 
     request = Request(
         name=name or run_name(wanted.label), experiment=wanted.experiment, parameters=wanted.parameters, **kubernetes
@@ -159,7 +159,7 @@ def submit(
 
 
 def _start(package: Any, request: Any, target: Target, waiting: bool, seconds: float | None) -> None:
-    from pipelines.submit import links, start
+    from pipelines.cluster.submit import links, start
 
     with cluster_errors():
         try:
@@ -186,7 +186,7 @@ def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, 
 
     Each becomes a version of the pipeline of its name, called by its sha256; what is there already is not sent again.
     """
-    from pipelines.submit import Package, compile_package
+    from pipelines.cluster.submit import Package, compile_package
 
     with TemporaryDirectory() as scratch, cluster_errors():
         if packages:

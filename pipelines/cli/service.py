@@ -42,7 +42,7 @@ def connect(target: Target) -> Any:
     """The service; what may not work with it is said on standard error."""
     import kfp
 
-    from pipelines.service import Service
+    from pipelines.cluster.service import Service
 
     _quiet()
     service = Service(target.endpoint, target.namespace)
@@ -65,7 +65,7 @@ def _quiet() -> None:
 
 def upload_package(service: Any, package: Any) -> Any:
     """Upload a package, unless it is there, and print where it is."""
-    from pipelines.submit import upload
+    from pipelines.cluster.submit import upload
 
     uploaded = upload(service, package)
     click.echo(f"pipeline   {package.name}   {service.link(f'pipelines/details/{uploaded.pipeline_id}')}")
@@ -75,10 +75,10 @@ def upload_package(service: Any, package: Any) -> Any:
 
 def watch(service: Any, run_id: str, seconds: float | None) -> None:
     """Show a run until it has ended, or for so many seconds; if it has not succeeded, this process ends."""
+    from pipelines.cluster.service import ServiceError
+    from pipelines.cluster.submit import SUCCEEDED, StillRunningError, again, failures, state_of
+    from pipelines.cluster.submit import wait as wait_for
     from pipelines.display import Watching
-    from pipelines.service import ServiceError
-    from pipelines.submit import SUCCEEDED, StillRunningError, again, failures, state_of
-    from pipelines.submit import wait as wait_for
 
     try:
         with Watching() as watching:
@@ -103,8 +103,8 @@ def watch(service: Any, run_id: str, seconds: float | None) -> None:
 @contextlib.contextmanager
 def cluster_errors() -> Iterator[None]:
     """Trouble with a cluster is one paragraph and an exit status."""
-    from pipelines.service import ServiceError
-    from pipelines.submit import RunGoneError
+    from pipelines.cluster.service import ServiceError
+    from pipelines.cluster.submit import RunGoneError
 
     try:
         yield

@@ -99,7 +99,7 @@ def describe(
     Raises:
         InputError: parameters that cannot work, or that mean nothing in this pipeline.
     """
-    from pipelines.sizes import slots_for, stages_for
+    from pipelines.cluster.sizes import slots_for, stages_for
 
     if not comparison:
         if options:

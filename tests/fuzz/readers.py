@@ -56,7 +56,7 @@ def warm_up() -> None:
     import torch
     import torchvision  # noqa: F401
 
-    from pipelines import deployment  # noqa: F401
+    from pipelines.cluster import deployment  # noqa: F401
     from rco.tracking import outbox  # noqa: F401
 
     with TemporaryDirectory() as folder:
@@ -647,7 +647,7 @@ def _deployment_cases(seeds: Path) -> st.SearchStrategy[bytes]:
 
 
 def _read_deployment(path: Path) -> None:
-    from pipelines.deployment import read_deployment
+    from pipelines.cluster.deployment import read_deployment
 
     read_deployment(path)
 

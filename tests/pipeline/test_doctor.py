@@ -16,9 +16,9 @@ from rich.console import Console
 
 from components.image import content_hash
 from pipelines import doctor
+from pipelines.cluster.placement import Cluster
 from pipelines.comparison import make_comparison
 from pipelines.display import print_findings
-from pipelines.platform import Cluster
 from pipelines.rco import make_pipeline
 from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Finding
 

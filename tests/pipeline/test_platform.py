@@ -21,10 +21,10 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.image import IMAGE, content_hash
 from pipelines.cli.main import main
+from pipelines.cluster.deployment import Deployment, TaskClass, read_deployment, seconds
+from pipelines.cluster.placement import CLASS_OF, UNCACHED, Cluster
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison, compile_rco, image_to_run
-from pipelines.deployment import Deployment, TaskClass, read_deployment, seconds
-from pipelines.platform import CLASS_OF, UNCACHED, Cluster
 from pipelines.rco import make_pipeline
 from rco.core.errors import InputError
 

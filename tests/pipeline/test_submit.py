@@ -27,12 +27,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kfp import Client
 
-from pipelines import service as service_module
-from pipelines import submit as submit_module
 from pipelines.cli.main import main
+from pipelines.cluster import service as service_module
+from pipelines.cluster import submit as submit_module
+from pipelines.cluster.service import Pace, Service, ServiceError
+from pipelines.cluster.submit import Package, Request, compile_package, ensure, start, uncached, upload, wait
 from pipelines.compile import compile_comparison, compile_rco
-from pipelines.service import Pace, Service, ServiceError
-from pipelines.submit import Package, Request, compile_package, ensure, start, uncached, upload, wait
 from rco.core.errors import InputError
 from tests.kfp_stub import ENDLESS, FAILS, LOGIN_PAGE, UI_PAGE, Fault, KfpStub
 from tests.servers import free_port
@@ -331,7 +331,7 @@ def without_caching(node: Any) -> Any:
 
 def test_a_package_has_one_name_whoever_compiles_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipelines.submit import compile_package;"
+        "import sys; from pathlib import Path; from pipelines.cluster.submit import compile_package;"
         "print(compile_package(False, [2], Path(sys.argv[1])).version)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

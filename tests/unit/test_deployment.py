@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.deployment import (
+from pipelines.cluster.deployment import (
     CLASSES,
     CertificateAuthority,
     Deployment,

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
-from pipelines.deployment import Deployment, TaskClass, seconds
+from pipelines.cluster.deployment import Deployment, TaskClass, seconds
 
 #: KFP's own label on every pod of a run. The placeholder for the run's id would be an input, and every cache key would change.
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
-#: Task class of every component (see `pipelines.deployment`).
+#: Task class of every component (see `pipelines.cluster.deployment`).
 CLASS_OF = {
     "check": "check",
     "check-comparison": "check",

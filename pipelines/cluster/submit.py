@@ -25,10 +25,10 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from pipelines.cluster.placement import Cluster
+from pipelines.cluster.service import Pace, Service, ServiceError
 from pipelines.compile import compile_comparison, compile_rco
-from pipelines.platform import Cluster
 from pipelines.rco import NAME
-from pipelines.service import Pace, Service, ServiceError
 from rco.core.errors import InputError
 
 T = TypeVar("T")
