@@ -140,7 +140,8 @@ def submit(
     several = pipeline == "comparison"
     wanted = describe(several, recipe, flags, options, size)
 
-    from pipelines.cluster.submit import Package, Request, compile_package, run_name, shown, uncached
+    from pipelines.cluster.package import Package, compile_package, uncached
+    from pipelines.cluster.submit import Request, run_name, shown
 
     request = Request(
         name=name or run_name(wanted.label), experiment=wanted.experiment, parameters=wanted.parameters, **kubernetes
@@ -186,7 +187,7 @@ def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, 
 
     Each becomes a version of the pipeline of its name, called by its sha256; what is there already is not sent again.
     """
-    from pipelines.cluster.submit import Package, compile_package
+    from pipelines.cluster.package import Package, compile_package
 
     with TemporaryDirectory() as scratch, cluster_errors():
         if packages:

@@ -30,8 +30,9 @@ from kfp import Client
 from pipelines.cli.main import main
 from pipelines.cluster import service as service_module
 from pipelines.cluster import submit as submit_module
+from pipelines.cluster.package import Package, compile_package, uncached
 from pipelines.cluster.service import Pace, Service, ServiceError
-from pipelines.cluster.submit import Package, Request, compile_package, ensure, start, uncached, upload, wait
+from pipelines.cluster.submit import Request, ensure, start, upload, wait
 from pipelines.compile import compile_comparison, compile_rco
 from rco.core.errors import InputError
 from tests.kfp_stub import ENDLESS, FAILS, LOGIN_PAGE, UI_PAGE, Fault, KfpStub
