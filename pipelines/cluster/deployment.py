@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from pipelines.cluster.quantities import cores, memory_bytes, seconds
 from pipelines.yamlfile import read_yaml
 from rco.core.errors import InputError, choice
 from rco.core.settings import has_credentials
@@ -27,11 +28,6 @@ EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 #: Tasks by what they need. Those on the pipeline's `device` are one class: they get a GPU together or not at all.
 CLASSES = ("check", "light", "data", "train")
 
-_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "M": 10**6, "G": 10**9, "T": 10**12}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_MEMORY = re.compile(rf"([1-9][0-9]{{0,8}})({'|'.join(_UNITS)})")
-_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_CPU = re.compile(r"[1-9][0-9]{0,6}m|[0-9]{1,4}(\.[0-9]{1,3})?")
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")  # the name of an object of Kubernetes
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _QUALIFIED = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_WORD}")  # the key of a label, the name of a resource
@@ -52,41 +48,6 @@ def _setting(default: Any, help: str, **metadata: Any) -> Any:
 def _match(name: str, value: str, pattern: re.Pattern[str], problem: str, remedy: str) -> None:
     if not pattern.fullmatch(value):
         raise InputError(name, value, problem, remedy)
-
-
-def memory_bytes(name: str, value: str) -> int:
-    """Bytes of a quantity such as 16Gi.
-
-    Raises:
-        InputError: no whole number with a unit that Kubernetes knows.
-    """
-    found = _MEMORY.fullmatch(value)
-    if not found:
-        raise InputError(name, value, "is no amount of memory", f"Write a whole number and a unit ({', '.join(_UNITS)}): 4Gi")
-    return int(found[1]) * _UNITS[found[2]]
-
-
-def cores(name: str, value: str) -> float:
-    """Cores of a quantity such as 4, 0.5 or 500m.
-
-    Raises:
-        InputError: no such quantity, or none at all.
-    """
-    if not _CPU.fullmatch(value) or not (count := float(value.removesuffix("m")) / (1000 if value.endswith("m") else 1)):
-        raise InputError(name, value, "is no amount of CPU", "Write cores, or thousandths with m: 4, 0.5, 500m")
-    return count
-
-
-def seconds(name: str, value: str) -> int:
-    """Seconds of a duration such as 30s, 10m, 12h or 2d.
-
-    Raises:
-        InputError: no whole number with a unit.
-    """
-    found = _DURATION.fullmatch(value)
-    if not found:
-        raise InputError(name, value, "is no duration", "Write a whole number and s, m, h or d: 30s, 10m, 12h, 2d")
-    return int(found[1]) * _SECONDS[found[2]]
 
 
 @dataclass(frozen=True, kw_only=True)

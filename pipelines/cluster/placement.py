@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
-from pipelines.cluster.deployment import Deployment, TaskClass, seconds
+from pipelines.cluster.deployment import Deployment, TaskClass
+from pipelines.cluster.quantities import seconds
 
 #: KFP's own label on every pod of a run. The placeholder for the run's id would be an input, and every cache key would change.
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"

@@ -6,7 +6,6 @@ Who we are comes from the environment, in the variables that KFP's own command l
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import random
@@ -25,27 +24,13 @@ import urllib3
 from kfp import client as kfp_client
 from urllib3 import exceptions as trouble
 
+from pipelines.cluster.access import SIGN_IN, VARIABLES, credential_of, endpoint_of, expiry_of, in_kubernetes, token_file_of
 from rco.core.errors import InputError
 
 T = TypeVar("T")
 
-#: Argument of KFP's client -> the variable that gives it. The first four are those of KFP's command line.
-VARIABLES = {
-    "existing_token": "KFP_EXISTING_TOKEN",
-    "client_id": "KFP_IAP_CLIENT_ID",
-    "other_client_id": "KFP_OTHER_CLIENT_ID",
-    "other_client_secret": "KFP_OTHER_CLIENT_SECRET",
-    "cookies": "KFP_COOKIES",
-    "proxy": "KFP_PROXY",
-    "ssl_ca_cert": "KFP_SSL_CA_CERT",
-    "kube_context": "KFP_KUBE_CONTEXT",
-}
 _SECRET = ("existing_token", "other_client_secret", "cookies", "proxy")
 _TIMEOUT = (10, 60)  # seconds to connect, and between two parts of an answer
-_SIGN_IN = (
-    "Set KFP_EXISTING_TOKEN (a bearer token) or KFP_COOKIES (the session's cookie, from your browser: "
-    "'oauth2_proxy_kubeflow=...' or 'authservice_session=...')"
-)
 
 
 class ServiceError(RuntimeError):
@@ -126,7 +111,7 @@ class Service:
         """
         environment = os.environ
         self.pace = pace or ASK
-        self._endpoint = _endpoint(endpoint or environment.get("KFP_ENDPOINT") or environment.get("KF_PIPELINES_ENDPOINT"))
+        self._endpoint = endpoint_of(endpoint or environment.get("KFP_ENDPOINT") or environment.get("KF_PIPELINES_ENDPOINT"))
         self.address = self._endpoint or ""
         self._secrets: set[str] = set()
         self.client = self._connect(environment)
@@ -205,16 +190,16 @@ class Service:
         certificate = given.get("ssl_ca_cert")
         if certificate and not Path(certificate).is_file():
             raise InputError(VARIABLES["ssl_ca_cert"], certificate, "is not a file", "Name the CA's certificate in PEM form")
-        if not self._endpoint and not _in_kubernetes(environment):
+        if not self._endpoint and not in_kubernetes(environment):
             raise InputError("endpoint", "", "is not set", "Give --endpoint, or set KFP_ENDPOINT: http://localhost:8080")
         verify = environment.get("KFP_VERIFY_SSL", "").lower() not in ("0", "false", "no")
         if not verify:
             urllib3.disable_warnings(trouble.InsecureRequestWarning)
-        token_file = _token_file(environment)
+        token_file = token_file_of(environment)
         credentials = None
         if token_file is not None and "existing_token" not in given and "client_id" not in given:
             credentials = kfp_client.ServiceAccountTokenVolumeCredentials(str(token_file))
-        self._credential = _credential(given, token_file if credentials else None)
+        self._credential = credential_of(given, token_file if credentials else None)
         self._token = given.get("existing_token", "")
         try:
             with warnings.catch_warnings():
@@ -222,7 +207,7 @@ class Service:
                 client = _Client(host=self._endpoint, credentials=credentials, verify_ssl=verify, **given)
         except Exception as error:
             told = self.clean(f"{type(error).__name__}: {error}")
-            raise ServiceError(f"KFP's client could not be set up ({told}). {_SIGN_IN}") from None
+            raise ServiceError(f"KFP's client could not be set up ({told}). {SIGN_IN}") from None
         context = client.context
         for name in ("client_authentication_cookie", "client_authentication_header_value"):
             self._hide(str(context.get(name) or ""))
@@ -354,8 +339,8 @@ class Service:
 
     def _why_unknown(self) -> str:
         if not self._credential:
-            return f"No credentials were sent. {_SIGN_IN}"
-        expiry = _expiry(self._token)
+            return f"No credentials were sent. {SIGN_IN}"
+        expiry = expiry_of(self._token)
         if expiry is not None and expiry < time.time():
             return f"{self._credential} expired on {time.strftime('%Y-%m-%d %H:%M', time.localtime(expiry))}: get a new one"
         return f"{self._credential} may have expired, or be meant for another service"
@@ -373,66 +358,6 @@ class Service:
             f"{self._why_unknown()}",
             status=401,
         )
-
-
-def _endpoint(text: str | None) -> str | None:
-    """An address as KFP's client wants it: the UI's links may be pasted."""
-    if not text:
-        return None
-    address = text.strip().partition("#")[0]
-    # KFP's client takes what has no scheme for https.
-    parts = urlsplit(address if "://" in address else f"https://{address}")
-    try:
-        port_is_a_number = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_a_number = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_a_number or not address.isascii():
-        raise InputError(
-            "endpoint", "(hidden)" if "@" in address else text, "is no address", "Give http(s)://host[:port][/path]"
-        )
-    if "@" in parts.netloc:
-        raise InputError("endpoint", "(hidden)", "holds a name or a password, which KFP's client does not send", _SIGN_IN)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-
-
-def _in_kubernetes(environment: Mapping[str, str]) -> bool:
-    files = environment.get("KUBECONFIG") or "~/.kube/config"
-    return "KUBERNETES_SERVICE_HOST" in environment or any(
-        Path(name).expanduser().is_file() for name in files.split(os.pathsep) if name
-    )
-
-
-def _token_file(environment: Mapping[str, str]) -> Path | None:
-    named = environment.get(kfp_client.KF_PIPELINES_SA_TOKEN_ENV)
-    path = Path(named or kfp_client.KF_PIPELINES_SA_TOKEN_PATH)
-    if path.is_file():
-        return path
-    if named:
-        raise InputError(
-            kfp_client.KF_PIPELINES_SA_TOKEN_ENV, named, "is not a file", "Mount a service account's token there, or unset it"
-        )
-    return None
-
-
-def _credential(given: Mapping[str, str], token_file: Path | None) -> str:
-    """What we say who we are with, for people."""
-    if "existing_token" in given:
-        return f"The token in {VARIABLES['existing_token']}"
-    if "client_id" in given or os.environ.get("KF_PIPELINES_IAP_OAUTH2_CLIENT_ID"):
-        return "The sign-in for the IAP client"
-    if token_file is not None:
-        return f"The service account's token in {token_file}"
-    return f"The cookie in {VARIABLES['cookies']}" if "cookies" in given else ""
-
-
-def _expiry(token: str) -> float | None:
-    """When a JSON web token expires (seconds since 1970), if it is one and tells."""
-    try:
-        payload = token.split(".")[1]
-        expiry = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
-        return float(expiry)
-    except (IndexError, KeyError, ValueError, TypeError):
-        return None
 
 
 def _json(text: Any) -> Any:

@@ -21,8 +21,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.image import IMAGE, content_hash
 from pipelines.cli.main import main
-from pipelines.cluster.deployment import Deployment, TaskClass, read_deployment, seconds
+from pipelines.cluster.deployment import Deployment, TaskClass, read_deployment
 from pipelines.cluster.placement import CLASS_OF, UNCACHED, Cluster
+from pipelines.cluster.quantities import seconds
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison, compile_rco, image_to_run
 from pipelines.rco import make_pipeline

@@ -23,11 +23,9 @@ from pipelines.cluster.deployment import (
     TaskClass,
     Toleration,
     Volume,
-    cores,
-    memory_bytes,
     read_deployment,
-    seconds,
 )
+from pipelines.cluster.quantities import cores, memory_bytes, seconds
 from pipelines.yamlfile import MOST_BYTES
 from rco.core.errors import InputError
 
