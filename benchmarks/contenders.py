@@ -83,9 +83,9 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
     """This project's loop; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
     from rco.data.dataset import Dataset
     from rco.objectives.route import RouteLoss
+    from rco.training.anchor import StoredLogits
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process
-    from rco.training.kept import KeptLogits
     from rco.training.loop import fit
 
     batch, data = setup.batch, Dataset.open(Path(setup.folder) / "prepared")
@@ -98,7 +98,7 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
     config = TrainConfig(epochs=10**6, batch_size=batch, lr=LR, schedule="constant", augment="crop-flip")
     anchor: Any = teacher
     if views:
-        anchor = KeptLogits(anchor=teacher, train=split, augment="crop-flip", views=views, compute=compute, batch_size=batch)
+        anchor = StoredLogits(anchor=teacher, train=split, augment="crop-flip", views=views, compute=compute, batch_size=batch)
         for view in range(views):
             anchor.prepare(view)
     rows = fit(student, split, RouteLoss(TAU, TAU**2), config, compute, epochs=10**6, anchor=anchor)

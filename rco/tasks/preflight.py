@@ -23,7 +23,7 @@ from rco.objectives.config import ObjectiveConfig
 from rco.strategies import anchors
 from rco.strategies.config import AnchorConfig
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.schedule import kept_epochs
+from rco.training.schedule import checkpoint_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def planned_route(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     route = existing_route(config)
     if route is None:
         train = config.teacher_train
-        return kept_epochs(train, config.route.checkpoint_every), train.decay_epochs(train.epochs)
+        return checkpoint_epochs(train, config.route.checkpoint_every), train.decay_epochs(train.epochs)
     return route.epochs, route.decay_epochs
 
 

@@ -465,7 +465,7 @@ def distill_stage(
     images = min(len(train), train.num_batches(size) * size)  # of an epoch
     passes = images * epochs if loss.needs_anchor else 0
     if s.objective.views and loss.needs_anchor:
-        from rco.training.kept import check_size
+        from rco.training.anchor import check_size
 
         views = min(s.objective.views, epochs)
         passes = len(train) * views

@@ -30,8 +30,8 @@ from rco.objectives.make import feature_shapes, make, taps_of
 from rco.strategies import anchors as choosing
 from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import kl, route_hardness
+from rco.training.anchor import StoredLogits, check_size, folder_from_environment
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.kept import KeptLogits, check_size, folder_from_environment
 from rco.training.loop import Checkpointer, fit, of_this_training
 
 
@@ -87,7 +87,7 @@ def distill_stage(
         loss: what `make_objective` makes of `objective`, as the last stage left it (what it learns it learns in place); None: a
             new one.
         anchor_id: sha256 of the anchor's weights; with it, kept logits are shared through the folder that the environment
-            names, if it names one (`rco.training.kept`).
+            names, if it names one (`rco.training.anchor`).
         checkpointer: as for `rco.training.loop.fit`.
 
     Yields:
@@ -97,11 +97,11 @@ def distill_stage(
     if loss is None:
         loss = make_objective(objective, student, anchor, data, train)
     validation, probe = data.split("val"), np.asarray(data.manifest.probe)
-    teacher: nn.Module | KeptLogits | None = anchor if loss.needs_anchor else None
+    teacher: nn.Module | StoredLogits | None = anchor if loss.needs_anchor else None
     if objective.views and loss.needs_anchor:
         split = data.split("train")
         check_size(min(objective.views, epochs), len(split), data.manifest.num_classes)
-        teacher = KeptLogits(
+        teacher = StoredLogits(
             anchor=anchor,
             train=split,
             augment=train.augment,

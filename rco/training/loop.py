@@ -16,10 +16,10 @@ from rco.core.tensors import load_weights
 from rco.data.dataset import Split
 from rco.models.taps import Output, observe
 from rco.objectives.base import Objective
+from rco.training.anchor import StoredLogits
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.device import autocast
-from rco.training.frozen import lean
-from rco.training.kept import KeptLogits
+from rco.training.lean import lean
 from rco.training.schedule import learning_rate
 
 _LOOK = 100  # steps between looks at the loss: each makes the program wait for the GPU once
@@ -172,7 +172,7 @@ def fit(
     *,
     epochs: int,
     first_epoch: int = 1,
-    anchor: nn.Module | KeptLogits | None = None,
+    anchor: nn.Module | StoredLogits | None = None,
     checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
@@ -198,7 +198,7 @@ def fit(
     """
     device = torch.device(compute.device)
     model.to(device).to(memory_format=torch.channels_last)
-    kept = anchor if isinstance(anchor, KeptLogits) else None
+    kept = anchor if isinstance(anchor, StoredLogits) else None
     teach = (
         _Teacher(anchor, objective.taps.anchor, train.manifest.image_shape, device) if isinstance(anchor, nn.Module) else None
     )

@@ -30,7 +30,7 @@ def learning_rate(config: TrainConfig, step: int, *, steps_per_epoch: int, epoch
     return config.lr * warmup * factor
 
 
-def kept_epochs(config: TrainConfig, every: int) -> tuple[int, ...]:
+def checkpoint_epochs(config: TrainConfig, every: int) -> tuple[int, ...]:
     """The epochs whose weights a teacher's training keeps: every `every`-th, the last before each decay, the last of all."""
     regular = range(every, config.epochs + 1, every)
     return tuple(sorted({*regular, *config.decay_epochs(config.epochs), config.epochs}))

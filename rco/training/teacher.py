@@ -21,7 +21,7 @@ from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.objectives.route import Labels
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.loop import Checkpointer, fit, of_this_training
-from rco.training.schedule import kept_epochs
+from rco.training.schedule import checkpoint_epochs
 
 
 def train_teacher(
@@ -47,7 +47,7 @@ def train_teacher(
     """
     model = spec.build(config.seed)
     validation = data.split("val")
-    kept = set(kept_epochs(config, checkpoint_every))
+    kept = set(checkpoint_epochs(config, checkpoint_every))
     checkpoints: list[Checkpoint] = []
     probe_logits: list[np.ndarray] = []
     history: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from rco.core.errors import InputError
 from rco.core.settings import from_dict, jsonable
 from rco.objectives.config import ObjectiveConfig
 from rco.training.config import TrainConfig
-from rco.training.schedule import kept_epochs, learning_rate
+from rco.training.schedule import checkpoint_epochs, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ class TestSchedule:
         config = TrainConfig(epochs=10, lr=1.0, schedule="constant", warmup_epochs=2)
         assert [self.rate(config, e) for e in (0, 0.9, 1.9, 2, 9)] == pytest.approx([0.05, 0.5, 1, 1, 1])
 
-    def test_kept_epochs_hold_intervals_decays_and_the_end(self) -> None:
+    def test_checkpoint_epochs_hold_intervals_decays_and_the_end(self) -> None:
         config = TrainConfig(epochs=25, milestones=(13, 20))
-        assert kept_epochs(config, 10) == (10, 13, 20, 25)
-        assert kept_epochs(TrainConfig(epochs=3, schedule="constant"), 10) == (3,)
+        assert checkpoint_epochs(config, 10) == (10, 13, 20, 25)
+        assert checkpoint_epochs(TrainConfig(epochs=3, schedule="constant"), 10) == (3,)
 
     @given(st.integers(1, 60), st.sampled_from(["multistep", "cosine", "constant"]), st.floats(0, 5))
     def test_rates_are_positive_and_below_the_peak(self, epochs: int, schedule: str, warmup: float) -> None:

@@ -26,7 +26,7 @@ from rco.strategies.config import AnchorConfig
 from rco.training.config import TrainConfig
 from rco.training.device import require_device, resolve
 from rco.training.distillation import ProbeTargets, distill_route, distill_stage
-from rco.training.frozen import freeze
+from rco.training.lean import freeze
 from rco.training.loop import DivergenceError, fit
 from rco.training.teacher import adopt_route, import_route, train_teacher
 from tests.conftest import CPU

@@ -24,7 +24,7 @@ from rco.core.tensors import load_arrays, save_arrays
 from rco.data.dataset import Split
 from rco.training.config import ComputeConfig
 from rco.training.device import autocast
-from rco.training.frozen import lean
+from rco.training.lean import lean
 
 #: Names a folder in which kept logits outlive the process. It can be deleted at any time.
 FOLDER = "RCO_LOGITS"
@@ -33,7 +33,7 @@ _MOST = 0.5  # of the machine's memory
 
 
 @dataclass
-class KeptLogits:
+class StoredLogits:
     """The logits (V, N, K) of one anchor, in float16.
 
     Attributes:

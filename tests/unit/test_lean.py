@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rco.models import build as models
-from rco.training.frozen import folded, freeze, lean
+from rco.training.lean import folded, freeze, lean
 
 SHAPE = (3, 32, 32)
 

@@ -17,9 +17,9 @@ from rco.data.dataset import Dataset
 from rco.models.spec import NetworkSpec
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import RouteLoss
+from rco.training.anchor import FOLDER, StoredLogits, check_size
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, distill_stage
-from rco.training.kept import FOLDER, KeptLogits, check_size
 from rco.training.loop import fit
 from tests.conftest import CPU
 
@@ -40,12 +40,12 @@ def anchor() -> nn.Module:
     return network
 
 
-def keep(data: Dataset, views: int = 2, **options: Any) -> KeptLogits:
+def keep(data: Dataset, views: int = 2, **options: Any) -> StoredLogits:
     split = data.split("train")
-    return KeptLogits(anchor=anchor(), train=split, augment="shift", views=views, compute=CPU, batch_size=128, **options)
+    return StoredLogits(anchor=anchor(), train=split, augment="shift", views=views, compute=CPU, batch_size=128, **options)
 
 
-class Anew(KeptLogits):
+class Anew(StoredLogits):
     """Nothing is kept: every batch's logits are computed from its own images."""
 
     def prepare(self, view: int) -> None:
@@ -65,7 +65,7 @@ class Anew(KeptLogits):
         return answer
 
 
-def student(data: Dataset, kept: KeptLogits, epochs: int = 4) -> tuple[nn.Module, list[dict[str, float]]]:
+def student(data: Dataset, kept: StoredLogits, epochs: int = 4) -> tuple[nn.Module, list[dict[str, float]]]:
     network = NETWORK.build(0)
     rows = list(fit(network, data.split("train"), RouteLoss(4.0, 16.0), TRAIN, CPU, epochs=epochs, anchor=kept))
     return network, rows
