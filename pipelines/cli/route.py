@@ -49,7 +49,7 @@ def import_route(
     from rco.models.config import ModelConfig
     from rco.models.spec import NetworkSpec
     from rco.training import device
-    from rco.training import teacher as teaching
+    from rco.training import route as routes
     from rco.training.config import ComputeConfig
 
     numbers = integers("epochs", epochs)
@@ -68,7 +68,7 @@ def import_route(
         data = Dataset.open(Path(scratch) / "data")
         spec = NetworkSpec.of(ModelConfig(model=teacher, stem=teacher_stem, embedding_dim=teacher_embedding_dim), data.manifest)
         click.echo(f"measuring {len(checkpoints)} checkpoints of {teacher}")
-        route = teaching.import_route(
+        route = routes.import_route(
             list(zip(numbers, checkpoints, strict=True)),
             data,
             spec,

@@ -210,6 +210,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     from rco.core import storage
     from rco.training import teacher
     from rco.training.device import prepare_process
+    from rco.training.route import adopt_route
 
     prepare_process(s.compute)
     data = Dataset.open(dataset)
@@ -227,7 +228,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
                         "the route was made on other data: its checkpoints are measured again; their validation accuracy "
                         "flatters if the teacher was trained on images that are held out here"
                     )
-                adopted = teacher.adopt_route(existing, data, spec, s.compute, route)
+                adopted = adopt_route(existing, data, spec, s.compute, route)
             rows: Sequence[Mapping[str, Any]] = adopted.history or [
                 {"epoch": c.epoch, "val_accuracy": c.val_accuracy} for c in adopted.checkpoints
             ]

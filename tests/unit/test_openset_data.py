@@ -20,7 +20,8 @@ from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
 from rco.training.config import TrainConfig
-from rco.training.teacher import adopt_route, train_teacher
+from rco.training.route import adopt_route
+from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
 

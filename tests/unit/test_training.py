@@ -28,7 +28,8 @@ from rco.training.device import require_device, resolve
 from rco.training.distillation import ProbeTargets, distill_route, distill_stage
 from rco.training.lean import freeze
 from rco.training.loop import DivergenceError, fit
-from rco.training.teacher import adopt_route, import_route, train_teacher
+from rco.training.route import adopt_route, import_route
+from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
