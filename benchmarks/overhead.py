@@ -51,8 +51,10 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     from rco.models.spec import NetworkSpec, load_network
     from rco.objectives.config import ObjectiveConfig
     from rco.tasks.run import write_anchor
-    from rco.tracking import runs as tracking
+    from rco.tracking.context import Context
     from rco.tracking.record import Record
+    from rco.tracking.runs import open_parent
+    from rco.tracking.tracker import tracked
     from rco.training import distillation, teacher
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process, resolve
@@ -63,10 +65,10 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     images = min(len(data.split("train")), data.split("train").num_batches(64) * 64)
     taken: dict[str, list[float]] = {}
     trained = 0.0
-    context = tracking.Context(
+    context = Context(
         tracking_uri=f"sqlite:///{root}/mlflow.db", pipeline_run="bench", artifact_root=(root / "artifacts").as_uri()
     )
-    tracking.open_parent(context, "bench", "bench", {})
+    open_parent(context, "bench", "bench", {})
     about = {"name": "bench", "source": "bench", "digest": data.manifest.digest}
     spec = NetworkSpec.of(ModelConfig(model="resnet32"), data.manifest)
     train = TrainConfig(epochs=epochs, batch_size=64, lr=0.05, augment="crop-flip")
@@ -74,7 +76,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     with timed(teacher, "save_network", taken), timed(Route, "write", taken):
         record = Record(key="teacher", params={}, data=about)
         opened = time.perf_counter()
-        with tracking.tracked(context, record) as tracker:
+        with tracked(context, record) as tracker:
             taken["open a run"] = [time.perf_counter() - opened]
             for row in teacher.train_teacher(data, spec, train, compute, checkpoint_every=1, folder=root / "route"):
                 trained += images / row["images_per_second"]
@@ -86,13 +88,13 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     _, logits = route.probe()
     student = NetworkSpec.of(ModelConfig(model="resnet8"), data.manifest).build(0)
     opened = time.perf_counter()
-    with tracking.tracked(context, Record(key="student", params={}, data=about)) as tracker:
+    with tracked(context, Record(key="student", params={}, data=about)) as tracker:
         taken["open a run"].append(time.perf_counter() - opened)
         for stage in range(4):
             i = (stage + 1) * len(route.checkpoints) // 4 - 1
             write_anchor(root / f"anchor-{stage}", route, i, logits, None, None)
-            with timed(tracker, "anchor", taken):
-                tracker.anchor(root / f"anchor-{stage}")
+            with timed(tracker, "log_anchor", taken):
+                tracker.log_anchor(root / f"anchor-{stage}")
             point = route.checkpoints[i]
             anchor = load_network(route.folder / point.file, expected_sha256=point.sha256, spec=spec)
             for row in distillation.distill_stage(
@@ -115,7 +117,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     return {"training": trained, "calls": taken, "images": images}
 
 
-NAMES = {"save_network": "save a checkpoint", "write": "write the route", "log": "log an epoch", "anchor": "log an anchor"}
+NAMES = {"save_network": "save a checkpoint", "write": "write the route", "log": "log an epoch", "log_anchor": "log an anchor"}
 
 
 def main() -> int:

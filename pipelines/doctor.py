@@ -14,7 +14,7 @@ from rco import doctor
 from rco.core.errors import InputError
 from rco.tasks import services
 from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Check, Finding
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context
 
 BUILD = ROOT / "build" / "image.json"
 _DOMAIN = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::\d+)?/)?"
@@ -40,7 +40,7 @@ def checks(
     """
     place = Home(home.resolve())
     environment = {**os.environ, **place.environment}
-    context = tracking.Context(
+    context = Context(
         tracking_uri=environment.get("MLFLOW_TRACKING_URI", ""),
         pipeline_run="",
         artifact_root=environment.get("RCO_ARTIFACT_ROOT", ""),
@@ -49,7 +49,7 @@ def checks(
     if place.environment and not (place.root / "mlflow.db").exists():
         local = "MLFLOW_TRACKING_URI is not set; local runs are tracked in the state directory, from the first one on"
         found["MLflow"] = partial(skip, "MLflow", local)
-        context = tracking.Context(tracking_uri="", pipeline_run="", artifact_root=context.artifact_root)
+        context = Context(tracking_uri="", pipeline_run="", artifact_root=context.artifact_root)
     asked = services.services(context, addresses)
     if not any(name.startswith("S3 ") for name in asked):
         asked["S3"] = partial(skip, "S3", "no address is named (--s3 s3://BUCKET/PREFIX, RCO_RESUME, RCO_ARTIFACT_ROOT)")

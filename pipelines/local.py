@@ -247,11 +247,12 @@ def _end_group(process: subprocess.Popen[str]) -> None:
 
 
 def _close_runs(environment: Mapping[str, str], status: str) -> None:
-    from rco.tracking import runs as tracking
+    from rco.tracking.context import Context, forgiving
+    from rco.tracking.runs import end_open_runs
 
-    context = tracking.Context(tracking_uri=environment["MLFLOW_TRACKING_URI"], pipeline_run=environment["RCO_PIPELINE_RUN"])
-    with tracking.forgiving("The end of the pipeline run"):
-        tracking.close_all(context, status)
+    context = Context(tracking_uri=environment["MLFLOW_TRACKING_URI"], pipeline_run=environment["RCO_PIPELINE_RUN"])
+    with forgiving("The end of the pipeline run"):
+        end_open_runs(context, status)
 
 
 def _publish(report: Path, last_run: Path) -> None:

@@ -17,7 +17,7 @@ _WHERE = {
     "prepare_dataset": "rco.api",
     "train_route": "rco.api",
     "distill_student": "rco.api",
-    "load": "rco.tracking.runs",
+    "load": "rco.tracking.registry",
     "InputError": "rco.core.errors",
     "Dataset": "rco.data.dataset",
     "Route": "rco.models.route",

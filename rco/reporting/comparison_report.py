@@ -17,8 +17,8 @@ from rco.core.files import atomically
 from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
 from rco.reporting.report import Table, as_markdown, as_page
+from rco.tracking.context import Context, without_credentials
 from rco.tracking.record import Record
-from rco.tracking.runs import Context, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from rco.core.files import atomically
 from rco.evaluation import openset
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
+from rco.tracking.context import Context, without_credentials
 from rco.tracking.record import Record
-from rco.tracking.runs import Context, without_credentials
 
 _MODEL_FIGURES = (
     "accuracy",

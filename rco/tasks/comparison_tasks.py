@@ -39,8 +39,10 @@ from rco.tasks.comparison_preflight import (
 )
 from rco.tasks.preflight import StudentSettings
 from rco.tracking import outbox
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context, forgiving
+from rco.tracking.delivery import Delivery
 from rco.tracking.record import Record
+from rco.tracking.runs import open_parent
 from rco.training import resume
 
 if TYPE_CHECKING:
@@ -72,12 +74,12 @@ def check_comparison(
     taken = assign(steps_needed(comparison.branches), sizes)
     students = len(comparison.branches) * len(comparison.seeds)
     log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     if comparison.shared["check_services"]:
-        tasks.require_services(context, partial(tracking.open_parent, context, **_parent(settings.filing)))
+        tasks.require_services(context, partial(open_parent, context, **_parent(settings.filing)))
     elif context.active:
-        with tracking.forgiving("The parent run"):
-            tracking.open_parent(context, **_parent(settings.filing))
+        with forgiving("The parent run"):
+            open_parent(context, **_parent(settings.filing))
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     told = {
@@ -340,11 +342,11 @@ def report_comparison(
     s = tasks.read_settings(ComparisonFiling, settings)
     from rco.reporting import comparison_report as telling
 
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     parent = None
     if context.active:
-        with tracking.forgiving("The parent run"):
-            parent = tracking.open_parent(context, **_parent(s))
+        with forgiving("The parent run"):
+            parent = open_parent(context, **_parent(s))
     students = [
         telling.Student.read(path)
         for evaluation in evaluations
@@ -356,7 +358,7 @@ def report_comparison(
         letter = outbox.PendingReport(
             parent=_parent(s),
             deliveries=[
-                tracking.Delivery(record=teacher),
+                Delivery(record=teacher),
                 *(_delivery(student, route, s.references[student.branch]) for student in students),
             ],
             headline=telling.headline_metrics(summary),
@@ -366,14 +368,14 @@ def report_comparison(
     return summary
 
 
-def _delivery(student: Student, route: Path, reference: str) -> tracking.Delivery:
+def _delivery(student: Student, route: Path, reference: str) -> Delivery:
     anchors = {
         int(stage["anchor_epoch"]): partial(_anchor_of, route, student.record, k)
         for k, stage in enumerate(student.record.stages)
         if stage["teacher_forward_passes"]
     }
     tags = {"rco.reference": reference} if reference else {}
-    return tracking.Delivery(record=student.record, anchors=anchors, metrics=student.figures(), tags=tags)
+    return Delivery(record=student.record, anchors=anchors, metrics=student.figures(), tags=tags)
 
 
 @contextmanager

@@ -45,8 +45,12 @@ from rco.tasks.preflight import (
     preflight,
 )
 from rco.tracking import outbox
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context, forgiving, without_credentials
+from rco.tracking.delivery import run_deliveries
 from rco.tracking.record import Record
+from rco.tracking.registry import promote, register, registered_version
+from rco.tracking.runs import end_open_runs, open_parent
+from rco.tracking.tracker import tracked
 from rco.training import resume
 from rco.training.config import ComputeConfig
 
@@ -152,12 +156,12 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     settings = preflight(config, max_stages)
     compute = settings.stage.compute
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     if config.services.check_services:
-        require_services(context, functools.partial(tracking.open_parent, context, **_parent(settings.filing)))
+        require_services(context, functools.partial(open_parent, context, **_parent(settings.filing)))
     elif context.active:
-        with tracking.forgiving("The parent run"):
-            tracking.open_parent(context, **_parent(settings.filing))
+        with forgiving("The parent run"):
+            open_parent(context, **_parent(settings.filing))
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     # KFP passes no nulls; what is left out is None again when `read_settings` rebuilds the settings.
@@ -167,7 +171,7 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     }
 
 
-def require_services(context: tracking.Context, open_parent: Callable[[], str]) -> None:
+def require_services(context: Context, open_parent: Callable[[], str]) -> None:
     """Use what the environment names, MLflow and S3, once: that a secret is wrong is known before a GPU is taken.
 
     Raises:
@@ -216,9 +220,9 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     data = Dataset.open(dataset)
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=_params(s), data=_data_summary(data))
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     if s.train is None or s.checkpoint_every is None:
-        with tracking.tracked(context, record) as tracker:
+        with tracked(context, record) as tracker:
             log.info("adopting the route at %s", s.route)
             with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
                 source = storage.fetch(s.route, Path(scratch))
@@ -246,7 +250,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
             files=route,
         ) as points:
             record = _taken_up(points, record)
-            with tracking.tracked(context, record) as tracker:
+            with tracked(context, record) as tracker:
                 for row in teacher.train_teacher(
                     data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route, checkpointer=points
                 ):
@@ -490,9 +494,9 @@ def distill_stage(
         finished=finished,
     ) as points:
         record = _taken_up(points, record)
-        with tracking.tracked(tracking.Context.from_environment(), record, first_step=first) as tracker:
+        with tracked(Context.from_environment(), record, first_step=first) as tracker:
             if loss.needs_anchor:
-                tracker.anchor(anchor)
+                tracker.log_anchor(anchor)
             for row in distillation.distill_stage(
                 model,
                 teacher_model,
@@ -679,22 +683,22 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
         name, version, champion (whether it is now) and reason; or nothing if no registry is used.
     """
     s = read_settings(FilingSettings, settings)
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     if not s.registered_model or not context.active:
         log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
         return {}
     weights = student / STUDENT
     digest = sha256_of(weights)
     measured = read_evaluation(evaluation)
-    with tracking.forgiving("The registration of the student"):
-        version = tracking.registered_version(context, s.registered_model, digest)
+    with forgiving("The registration of the student"):
+        version = registered_version(context, s.registered_model, digest)
         if version is None:
             log.info("exporting the student")
             version = _register(s, context, weights, digest, evaluation)
             log.info("registered as %s version %s", s.registered_model, version)
         else:
             log.info("these weights are %s version %s already", s.registered_model, version)
-        promotion = tracking.promote(
+        promotion = promote(
             context,
             s.registered_model,
             version,
@@ -709,7 +713,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
     return {}
 
 
-def _register(s: FilingSettings, context: tracking.Context, weights: Path, digest: str, evaluation: Path) -> str:
+def _register(s: FilingSettings, context: Context, weights: Path, digest: str, evaluation: Path) -> str:
     import torch
 
     from rco.models.build import Normalized
@@ -722,7 +726,7 @@ def _register(s: FilingSettings, context: tracking.Context, weights: Path, diges
     model = Normalized(
         load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
     ).eval()
-    return tracking.register(
+    return register(
         context,
         s.registered_model,
         model,
@@ -756,11 +760,11 @@ def report(
     s = read_settings(FilingSettings, settings)
     from rco.reporting import report as telling
 
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     parent = None
     if context.active:
-        with tracking.forgiving("The parent run"):
-            parent = tracking.open_parent(context, **_parent(s))
+        with forgiving("The parent run"):
+            parent = open_parent(context, **_parent(s))
     learner, index = Record.read(student), Route.open(route_index)
     summary = telling.write(
         folder,
@@ -789,7 +793,7 @@ def report(
             student_figures |= openset.figures(summary["open_set"]["student"])
         letter = outbox.PendingReport(
             parent=_parent(s),
-            deliveries=tracking.of_run(
+            deliveries=run_deliveries(
                 [Record.read(route_index), learner],
                 sorted(path for path in anchors.iterdir() if path.is_dir()),
                 {**student_figures, "test_congruence_kl": summary["congruence_kl"]},
@@ -815,7 +819,7 @@ def _parent(s: FilingSettings) -> dict[str, Any]:
 
 
 def tell(
-    context: tracking.Context,
+    context: Context,
     letter: outbox.PendingReport,
     folder: Path,
     registration: Callable[[Path], object] | None = None,
@@ -826,7 +830,7 @@ def tell(
         registration: as for `rco.tracking.outbox.keep`, if the registry lacks the model.
     """
     log.info("completing the runs in MLflow")
-    with tracking.forgiving("The report") as attempt:
+    with forgiving("The report") as attempt:
         letter.send(context, report_files(folder))
     if attempt.failed or registration is not None:
         outbox.keep(folder, letter, context, registration)
@@ -848,8 +852,8 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
     """
     letter, pipeline_run, meant_for = outbox.take(report)
     os.environ["RCO_PIPELINE_RUN"] = pipeline_run
-    context = tracking.Context.from_environment()
-    here = tracking.without_credentials(context.tracking_uri)
+    context = Context.from_environment()
+    here = without_credentials(context.tracking_uri)
     if not here or (here != meant_for and not anywhere):
         raise InputError(
             "MLFLOW_TRACKING_URI",
@@ -858,7 +862,7 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
             f"Set it to {meant_for}, or give --anywhere with a server",
         )
     run_id = ""
-    with tracking.forgiving(f"Run {pipeline_run}"):
+    with forgiving(f"Run {pipeline_run}"):
         run_id = letter.send(context, report_files(report))
     registration = report / outbox.FOLDER / outbox.REGISTRATION
     if run_id and registration.is_dir():
@@ -883,11 +887,11 @@ def close_run(*, succeeded: bool) -> int:
     Args:
         succeeded: whether it did.
     """
-    context = tracking.Context.from_environment()
+    context = Context.from_environment()
     closed = 0
     if context.active:
-        with tracking.forgiving("The end of the pipeline run"):
-            closed = tracking.close_all(context, "FINISHED" if succeeded else "FAILED")
+        with forgiving("The end of the pipeline run"):
+            closed = end_open_runs(context, "FINISHED" if succeeded else "FAILED")
     if succeeded:
         resume.clear_run()
     return closed

@@ -19,7 +19,8 @@ from tempfile import NamedTemporaryFile
 
 from rco.core import storage
 from rco.core.errors import InputError
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context, without_credentials
+from rco.tracking.probe import probe
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 #: Seconds for a check, by far more than services are given to answer: importing their clients counts, on a busy machine too.
@@ -92,15 +93,13 @@ def healthy(findings: Iterable[Finding]) -> bool:
     return all(finding.status != FAIL for finding in findings)
 
 
-def services(
-    context: tracking.Context, addresses: Iterable[str] = (), open_run: Callable[[], str] | None = None
-) -> dict[str, Check]:
+def services(context: Context, addresses: Iterable[str] = (), open_run: Callable[[], str] | None = None) -> dict[str, Check]:
     """The checks of MLflow, S3 and the place of resume points, as far as the environment or the arguments name them.
 
     Args:
         context: whose MLflow; without an address it is not checked.
         addresses: s3:// addresses to check beside those of RCO_RESUME and RCO_ARTIFACT_ROOT.
-        open_run: as for `rco.tracking.runs.probe`.
+        open_run: as for `rco.tracking.probe.probe`.
     """
     checks: dict[str, Check] = {}
     if context.tracking_uri:
@@ -155,10 +154,10 @@ def writable(name: str, folder: Path, remedy: str) -> list[Finding]:
     return [Finding(name=name, status=WARN if little else OK, found=found, next_step=f"Make room. {remedy}" if little else "")]
 
 
-def mlflow(context: tracking.Context, open_run: Callable[[], str] | None = None) -> list[Finding]:
+def mlflow(context: Context, open_run: Callable[[], str] | None = None) -> list[Finding]:
     """Whether MLflow takes a run and an artifact, gives them back, and is of a version that knows logged models."""
-    found = tracking.probe(context, open_run)
-    uri = tracking.without_credentials(context.tracking_uri)
+    found = probe(context, open_run)
+    uri = without_credentials(context.tracking_uri)
     told = f"{uri}: a run and an artifact written, read and deleted in {found.seconds:.1f} s"
     status, step = OK, ""
     if found.server:

@@ -26,8 +26,10 @@ from rco.core.errors import InputError
 from rco.core.files import atomically, verify
 from rco.core.settings import from_dict
 from rco.models.route import Anchor
+from rco.tracking.context import Context, without_credentials
+from rco.tracking.delivery import Delivery, deliver
 from rco.tracking.record import Record
-from rco.tracking.runs import Context, Delivery, deliver, open_parent, without_credentials
+from rco.tracking.runs import open_parent
 
 FOLDER = "outbox"
 REGISTRATION = "registration"
@@ -40,7 +42,7 @@ class PendingReport:
 
     Attributes:
         parent: keyword arguments of `rco.tracking.runs.open_parent`.
-        headline, note: as for `rco.tracking.runs.deliver`.
+        headline, note: as for `rco.tracking.delivery.deliver`.
     """
 
     parent: Mapping[str, Any]

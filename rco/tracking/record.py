@@ -1,6 +1,6 @@
-"""What a trained model must tell a tracking server: plain data that travels with the model's artifact.
+"""The history of a trained model: plain data that travels with the model's artifact, and that MLflow mirrors.
 
-A task that the cache skips logs nothing, and a server may be away. So the truth is kept here, and tracking delivers it.
+A task that the cache skips logs nothing, and a server may be away. So the record is the truth, and tracking delivers it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Record:
 
     Attributes:
         key: names the model within a pipeline run ("teacher", "student", "kd/seed-0").
-        params: the frozen settings it was made with.
+        params: the settings that the model was trained with.
         data: name, source, digest and sizes of the data set.
         rows: one per epoch: {"step", "time" (ms since 1970), "metrics": {name: value}}; steps increase.
-        stages: of a student, one per stage: anchor, reason, epochs, results.
-        tags: of its MLflow run, beside those that every run has (`rco.branch`, `rco.seed`).
+        stages: one per stage of a student: anchor, reason, epochs, results.
+        tags: of its MLflow run, beside those that every run has (for example `rco.branch`, `rco.seed`).
         origin: where it was first tracked: {"tracking_uri", "run_id", "pipeline_run"}; None if it never was.
     """
 
@@ -40,9 +40,11 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     origin: dict[str, str] | None = None
 
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Append the metrics of one epoch."""
-        self.rows.append({"step": step, "time": time.time_ns() // 1_000_000, "metrics": metrics})
+    def add(self, step: int, metrics: dict[str, float]) -> dict[str, Any]:
+        """Append the metrics of one epoch; returns the new row."""
+        row = {"step": step, "time": time.time_ns() // 1_000_000, "metrics": metrics}
+        self.rows.append(row)
+        return row
 
     def write(self, folder: Path) -> None:
         """Write the record into an artifact's folder."""
@@ -53,19 +55,19 @@ class Record:
         """Read the record of an artifact.
 
         Raises:
-            InputError: there is none, or it is not one.
+            InputError: it is missing, or is not a tracking record.
         """
         return cls.of(read_json(folder / FILE), str(folder / FILE))
 
     @classmethod
     def of(cls, document: Any, source: str) -> Record:
-        """A record from what was written of one.
+        """A record from its JSON.
 
         Args:
-            source: for messages.
+            source: where the JSON is from, for messages.
 
         Raises:
-            InputError: it is none.
+            InputError: it is not a tracking record.
         """
         try:
             record = from_dict(cls, document)
@@ -91,7 +93,7 @@ class _Row:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """What is needed of what `rco.tasks.run.distill_stage` says of a stage."""
+    """The fields of a stage (written by `rco.tasks.run.distill_stage`) that later tasks read."""
 
     stage: int
     anchor_epoch: int

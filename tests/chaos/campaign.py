@@ -30,8 +30,11 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 
 from rco.core.files import sha256_of
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context
+from rco.tracking.delivery import deliver, run_deliveries
 from rco.tracking.record import Record
+from rco.tracking.registry import registered_version
+from rco.tracking.runs import open_parent, require_parent
 from tests import faults
 from tests.chaos import disk, trap
 from tests.chaos.chain import LIMIT, ROOT, TRAINING, Chain, Ended, Step, content, differences, run, small_run
@@ -114,9 +117,9 @@ class Place:
 # What is checked ------------------------------------------------------------------------------------------------------------
 
 
-def open_parent(place: Place, name: str) -> tracking.Context:
-    context = tracking.Context(tracking_uri=place.mlflow, pipeline_run=name)
-    tracking.open_parent(context, f"chaos-{name}", name, {"why": "chaos"})
+def opened_run(place: Place, name: str) -> Context:
+    context = Context(tracking_uri=place.mlflow, pipeline_run=name)
+    open_parent(context, f"chaos-{name}", name, {"why": "chaos"})
     return context
 
 
@@ -134,26 +137,26 @@ def same(place: Place, step: Step, folder: Path) -> None:
         raise BrokenPromiseError(f"{', '.join(odd[:5])} differ from those of a run without faults")
 
 
-def tracked(place: Place, step: Step, folder: Path, context: tracking.Context) -> None:
+def tracked(place: Place, step: Step, folder: Path, context: Context) -> None:
     """Raise unless the server has every epoch of the step's record once, and nothing of it runs."""
     client = context.client()
     for path in sorted(folder.rglob("record.json")) if step.trains else ():
         _tracked(Record.read(path.parent), client, context)
 
 
-def _registered(step: Step, folder: Path, context: tracking.Context, result: Any) -> None:
+def _registered(step: Step, folder: Path, context: Context, result: Any) -> None:
     """Raise unless the registry has this student once, and as it was made."""
     name = step.arguments["settings"]["registered_model"]
     versions = context.client().search_model_versions(f"name = '{name}'")
     digest = sha256_of(Path(str(step.arguments["student"])) / "student.safetensors")
     if len(versions) != 1 or str(versions[0].version) != str(result["version"]) or not result["champion"]:
         raise BrokenPromiseError(f"the registry has {len(versions)} versions of it, and the task says {result}")
-    if versions[0].tags.get("rco.sha256") != digest or not tracking.registered_version(context, name, digest):
+    if versions[0].tags.get("rco.sha256") != digest or not registered_version(context, name, digest):
         raise BrokenPromiseError(f"version {versions[0].version} is of other weights")
 
 
-def _tracked(record: Record, client: MlflowClient, context: tracking.Context) -> None:
-    parent = tracking.require_parent(context, client)
+def _tracked(record: Record, client: MlflowClient, context: Context) -> None:
+    parent = require_parent(context, client)
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`rco.pipeline_run` = '{context.pipeline_run}' AND tags.`rco.key` = '{record.key}'"
     )
@@ -195,7 +198,7 @@ def killed(place: Place, fault: Fault, step: Step, name: str, rng: random.Random
     """kill -9 at random moments, and again."""
     folder, spent, usual = place.root / "faults" / name, 0.0, place.chain.seconds[step.name]
     environment = place.environment(name)
-    context = open_parent(place, name)
+    context = opened_run(place, name)
     moments: list[float] = []
     longest = 1.5 if step.trains else 0.95  # beside others it takes longer
     while len(moments) < times:
@@ -221,7 +224,7 @@ def again(
     step: Step,
     folder: Path,
     environment: Mapping[str, str],
-    context: tracking.Context,
+    context: Context,
     spent: float,
 ) -> None:
     """The attempt that must come to an end, and what must then be true."""
@@ -243,7 +246,7 @@ def again(
 
 def killed_writing(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """kill -9 between the content of a file and its name, before, or after."""
-    folder, environment, context = place.root / "faults" / name, place.environment(name), open_parent(place, name)
+    folder, environment, context = place.root / "faults" / name, place.environment(name), opened_run(place, name)
     call = fault.variant(trap.CALLS)
     # A resume point after every step: most of the writing is theirs.
     environment["RCO_RESUME_EVERY"] = "0" if rng.random() < 0.5 else "0.003"
@@ -261,7 +264,7 @@ def killed_writing(place: Place, fault: Fault, step: Step, name: str, rng: rando
 
 def disk_full(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """The file system of outputs and resume points fills up, and is then made larger."""
-    environment, context = place.environment(name), open_parent(place, name)
+    environment, context = place.environment(name), opened_run(place, name)
     mounted = place.root / "faults" / name
     with disk.small(mounted, kilobytes=fault.variant((24, 64, 160))) as grow:
         environment["RCO_RESUME"] = str(mounted / "resume")
@@ -319,7 +322,7 @@ def disk_full_under_a_run(place: Place, fault: Fault, step: Step, name: str, rng
 
 def clock_wrong(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """The clock of the first attempt is far off, and right again for the second."""
-    folder, environment, context = place.root / "faults" / name, place.environment(name), open_parent(place, name)
+    folder, environment, context = place.root / "faults" / name, place.environment(name), opened_run(place, name)
     offset = fault.variant(("+400d", "-400d", "+3h", "-3h"))
     moment = rng.uniform(0.5, 0.95) * place.chain.seconds[step.name]
     clock = {"LD_PRELOAD": disk.faketime(), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
@@ -330,7 +333,7 @@ def clock_wrong(place: Place, fault: Fault, step: Step, name: str, rng: random.R
 
 def tracking_down(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """The tracking server is away from the start, goes away, or comes back; the work goes on, and a report makes up for it."""
-    context = open_parent(place, name)
+    context = opened_run(place, name)
     folder, proxy = place.root / "faults" / name, place.mlflow_proxy
     environment = place.environment(name, MLFLOW_TRACKING_URI=proxy.address)
     fault.detail = fault.variant(("from the start", "from the middle", "for three seconds", "connections cut", "answers lost"))
@@ -360,7 +363,7 @@ def tracking_down(place: Place, fault: Fault, step: Step, name: str, rng: random
     # What the report does, with the server back.
     record = Record.read(folder / step.outputs[-1])
     anchors = [] if step.task == "train_teacher" else [Path(str(step.arguments["anchor"]))]
-    tracking.deliver(context, tracking.of_run([record], anchors, {}), headline={}, files=[])
+    deliver(context, run_deliveries([record], anchors, {}), headline={}, files=[])
     tracked(place, step, folder, context)
     fault.seconds_lost = ended.seconds - usual
     fault.outcome = "same result"
@@ -368,7 +371,7 @@ def tracking_down(place: Place, fault: Fault, step: Step, name: str, rng: random
 
 def store_hurts(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """Resume points lie in S3, which refuses, is slow, cuts connections, returns wrong bytes, or is away."""
-    context = open_parent(place, name)
+    context = opened_run(place, name)
     folder, proxy = place.root / "faults" / name, place.store_proxy
     environment = place.environment(
         name, RCO_RESUME=f"s3://chaos/{name}", RCO_RESUME_EVERY="0.02", **place.store.environment(proxy.address)
@@ -402,7 +405,7 @@ def store_hurts(place: Place, fault: Fault, step: Step, name: str, rng: random.R
 
 def database_restarts(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """PostgreSQL crashes behind the tracking server while a task trains, and starts again."""
-    context = open_parent(place, name)
+    context = opened_run(place, name)
     folder, environment = place.root / "faults" / name, place.environment(name)
     fault.detail = "crash and restart"
     with ThreadPoolExecutor(1) as pool:

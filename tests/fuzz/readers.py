@@ -600,7 +600,8 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
     from rco.reporting import plots
     from rco.tasks import run as tasks
-    from rco.tracking import runs as tracking
+    from rco.tracking.context import Context
+    from rco.tracking.registry import Promotion
 
     seeds, name, content = case
     settings = _training_settings()
@@ -614,8 +615,8 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     evaluated = {"student": folder / "distilled", "evaluation": folder / "evaluation"}
     if name.startswith("distilled"):
         tasks.select_anchor(settings["anchors"], **_selecting(seeds, folder / "distilled", folder / "out"))
-    context = tracking.Context(tracking_uri="http://localhost", pipeline_run="p")
-    told = tracking.Promotion(champion=True, reason="it is the first")
+    context = Context(tracking_uri="http://localhost", pipeline_run="p")
+    told = Promotion(champion=True, reason="it is the first")
 
     def register(*args: Any, example: Any, expected: Any, **more: Any) -> str:
         import torch
@@ -624,9 +625,9 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
         return "1"
 
     with (
-        mock.patch.multiple(tracking, registered_version=mock.Mock(return_value=None), register=register),
-        mock.patch.object(tracking, "promote", mock.Mock(return_value=told)),
-        mock.patch.object(tracking.Context, "from_environment", mock.Mock(return_value=context)),
+        mock.patch.multiple(tasks, registered_version=mock.Mock(return_value=None), register=register),
+        mock.patch.object(tasks, "promote", mock.Mock(return_value=told)),
+        mock.patch.object(Context, "from_environment", mock.Mock(return_value=context)),
     ):
         registered = tasks.register_student(settings["filing"], **evaluated)
     with mock.patch.multiple(plots, save=mock.Mock(), data_uri=mock.Mock(return_value="")):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rco.tracking.runs import Context
+from rco.tracking.context import Context
 from tests import servers
 from tests.images.conftest import ROOT, Built, Checkout, step
 

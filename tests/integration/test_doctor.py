@@ -25,7 +25,9 @@ from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 from rco.tasks import run as tasks
 from rco.tasks.services import FAIL, OK, Finding
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context
+from rco.tracking.probe import probe
+from rco.tracking.runs import open_parent
 from tests.servers import Seaweed, Server, answers, free_port, mlflow_server, on_free_ports, seaweed
 
 CANARY = "canary-5d1c"
@@ -109,7 +111,7 @@ def ask(*services: str, **environment: str) -> dict[str, Finding]:
         for name, value in environment.items():
             patch.setenv(name, value)
         hidden = [value for name, value in os.environ.items() if name.endswith(SECRETS) and value]
-        checks = services.services(tracking.Context.from_environment())
+        checks = services.services(Context.from_environment())
         found = services.run({name: check for name, check in checks.items() if name.split()[0] in services}, 500)
     assert not [secret for secret in [*hidden, CANARY] if secret in repr(found)]
     return {finding.name.split()[0]: finding for finding in found}
@@ -123,7 +125,7 @@ def experiments() -> dict[str, str]:
     """All experiments with their stage, those that are deleted too."""
     from mlflow.entities import ViewType
 
-    client = tracking.Context.from_environment().client()
+    client = Context.from_environment().client()
     return {e.name: e.lifecycle_stage for e in client.search_experiments(view_type=ViewType.ALL)}
 
 
@@ -185,16 +187,16 @@ class TestServices:
             timeout=30,
         )
         assert answer.status_code == 200, answer.text
-        client = tracking.Context.from_environment().client()
+        client = Context.from_environment().client()
         if client.get_experiment_by_name("closed") is None:
             client.create_experiment("closed")
         login = {"MLFLOW_TRACKING_USERNAME": "guest", "MLFLOW_TRACKING_PASSWORD": f"{CANARY}-guest-password"}
         with pytest.MonkeyPatch.context() as patch:
             for name, value in login.items():
                 patch.setenv(name, value)
-            context = tracking.Context.from_environment()
+            context = Context.from_environment()
             with pytest.raises(InputError, match=r"this login may not \(403\)") as caught:
-                tracking.probe(context, lambda: tracking.open_parent(context, "closed", "guest's run", {}))
+                probe(context, lambda: open_parent(context, "closed", "guest's run", {}))
         assert CANARY not in str(caught.value)
 
     @pytest.mark.parametrize("minutes", [-20, 20])
@@ -246,7 +248,7 @@ class TestFirstTask:
         assert keys(store) == []
         from mlflow.entities import ViewType
 
-        client = tracking.Context.from_environment().client()
+        client = Context.from_environment().client()
         experiment = client.get_experiment_by_name("rco")
         runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)
         assert [run.data.tags["rco.pipeline_run"] for run in runs] == ["run-1"]

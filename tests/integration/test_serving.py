@@ -23,8 +23,9 @@ from rco.models.build import Normalized
 from rco.models.spec import NetworkSpec, load_network
 from rco.tasks import run as tasks
 from rco.tasks.preflight import preflight
+from rco.tracking.context import Context
 from rco.tracking.record import Record
-from rco.tracking.runs import Context, open_parent
+from rco.tracking.runs import open_parent
 from tests import servers
 
 NAME = "tiny-student"

@@ -21,7 +21,7 @@ from pipelines.local import RunFailedError, _interruptible, run
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
 from rco.core.tensors import load_arrays
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context
 from rco.tracking.record import Record
 from tests.hostile import hostile_pickle, with_record
 
@@ -153,7 +153,7 @@ class TestFirstRun:
         monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
         import mlflow
 
-        tracking.Context(tracking_uri=f"sqlite:///{first.home}/mlflow.db", pipeline_run="").client()  # it is this that sets it
+        Context(tracking_uri=f"sqlite:///{first.home}/mlflow.db", pipeline_run="").client()  # it is this that sets it
         name, version = first.summary["registered"]["name"], first.summary["registered"]["version"]
         served = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
         assert served.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
@@ -176,7 +176,7 @@ class TestFirstRun:
         monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
         import mlflow
 
-        tracking.Context(tracking_uri=f"sqlite:///{first.home}/mlflow.db", pipeline_run="").client()  # it is this that sets it
+        Context(tracking_uri=f"sqlite:///{first.home}/mlflow.db", pipeline_run="").client()  # it is this that sets it
         name, version = first.summary["registered"]["name"], first.summary["registered"]["version"]
         folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(tmp_path)))
         (program,) = folder.rglob("*.pt2")
@@ -305,7 +305,6 @@ def test_bad_input_that_only_a_task_can_find_is_one_paragraph_too(home: Path, fi
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
     from rco.models.route import Route
     from rco.reporting import report
-    from rco.tracking import runs as tracking
 
     root = first.home / "pipeline"
     evaluation = next(root.rglob("evaluation.json"))
@@ -318,7 +317,7 @@ def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path:
         student_logits=load_arrays(student / "probe.safetensors")[0]["logits"],
         evaluation=json.loads(evaluation.read_text()),
         registered={},
-        context=tracking.Context(tracking_uri="https://me:hunter2@mlflow.example", pipeline_run="x"),
+        context=Context(tracking_uri="https://me:hunter2@mlflow.example", pipeline_run="x"),
         parent_run_id="1",
     )
     files = [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -26,7 +26,9 @@ from rco.tasks import run as tasks
 from rco.tasks import services
 from rco.tasks.preflight import preflight
 from rco.tasks.services import FAIL, OK, WARN, Finding
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context, forgiving, without_credentials
+from rco.tracking.probe import Probe, explained
+from rco.tracking.runs import open_parent
 
 CANARY = "canary-7f3a"
 
@@ -219,7 +221,7 @@ def closed_port() -> int:
 
 class TestMLflow:
     def problem(self, error: Exception) -> str:
-        with pytest.raises(InputError) as caught, tracking._explained("http://mlflow", "cannot keep runs"):
+        with pytest.raises(InputError) as caught, explained("http://mlflow", "cannot keep runs"):
             raise error
         assert CANARY not in str(caught.value)
         return f"{caught.value.problem}. {caught.value.remedy}"
@@ -262,9 +264,9 @@ class TestMLflow:
     def test_what_was_found(
         self, monkeypatch: pytest.MonkeyPatch, server: str, artifacts: str, left: str, status: str, words: str
     ) -> None:
-        probe = tracking.Probe(server, "3.17.2", artifacts, left, 0.1)
-        monkeypatch.setattr(tracking, "probe", lambda *_: probe)
-        found = only(services.mlflow(tracking.Context(tracking_uri=f"http://me:{CANARY}@mlflow?{CANARY}", pipeline_run="")))
+        probe = Probe(server, "3.17.2", artifacts, left, 0.1)
+        monkeypatch.setattr(services, "probe", lambda *_: probe)
+        found = only(services.mlflow(Context(tracking_uri=f"http://me:{CANARY}@mlflow?{CANARY}", pipeline_run="")))
         assert found.status == status
         assert words in found.next_step
         assert found.found.startswith("http://mlflow: a run and an artifact written")
@@ -320,7 +322,7 @@ class TestS3:
 
 
 def test_only_what_is_named_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = tracking.Context(tracking_uri="", pipeline_run="")
+    nothing = Context(tracking_uri="", pipeline_run="")
     assert services.services(nothing) == {}
     monkeypatch.setenv("RCO_RESUME", "s3://b/resume")
     everything = replace(nothing, tracking_uri="http://m", artifact_root="s3://b/artifacts")
@@ -341,16 +343,16 @@ def test_only_what_is_named_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_addresses_that_may_be_shown(uri: str, shown: str) -> None:
-    assert tracking.without_credentials(uri) == shown
+    assert without_credentials(uri) == shown
 
 
 def test_a_warning_of_tracking_shows_no_password(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, closed_port: int
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    context = tracking.Context(tracking_uri=f"http://me:{CANARY}@127.0.0.1:{closed_port}", pipeline_run="run-1")
-    with caplog.at_level("WARNING"), tracking.forgiving("The parent run"):
-        tracking.open_parent(context, "rco", "run", {})
+    context = Context(tracking_uri=f"http://me:{CANARY}@127.0.0.1:{closed_port}", pipeline_run="run-1")
+    with caplog.at_level("WARNING"), forgiving("The parent run"):
+        open_parent(context, "rco", "run", {})
     assert f"127.0.0.1:{closed_port}" in caplog.text
     assert CANARY not in caplog.text
 

@@ -15,7 +15,8 @@ from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.tasks import run as tasks
 from rco.tracking import outbox
-from rco.tracking import runs as tracking
+from rco.tracking.context import Context
+from rco.tracking.delivery import run_deliveries
 from rco.tracking.record import Record
 from tests.unit.test_tracking import anchor, children, context, record, server, steps
 
@@ -26,7 +27,7 @@ def letter(folder: Path, learner: Record, epochs: tuple[int, ...] = (4, 8)) -> o
     anchors = [anchor(folder / f"epoch-{epoch:04d}", epoch, seed=epoch) for epoch in epochs]
     return outbox.PendingReport(
         parent={"experiment": "tests", "name": "late", "params": {"tau": 4.0}, "tags": {"rco.comparison": "true"}},
-        deliveries=tracking.of_run([record("teacher", rows=2), learner], anchors, {"test_accuracy": 0.9}),
+        deliveries=run_deliveries([record("teacher", rows=2), learner], anchors, {"test_accuracy": 0.9}),
         headline={"student_test_accuracy": 0.9},
         note="# It went well",
     )
@@ -40,7 +41,7 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def kept(server: Path, report: Path, run: str, **more: Any) -> tracking.Context:
+def kept(server: Path, report: Path, run: str, **more: Any) -> Context:
     where = context(server, run)
     outbox.keep(report, letter(report.parent / "anchors", record(rows=3)), where, **more)
     os.environ["MLFLOW_TRACKING_URI"] = where.tracking_uri
@@ -96,7 +97,7 @@ def test_another_server_gets_nothing_by_accident(server: Path, report: Path) -> 
 
 
 def test_no_password_is_kept(report: Path) -> None:
-    where = tracking.Context(tracking_uri="http://me:canary@127.0.0.1:9", pipeline_run="secret")
+    where = Context(tracking_uri="http://me:canary@127.0.0.1:9", pipeline_run="secret")
     outbox.keep(report, letter(report.parent / "anchors", record(rows=1)), where)
     assert not [path for path in report.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
 

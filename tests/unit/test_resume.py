@@ -39,7 +39,8 @@ from rco.objectives.route import Labels
 from rco.strategies.config import AnchorConfig
 from rco.tasks import comparison_tasks
 from rco.tasks import run as tasks
-from rco.tracking import runs as tracking
+from rco.tracking import epochs
+from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.training import resume
 from rco.training.config import TrainConfig
@@ -780,7 +781,8 @@ class TestTasks:
     ) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         monkeypatch.setenv("RCO_ARTIFACT_ROOT", (tmp_path / "artifacts").as_uri())
-        monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)  # what is computed is told: more than the last point knows
+        monkeypatch.setattr(epochs, "FLUSH_SECONDS", 0.0)  # every epoch is sent at once: more than the last point knows
+        monkeypatch.setattr(epochs, "SLOWDOWN", 0.0)
         whole = Pipeline(tmp_path / "whole", digits)
         routes = {"whole": whole.teacher()}
         whole.ready()
@@ -813,7 +815,7 @@ class TestTasks:
             mine["metrics"].pop("images_per_second"), its["metrics"].pop("images_per_second")
             assert mine["metrics"] == its["metrics"]
         assert len(ours.stages) == 1
-        context = tracking.Context.from_environment()
+        context = Context.from_environment()
         client = context.client()
         experiments = [e.experiment_id for e in client.search_experiments()]
         runs = client.search_runs(experiments, "tags.`rco.pipeline_run` = 'interrupted' AND tags.`rco.kind` = 'model'")

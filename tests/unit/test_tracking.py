@@ -18,8 +18,15 @@ from rco.core.errors import InputError
 from rco.core.tensors import save_model
 from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, save_network
-from rco.tracking import runs as tracking
+from rco.tracking import anchors, epochs, registry
+from rco.tracking.context import Context, forgiving, without_credentials
+from rco.tracking.delivery import deliver, run_deliveries
+from rco.tracking.epochs import EpochBuffer
+from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
+from rco.tracking.registry import Promotion, load, register, registered_version
+from rco.tracking.runs import end_open_runs, find_parent, open_parent, require_parent
+from rco.tracking.tracker import tracked
 from tests import faults
 
 SPEC = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
@@ -32,15 +39,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow")
 
 
-def context(server: Path, run: str) -> tracking.Context:
-    return tracking.Context(
+def context(server: Path, run: str) -> Context:
+    return Context(
         tracking_uri=f"sqlite:///{server}/mlflow.db", pipeline_run=run, artifact_root=(server / "artifacts").as_uri()
     )
 
 
-def opened(server: Path, run: str) -> tuple[tracking.Context, Any]:
+def opened(server: Path, run: str) -> tuple[Context, Any]:
     where = context(server, run)
-    tracking.open_parent(where, "tests", run, {"tau": 4.0})
+    open_parent(where, "tests", run, {"tau": 4.0})
     return where, where.client()
 
 
@@ -56,6 +63,10 @@ def children(client: Any, run: str) -> list[Any]:
     return list(client.search_runs(ids, f"tags.`rco.pipeline_run` = '{run}' AND tags.`rco.kind` = 'model'"))
 
 
+def row(step: int, loss: float) -> dict[str, Any]:
+    return Record(key="x", params={}, data={}).add(step, {"loss": loss})
+
+
 def steps(client: Any, run_id: str) -> list[int]:
     return [m.step for m in client.get_metric_history(run_id, "loss")]
 
@@ -69,8 +80,8 @@ def anchor(folder: Path, epoch: int, seed: int) -> Path:
 
 def test_the_parent_is_opened_once(server: Path) -> None:
     where, client = opened(server, "once")
-    assert tracking.open_parent(where, "tests", "again", {"tau": 9.0}) == tracking.open_parent(where, "tests", "x", {})
-    parent = tracking.find_parent(where, client)
+    assert open_parent(where, "tests", "again", {"tau": 9.0}) == open_parent(where, "tests", "x", {})
+    parent = find_parent(where, client)
     assert parent is not None
     assert parent.data.params == {"tau": "4.0"}
 
@@ -79,7 +90,7 @@ def test_stages_share_one_run_and_one_axis(server: Path) -> None:
     where, client = opened(server, "stages")
     travelling = record()
     for first in (1, 4):
-        with tracking.tracked(where, travelling) as tracker:
+        with tracked(where, travelling) as tracker:
             for step in range(first, first + 3):
                 tracker.log(step, {"loss": 1.0, "stage": first})
     (child,) = children(client, "stages")
@@ -91,7 +102,7 @@ def test_a_retried_task_resumes_its_run_without_doubles(server: Path) -> None:
     where, client = opened(server, "retry")
 
     def killed_in_the_middle() -> None:
-        with tracking.tracked(where, record()) as tracker:
+        with tracked(where, record()) as tracker:
             for step in (1, 2, 3):
                 tracker.log(step, {"loss": 1.0})
             raise RuntimeError("killed")
@@ -101,7 +112,7 @@ def test_a_retried_task_resumes_its_run_without_doubles(server: Path) -> None:
     (child,) = children(client, "retry")
     assert child.info.status == "FAILED"
     again = record()
-    with tracking.tracked(where, again) as tracker:
+    with tracked(where, again) as tracker:
         for step in (1, 2, 3, 4, 5):
             tracker.log(step, {"loss": 1.0})
     (child,) = children(client, "retry")
@@ -113,15 +124,15 @@ def test_a_retried_task_resumes_its_run_without_doubles(server: Path) -> None:
 def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) -> None:
     where, client = opened(server, "origin")
     travelling = record()
-    with tracking.tracked(where, travelling) as tracker:
+    with tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     later, _ = opened(server, "later")
-    parent = tracking.deliver(later, tracking.of_run([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
+    parent = deliver(later, run_deliveries([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
     (original,), (copy,) = children(client, "origin"), children(client, "later")
     assert copy.data.tags["reused_from"] == original.info.run_id
     assert client.get_run(parent).data.tags["reused_from"] == original.info.run_id
     assert steps(client, copy.info.run_id) == [1]
-    again = tracking.deliver(later, tracking.of_run([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
+    again = deliver(later, run_deliveries([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
     assert again == parent
     assert len(children(client, "later")) == 1
     assert steps(client, copy.info.run_id) == [1]
@@ -132,8 +143,8 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
 def test_a_report_that_cannot_be_delivered_leaves_nothing_running(server: Path, tmp_path: Path) -> None:
     where, client = opened(server, "undelivered")
     with pytest.raises(OSError, match="nowhere"):
-        tracking.deliver(where, tracking.of_run([record(rows=1)], [], {}), headline={}, files=[tmp_path / "nowhere.png"])
-    parent = tracking.require_parent(where, client)
+        deliver(where, run_deliveries([record(rows=1)], [], {}), headline={}, files=[tmp_path / "nowhere.png"])
+    parent = require_parent(where, client)
     assert {run.info.status for run in (parent, *children(client, "undelivered"))} == {"FINISHED"}
 
 
@@ -147,22 +158,22 @@ def test_a_version_hangs_on_its_students_run_also_when_nothing_was_trained(serve
         logits = model(torch.from_numpy(pixels)).numpy()
     weights = tmp_path / "student.safetensors"
     digest = save_network(weights, model, SPEC)
-    version = tracking.register(
+    version = register(
         where, "renamed", model, travelling, example=pixels, expected=logits, weights=weights, sha256=digest, params={}
     )
     (child,) = children(client, "renamed")
     assert client.get_model_version("renamed", version).run_id == child.info.run_id
-    assert tracking.registered_version(where, "renamed", digest) == version
-    assert tracking.require_parent(where, client).info.status == "RUNNING", "the report has not been written yet"
+    assert registered_version(where, "renamed", digest) == version
+    assert require_parent(where, client).info.status == "RUNNING", "the report has not been written yet"
 
 
 def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
     where, client = opened(server, "deleted")
     travelling = record(rows=0)
-    with tracking.tracked(where, travelling) as tracker:
+    with tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     client.delete_run(children(client, "deleted")[0].info.run_id)
-    tracking.deliver(where, tracking.of_run([travelling], [], {}), headline={}, files=[])
+    deliver(where, run_deliveries([travelling], [], {}), headline={}, files=[])
     (child,) = children(client, "deleted")
     assert steps(client, child.info.run_id) == [1]
 
@@ -172,8 +183,8 @@ def test_anchors_are_uploaded_once_and_linked_everywhere(server: Path, tmp_path:
     ids = set()
     for run in ("anchor-1", "anchor-2", "anchor-2"):
         where, client = opened(server, run)
-        with tracking.tracked(where, record()) as tracker:
-            tracker.anchor(folder)
+        with tracked(where, record()) as tracker:
+            tracker.log_anchor(folder)
         (child,) = children(client, run)
         ids.add(child.data.tags["rco.anchor.12"])
     assert len(ids) == 1
@@ -183,7 +194,7 @@ def test_anchors_are_uploaded_once_and_linked_everywhere(server: Path, tmp_path:
         ("anchor_val_accuracy", 0.5, 12),
         ("anchor_hardness", 0.25, 12),
     }
-    loaded = tracking.load(f"models:/{model.model_id}", tracking_uri=where.tracking_uri)
+    loaded = load(f"models:/{model.model_id}", tracking_uri=where.tracking_uri)
     assert save_model(tmp_path / "x", loaded) == save_model(tmp_path / "y", SPEC.build(1).eval())
 
 
@@ -191,12 +202,12 @@ def test_an_anchor_that_another_pipeline_is_uploading_is_waited_for(server: Path
     folder = anchor(tmp_path, 14, seed=3)
     sha256 = read_json(folder / "anchor.json")["sha256"]
     where, client = opened(server, "claimed")
-    experiment = tracking.require_parent(where, client).info.experiment_id
+    experiment = require_parent(where, client).info.experiment_id
     claimed = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
     theirs = threading.Timer(0.7, client.finalize_logged_model, (claimed.model_id, "READY"))
     theirs.start()
-    with tracking.tracked(where, record()) as tracker:
-        tracker.anchor(folder)
+    with tracked(where, record()) as tracker:
+        tracker.log_anchor(folder)
     theirs.join()
     (child,) = children(client, "claimed")
     assert child.data.tags["rco.anchor.14"] == claimed.model_id
@@ -207,14 +218,14 @@ def test_an_anchor_that_another_pipeline_is_uploading_is_waited_for(server: Path
 def test_an_anchor_whose_uploader_has_died_is_uploaded_again(
     server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "ANCHOR_SECONDS", 0.1)
+    monkeypatch.setattr(anchors, "ANCHOR_SECONDS", 0.1)
     folder = anchor(tmp_path, 15, seed=4)
     sha256 = read_json(folder / "anchor.json")["sha256"]
     where, client = opened(server, "abandoned")
-    experiment = tracking.require_parent(where, client).info.experiment_id
+    experiment = require_parent(where, client).info.experiment_id
     dead = client.create_logged_model(experiment, name="theirs", model_type="anchor", tags={"rco.sha256": sha256})
-    with tracking.tracked(where, record()) as tracker:
-        tracker.anchor(folder)
+    with tracked(where, record()) as tracker:
+        tracker.log_anchor(folder)
     (child,) = children(client, "abandoned")
     model = client.get_logged_model(child.data.tags["rco.anchor.15"])
     assert model.model_id != dead.model_id
@@ -223,7 +234,7 @@ def test_an_anchor_whose_uploader_has_died_is_uploaded_again(
 
 def test_two_pipelines_may_make_the_experiment_at_once(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = context(server, "at-once")
-    first = tracking.open_parent(where, "contested", "first", {})
+    first = open_parent(where, "contested", "first", {})
     look, seen = type(where.client()).get_experiment_by_name, list[str]()
 
     def late(client: Any, name: str) -> Any:
@@ -231,7 +242,7 @@ def test_two_pipelines_may_make_the_experiment_at_once(server: Path, monkeypatch
         return look(client, name) if len(seen) > 1 else None
 
     monkeypatch.setattr(type(where.client()), "get_experiment_by_name", late)
-    assert tracking.open_parent(where, "contested", "second", {}) == first
+    assert open_parent(where, "contested", "second", {}) == first
     assert seen == ["contested"] * 2
 
 
@@ -241,24 +252,24 @@ def test_a_damaged_anchor_is_not_uploaded(server: Path, tmp_path: Path) -> None:
     content[-1] ^= 1
     (folder / "anchor.safetensors").write_bytes(content)
     where, _ = opened(server, "damaged")
-    with pytest.raises(InputError, match="damaged"), tracking.tracked(where, record()) as tracker:
-        tracker.anchor(folder)
+    with pytest.raises(InputError, match="damaged"), tracked(where, record()) as tracker:
+        tracker.log_anchor(folder)
 
 
 def test_nothing_stays_running(server: Path) -> None:
     where, client = opened(server, "closing")
-    tracking.ModelRun.open(where, client, record())
-    assert tracking.close_all(where, "KILLED") == 2
-    assert tracking.close_all(where, "FAILED") == 0
+    ModelRun.open(where, client, record())
+    assert end_open_runs(where, "KILLED") == 2
+    assert end_open_runs(where, "FAILED") == 0
     assert {r.info.status for r in children(client, "closing")} == {"KILLED"}
 
 
 def test_work_goes_on_without_a_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    away = tracking.Context(tracking_uri="http://127.0.0.1:9", pipeline_run="away")
+    away = Context(tracking_uri="http://127.0.0.1:9", pipeline_run="away")
     travelling = record()
-    with tracking.tracked(away, travelling) as tracker:
+    with tracked(away, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
-        tracker.anchor(tmp_path)
+        tracker.log_anchor(tmp_path)
     assert [row["step"] for row in travelling.rows] == [1]
     assert "was not delivered" in caplog.text
 
@@ -267,12 +278,12 @@ def test_a_server_that_was_away_at_the_start_gets_everything_from_the_report(
     server: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where, travelling = context(server, "late"), record()
-    with tracking.tracked(where, travelling) as tracker:
+    with tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     assert "no parent run" in caplog.text
     assert travelling.origin is None
     _, client = opened(server, "late")
-    tracking.deliver(where, tracking.of_run([travelling], [], {}), headline={}, files=[])
+    deliver(where, run_deliveries([travelling], [], {}), headline={}, files=[])
     (child,) = children(client, "late")
     assert steps(client, child.info.run_id) == [1]
     assert "reused_from" not in child.data.tags
@@ -283,8 +294,8 @@ class TestKubeflowsOwnPlugin:
 
     def task(self, server: Path, run: str, plugins: str, travelling: Record, steps: range, fails: bool = False) -> None:
         os.environ["MLFLOW_RUN_ID"] = plugins
-        where = dataclasses.replace(context(server, run), task_run=tracking.Context.from_environment().task_run)
-        with contextlib.suppress(RuntimeError), tracking.tracked(where, travelling) as tracker:
+        where = dataclasses.replace(context(server, run), task_run=Context.from_environment().task_run)
+        with contextlib.suppress(RuntimeError), tracked(where, travelling) as tracker:
             for step in steps:
                 tracker.log(step, {"loss": 1.0 / step})
             if fails:
@@ -330,7 +341,7 @@ class TestKubeflowsOwnPlugin:
 class TestWhatEndsAsAWarning:
     def test_a_database_that_is_none(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
-        with tracking.forgiving("The parent run") as attempt:
+        with forgiving("The parent run") as attempt:
             opened(tmp_path, "damaged")
         assert attempt.failed
 
@@ -338,20 +349,20 @@ class TestWhatEndsAsAWarning:
     def test_answers_that_are_none(self, answer: bytes) -> None:
         with faults.Proxy("http://127.0.0.1:9") as proxy:
             proxy.inject(faults.Fault(answer=(200, answer)), times=None)
-            where = tracking.Context(tracking_uri=proxy.address, pipeline_run="odd")
-            with tracking.forgiving("The parent run") as attempt:
-                tracking.open_parent(where, "tests", "odd", {})
+            where = Context(tracking_uri=proxy.address, pipeline_run="odd")
+            with forgiving("The parent run") as attempt:
+                open_parent(where, "tests", "odd", {})
         assert attempt.failed
 
     def test_but_not_bad_input(self) -> None:
-        with pytest.raises(InputError), tracking.forgiving("The parent run"):
+        with pytest.raises(InputError), forgiving("The parent run"):
             raise InputError("experiment", "x", "is a deleted experiment in MLflow", "Restore it")
 
     def test_what_is_sent_again_to_the_plugins_run_is_there_once(self, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """An answer was lost: the server has the epochs, and the client does not know."""
         client = context(server, "").client()
         run = client.create_run(client.create_experiment("the plugin's, lossy")).info.run_id
-        task_run = tracking.TaskRun(client, run, 0)
+        buffer = EpochBuffer(client, run)
         really = type(client).log_batch
 
         def lossy(self: Any, *arguments: Any, **more: Any) -> None:
@@ -359,17 +370,17 @@ class TestWhatEndsAsAWarning:
             monkeypatch.undo()
             raise ConnectionError("reset")
 
-        task_run.log(1, {"loss": 1.0})
+        buffer.add(row(1, 1.0))
         monkeypatch.setattr(type(client), "log_batch", lossy)
         with pytest.raises(ConnectionError):
-            task_run.flush()
-        task_run.log(2, {"loss": 0.5})
-        task_run.flush()
+            buffer.send()
+        buffer.add(row(2, 0.5))
+        buffer.send()
         assert steps(client, run) == [1, 2]
 
     def test_a_server_that_makes_the_training_wait_is_asked_less_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = [0.0]
-        monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(epochs.time, "monotonic", lambda: clock[0])
 
         class Hanging:
             asked = 0
@@ -380,11 +391,11 @@ class TestWhatEndsAsAWarning:
                 raise ConnectionError("no answer")
 
         hanging = Hanging()
-        task_run = tracking.TaskRun(hanging, "run", 0)  # type: ignore[arg-type]
+        buffer = EpochBuffer(hanging, "run")  # type: ignore[arg-type]
         for epoch in range(1, 1001):  # of two seconds each
             clock[0] += 2
-            with tracking.forgiving("Epoch"):
-                task_run.log(epoch, {"loss": 1.0})
+            with forgiving("Epoch"):
+                buffer.add(row(epoch, 1.0))
         assert hanging.asked * 60 <= 0.06 * clock[0]
 
 
@@ -397,7 +408,7 @@ class TestPromotion:
 
         def promote(accuracy: float, digest: str = "d", margin: float = 0.0, version: str = "") -> tuple[str, Any]:
             version = version or str(client.create_model_version(name, source="s3://models/student").version)
-            told = tracking.promote(where, name, version, accuracy=accuracy, data_digest=digest, margin=margin)
+            told = registry.promote(where, name, version, accuracy=accuracy, data_digest=digest, margin=margin)
             tags = client.get_model_version(name, version).tags
             assert (tags["rco.champion"], tags["rco.champion_reason"]) == (str(told.champion).lower(), told.reason)
             return str(client.get_model_version_by_alias(name, "champion").version), told
@@ -405,16 +416,16 @@ class TestPromotion:
         return promote
 
     def test_only_a_better_student_takes_over(self, promote: Any) -> None:
-        assert promote(0.9) == ("1", tracking.Promotion(True, "there was no champion"))
+        assert promote(0.9) == ("1", Promotion(True, "there was no champion"))
         assert promote(0.9)[0] == "1"
-        assert promote(0.91) == ("3", tracking.Promotion(True, "91.00 % against 90.00 % of version 1: better"))
+        assert promote(0.91) == ("3", Promotion(True, "91.00 % against 90.00 % of version 1: better"))
         assert promote(0.905)[0] == "3"
 
     def test_by_the_users_margin(self, promote: Any) -> None:
         promote(0.9)
         assert promote(0.91, margin=0.02) == (
             "1",
-            tracking.Promotion(False, "91.00 % against 90.00 % of version 1: not better by more than 2 points"),
+            Promotion(False, "91.00 % against 90.00 % of version 1: not better by more than 2 points"),
         )
         assert promote(0.93, margin=0.02)[0] == "3"
 
@@ -426,7 +437,7 @@ class TestPromotion:
 
     def test_the_champion_stays_it_when_asked_again(self, promote: Any) -> None:
         promote(0.9)
-        assert promote(0.9, version="1") == ("1", tracking.Promotion(True, "there was no champion"))
+        assert promote(0.9, version="1") == ("1", Promotion(True, "there was no champion"))
 
 
 def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:
@@ -439,5 +450,5 @@ def test_records_survive_the_disk_and_lies_are_refused(tmp_path: Path) -> None:
 
 
 def test_credentials_in_an_address_stay_out_of_records() -> None:
-    assert tracking.without_credentials("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
-    assert tracking.without_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
+    assert without_credentials("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
+    assert without_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"

@@ -1,0 +1,146 @@
+"""Which MLflow a process tracks to, and how it goes on when that MLflow fails.
+
+Tracking never stops work. If the server cannot be reached, a warning is logged and the record is delivered later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from rco.core.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+_SQLITE = "sqlite:///"
+
+
+def import_mlflow() -> Any:
+    """MLflow, imported with the defaults of its environment variables set, which it reads as it is imported and later."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    # Two minutes of retries per request would stop the work that tracking promises not to stop.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # A server with artifacts in S3 offers clients addresses there, which they may not reach: stay with the server.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    import mlflow
+
+    return mlflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The pipeline run that this process works for, and the server that tracks it. Read from the environment, not from
+    settings: it must not be part of a task's cache key.
+
+    Attributes:
+        tracking_uri: of MLflow; empty: nothing is tracked.
+        pipeline_run: id of the pipeline run; empty: nothing is tracked.
+        artifact_root: address for the artifacts of a new experiment; empty: the server decides.
+        task_run: id of the run that Kubeflow's MLflow plugin made for this task; empty without the plugin.
+    """
+
+    tracking_uri: str
+    pipeline_run: str
+    artifact_root: str = ""
+    task_run: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Context:
+        """MLFLOW_TRACKING_URI, RCO_PIPELINE_RUN (set by the local runner, or from the pod's labels), RCO_ARTIFACT_ROOT, and
+        MLFLOW_RUN_ID (set by Kubeflow's MLflow plugin)."""
+        return cls(
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
+            pipeline_run=os.environ.get("RCO_PIPELINE_RUN", ""),
+            artifact_root=os.environ.get("RCO_ARTIFACT_ROOT", ""),
+            task_run=os.environ.get("MLFLOW_RUN_ID", ""),
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether a server and a pipeline run are known, so that work is tracked."""
+        return bool(self.tracking_uri and self.pipeline_run)
+
+    def client(self) -> MlflowClient:
+        """A client of the tracking server. MLflow logs warnings only from then on."""
+        mlflow = import_mlflow()
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        mlflow.set_tracking_uri(self.tracking_uri)
+        mlflow.set_registry_uri(self.tracking_uri)
+        if self.tracking_uri.startswith(_SQLITE):
+            _create_tables(self.tracking_uri)
+        client: MlflowClient = mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
+        return client
+
+
+@functools.cache
+def _create_tables(uri: str) -> None:
+    """Let MLflow create the tables of a database under a lock: two processes that create them at once break each other."""
+    import mlflow
+    from filelock import FileLock
+
+    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    # The first request reports what is wrong with a database; where a lock cannot be made, tables cannot be made either.
+    with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
+
+
+@dataclass
+class Attempt:
+    """Whether a `forgiving` block failed."""
+
+    failed: bool = False
+
+
+@contextlib.contextmanager
+def forgiving(what: str) -> Iterator[Attempt]:
+    """Turn a failure of the tracking server into a warning. The records keep what was not delivered.
+
+    Every exception but InputError counts: the client raises its own, those of requests and of the database behind the server,
+    and for answers that are not MLflow's those of protobuf and others.
+
+    Args:
+        what: the subject of the warning: "The parent run".
+    """
+    attempt = Attempt()
+    try:
+        yield attempt
+    except InputError:
+        raise
+    except Exception as error:
+        attempt.failed = True
+        log.warning(
+            "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, first_line(error)
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without credentials: the client quotes addresses as they were given."""
+    text = (str(error).splitlines() or [""])[0]
+    return re.sub(r"(\w+://)\S*@", r"\1", text)[:200]
+
+
+def without_credentials(uri: str) -> str:
+    """An address fit to be shown: without user, password, query and fragment."""
+    parts = urlsplit(uri)
+    if parts.netloc and "@" not in parts.netloc and "@" in uri:
+        return f"{parts.scheme}://..."  # a password with a slash in it looks like this
+    if "@" not in parts.netloc and not parts.query and not parts.fragment:
+        return uri  # joined again, sqlite:///file would be another
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

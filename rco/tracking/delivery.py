@@ -1,0 +1,111 @@
+"""What the report delivers at the end of a pipeline run: all that the server lacks of its models, and the parent's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rco.models.route import Anchor
+from rco.tracking.anchors import anchor_tag, log_anchor
+from rco.tracking.context import Context
+from rco.tracking.model_run import ModelRun
+from rco.tracking.record import Record
+from rco.tracking.runs import end_open_runs, log_final, require_parent
+
+_LONGEST_TAG = 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One trained model, as the server must know it at the end.
+
+    Attributes:
+        anchors: epoch -> function that gives a folder with that anchor; called only where the server lacks the anchor.
+        metrics: final figures.
+        tags: tags of its run beside those of the record.
+    """
+
+    record: Record
+    anchors: Mapping[int, Callable[[], AbstractContextManager[Path]]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_deliveries(records: Iterable[Record], anchors: Iterable[Path], student_metrics: Mapping[str, float]) -> list[Delivery]:
+    """The deliveries of a pipeline run with one student.
+
+    Args:
+        records: of the teacher and the student; the student's key is "student".
+        anchors: folders of the anchors that the student learnt from.
+        student_metrics: final figures of the student's run.
+    """
+    by_epoch: dict[int, Callable[[], AbstractContextManager[Path]]] = {
+        Anchor.read(folder).epoch: partial(_unchanged, folder) for folder in anchors
+    }
+    return [
+        Delivery(record=record, anchors=by_epoch, metrics=student_metrics)
+        if record.key == "student"
+        else Delivery(record=record)
+        for record in records
+    ]
+
+
+def _unchanged(folder: Path) -> AbstractContextManager[Path]:
+    return nullcontext(folder)
+
+
+def deliver(
+    context: Context,
+    deliveries: Iterable[Delivery],
+    *,
+    headline: Mapping[str, float],
+    files: Iterable[Path],
+    note: str = "",
+) -> str:
+    """Bring the server up to date with any number of models, and end the parent run. Safe to repeat; no run stays open if this
+    fails.
+
+    Args:
+        headline: figures for the parent.
+        files: pictures and tables for the parent's artifacts, in their folder "report".
+        note: Markdown that MLflow shows on the parent's page.
+
+    Returns:
+        the parent's run id.
+
+    Raises:
+        NotTrackedError: the pipeline run has no parent run on the server.
+    """
+    client = context.client()
+    parent = require_parent(context, client)
+    parent_id: str = parent.info.run_id
+    try:
+        reused = []
+        for delivery in deliveries:
+            origin = delivery.record.origin
+            run = ModelRun.open(context, client, delivery.record)
+            if origin is not None and origin["pipeline_run"] != context.pipeline_run:
+                reused.append(origin["run_id"])
+                client.set_tag(run.run_id, "reused_from", origin["run_id"])
+            known = client.get_run(run.run_id).data.tags if delivery.anchors else {}
+            for epoch, anchor in delivery.anchors.items():
+                if anchor_tag(epoch) not in known:
+                    with anchor() as folder:
+                        log_anchor(run, folder)
+            log_final(client, run.run_id, delivery.metrics)
+            for name, value in delivery.tags.items():
+                client.set_tag(run.run_id, name, value)
+            run.end()
+        if reused:
+            client.set_tag(parent_id, "reused_from", ",".join(reused))
+        log_final(client, parent_id, headline)
+        if note:
+            client.set_tag(parent_id, "mlflow.note.content", note[:_LONGEST_TAG])
+        for path in files:
+            client.log_artifact(parent_id, str(path), "report")
+    finally:
+        end_open_runs(context, "FINISHED")
+    return parent_id

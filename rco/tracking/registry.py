@@ -1,0 +1,184 @@
+"""The registry: a student as a model to serve, the champion among its versions, and the way back to a module."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rco.core.errors import InputError
+from rco.tracking.context import Context, first_line
+from rco.tracking.model_run import ModelRun
+from rco.tracking.record import Record
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from torch import nn
+
+    from rco.models.spec import NetworkSpec
+
+CHAMPION = "champion"
+
+
+def registered_version(context: Context, name: str, sha256: str) -> str | None:
+    """The newest version of a registered model with exactly these weights; None: it has no such version."""
+    from mlflow.exceptions import MlflowException
+
+    client = context.client()
+    try:
+        versions = client.search_model_versions(f"name = '{name}' AND tags.`rco.sha256` = '{sha256}'")
+    except MlflowException:
+        return None
+    return str(max(int(v.version) for v in versions)) if versions else None
+
+
+def register(
+    context: Context,
+    name: str,
+    model: nn.Module,
+    record: Record,
+    *,
+    example: Any,
+    expected: Any,
+    weights: Path,
+    sha256: str,
+    params: Mapping[str, Any],
+) -> str:
+    """Register a student as a model to serve; returns the version.
+
+    The model takes pixels in 0..1 and normalises them itself. It is stored as an exported graph (pt2: no pickle), with
+    signature and input example, and beside it the plain weights for `load`.
+
+    Args:
+        record: of the student; the version belongs to its run.
+        example: (B, C, H, W) float32, pixels in 0..1; B of 2 or more, so that the exporter leaves the batch size open.
+        expected: (B, K) float32, the logits for the example.
+        weights: the safetensors file.
+    """
+    import mlflow
+    from mlflow.models import infer_signature
+
+    client = context.client()
+    run = ModelRun.open(context, client, record)
+    import numpy as np
+    import torch
+    import torchvision
+    from mlflow.types import Schema, TensorSpec
+
+    signature = infer_signature(example, expected)
+    # An open batch size: infer_signature takes that of the example.
+    for schema_name in ("inputs", "outputs"):
+        schema = getattr(signature, schema_name)
+        spec = schema.inputs[0]
+        setattr(signature, schema_name, Schema([TensorSpec(np.dtype("float32"), (-1, *spec.shape[1:]), spec.name)]))
+    with mlflow.start_run(run_id=run.run_id):  # also ends the run
+        info = mlflow.pytorch.log_model(
+            model,
+            name="student",
+            serialization_format="pt2",
+            signature=signature,
+            input_example=example,
+            extra_files=[str(weights)],
+            pip_requirements=[
+                f"torch=={torch.__version__.split('+')[0]}",
+                f"torchvision=={torchvision.__version__.split('+')[0]}",
+                f"numpy=={np.__version__}",
+            ],
+            params={key: str(value) for key, value in params.items()},
+            tags={"rco.sha256": sha256},
+            model_type="student",
+        )
+    with contextlib.suppress(mlflow.exceptions.MlflowException):
+        client.create_registered_model(name)
+    version = client.create_model_version(
+        name, source=info.model_uri, run_id=run.run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
+    )
+    return str(version.version)
+
+
+class Promotion(NamedTuple):
+    """Whether a version is the champion, and the reason."""
+
+    champion: bool
+    reason: str
+
+
+def promote(context: Context, name: str, version: str, *, accuracy: float, data_digest: str, margin: float = 0.0) -> Promotion:
+    """Move the alias `champion` to this version if its accuracy is more than `margin` above that of the present champion.
+
+    Accuracies compare only on the same data: a champion that was measured on other data keeps the alias until a person moves
+    it. Decision and reason become tags of the version (rco.champion, rco.champion_reason). Safe to repeat.
+
+    Args:
+        accuracy: on the test part, 0 to 1.
+        data_digest: of the prepared data set.
+        margin: 0 to 1.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = context.client()
+    client.set_model_version_tag(name, version, "rco.test_accuracy", repr(accuracy))
+    client.set_model_version_tag(name, version, "rco.data_digest", data_digest)
+    try:
+        holder = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        holder = None
+    if holder is not None and str(holder.version) == version:
+        return Promotion(True, holder.tags.get("rco.champion_reason", "it was the champion already"))
+    promotion = _decide(holder, accuracy, data_digest, margin)
+    client.set_model_version_tag(name, version, "rco.champion", str(promotion.champion).lower())
+    client.set_model_version_tag(name, version, "rco.champion_reason", promotion.reason)
+    if promotion.champion:  # last: a decision that was cut short is made again
+        client.set_registered_model_alias(name, CHAMPION, version)
+    return promotion
+
+
+def _decide(holder: ModelVersion | None, accuracy: float, data_digest: str, margin: float) -> Promotion:
+    if holder is None:
+        return Promotion(True, "there was no champion")
+    if "rco.test_accuracy" not in holder.tags:
+        return Promotion(False, f"the champion, version {holder.version}, does not say how good it is")
+    if holder.tags.get("rco.data_digest") != data_digest:
+        return Promotion(False, f"the champion, version {holder.version}, was measured on other data")
+    best = float(holder.tags["rco.test_accuracy"])
+    better = accuracy - best > margin
+    compared = f"{100 * accuracy:.2f} % against {100 * best:.2f} % of version {holder.version}"
+    wanted = f" by more than {100 * margin:g} points" if margin else ""
+    return Promotion(better, f"{compared}: {'better' if better else 'not better'}{wanted}")
+
+
+def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None = None) -> nn.Module:
+    """The module behind an anchor ("models:/m-...") or a registered student ("models:/NAME/VERSION"), in evaluation mode.
+
+    Students come back bare: they take normalised images. (`mlflow.pyfunc.load_model` gives the one that normalises.)
+
+    Args:
+        uri: as MLflow writes it.
+        model: the network's spec; needed if a user's own factory builds it.
+        tracking_uri: default: MLFLOW_TRACKING_URI, else the local runs of the current directory.
+
+    Raises:
+        InputError: MLflow has no such model, or it was not registered by this project.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from rco.models.spec import load_network
+
+    default = "sqlite:///.rco/mlflow.db" if Path(".rco/mlflow.db").is_file() else ""
+    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    Context(tracking_uri=address, pipeline_run="").client()
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise InputError(
+            "uri", uri, f"cannot be loaded ({first_line(error)})", "Copy a model's URI from the MLflow UI"
+        ) from None
+    files = sorted(folder.rglob("*.safetensors"))
+    if len(files) != 1:
+        raise InputError(
+            "uri", uri, f"holds {len(files)} safetensors files", "Name an anchor, or a student that this project registered"
+        )
+    return load_network(files[0], spec=model)
