@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from rco.config.parameters import RunConfig
-from rco.core.tensors import state_digest
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
@@ -16,6 +15,7 @@ from rco.data.sources import source_digest
 from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
+from rco.models.weights import state_digest
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
 from rco.training import device

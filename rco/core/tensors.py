@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,17 +65,6 @@ def write_state(
     # clone: safetensors refuses tensors that share memory (tied weights), and they load back all the same.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     save_file(plain, path, {_METADATA: json.dumps(jsonable(metadata or {}), sort_keys=sort_keys, allow_nan=False)})
-
-
-def state_digest(model: nn.Module) -> str:
-    """Hex sha256 of a module's weights, whichever file they lie in."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def load_state(path: Path, expected_sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -143,35 +131,3 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError("file", str(path), f"is not a readable safetensors file ({reason})", "Copy it again") from None
-
-
-def require_fit(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Refuse a state dict that is not of this module.
-
-    Raises:
-        InputError: names or shapes do not fit, in one screen.
-    """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name}: {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    for problem, names in (("lacks", missing), ("has unknown", extra), ("has other shapes:", shapes)):
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise InputError(
-                "weights", str(source), f"{problem} {shown}", "They belong to another model, class count or image size"
-            )
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Copy a state dict into a module, strictly.
-
-    Raises:
-        InputError: as `require_fit`.
-    """
-    require_fit(model, state, source)
-    model.load_state_dict(dict(state))

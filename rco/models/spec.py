@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rco.core.errors import InputError
 from rco.core.settings import from_dict
-from rco.core.tensors import load_state, load_weights, save_model
+from rco.core.tensors import load_state, save_model
 from rco.models.config import ModelConfig
+from rco.models.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -27,11 +27,12 @@ from rco.core.documents import read_as, read_json, write_json
 from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
 from rco.core.files import atomically, sha256_of, verify
 from rco.core.settings import from_dict, jsonable
-from rco.core.tensors import load_arrays, load_metadata, load_state, load_weights, save_arrays, save_model
+from rco.core.tensors import load_arrays, load_metadata, load_state, save_arrays, save_model
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, described, load_network, save_network
+from rco.models.weights import load_weights
 from rco.strategies import anchors as choosing
 from rco.strategies.hardness import relative, route_hardness
 from rco.tasks.preflight import (

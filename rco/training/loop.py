@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rco.core.errors import DivergenceError, InputError
-from rco.core.tensors import load_weights
 from rco.data.dataset import Split
 from rco.models.taps import Output, observe
+from rco.models.weights import load_weights
 from rco.objectives.base import Objective
 from rco.training.anchor import StoredLogits
 from rco.training.config import ComputeConfig, TrainConfig

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from rco.core.errors import InputError
-from rco.core.tensors import load_weights
 from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
+from rco.models.weights import load_weights, read_state
 from rco.training.config import ComputeConfig
-from rco.training.teacher import read_state
 
 
 def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:

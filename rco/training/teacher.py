@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from rco.core.errors import InputError
 from rco.core.settings import from_dict, jsonable
-from rco.core.tensors import load_state
 from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
@@ -104,89 +101,3 @@ def train_teacher(
         probe_labels=labels[probe],
         probe_logits=np.stack(probe_logits),
     )
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """A state dict from a safetensors file or a torch file; never unpickles objects.
-
-    Wrappers that trainers put around it are taken off: a "state_dict" or "model" key, a "module." prefix.
-
-    Raises:
-        InputError: not a state dict, or a file that would need unpickling.
-    """
-    if path.suffix == ".safetensors":
-        state: Any = load_state(path)[0]
-    else:
-        if not path.is_file():
-            raise InputError("checkpoint", str(path), "is missing", "Check the path")
-        try:
-            state = _read_torch_file(path)
-        except Exception as error:  # as many kinds as there are ways in which a file can be broken
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(
-                "checkpoint",
-                str(path),
-                f"cannot be read as plain weights ({reason})",
-                "Save model.state_dict(), best as safetensors",
-            ) from None
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and hasattr(v, "shape") for k, v in state.items())
-    ):
-        raise InputError("checkpoint", str(path), "holds no state dict", "Save model.state_dict(), best as safetensors")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _read_torch_file(path: Path) -> Any:
-    """What torch reads without unpickling objects.
-
-    Raises:
-        ValueError: an archive that is larger inside than outside.
-        Exception: what torch makes of other files.
-    """
-    import warnings
-    import zipfile
-
-    import torch
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch writes its files uncompressed, one beside the other.
-            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it is an archive that grows when it is read")
-            programs = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl")]
-        for program in programs:
-            _require_plain(program)
-    else:  # as torch wrote them until 2020: a number, a version, a description, the state dict, its storages
-        content = io.BytesIO(path.read_bytes())  # of which no more can be read than there is, whatever it says
-        for _ in range(4):
-            _require_plain(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old protocols
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-_PLAIN = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch\.storage \w+Storage"
-    r"|torch (Size|device|b?float\d+|double|half|float|u?int\d+|long|int|short|bool|complex\d+)"
-)
-
-
-def _require_plain(program: IO[bytes]) -> None:
-    """Read one pickle without running it, and refuse what a state dict does not need. Some of what torch runs all the same (a
-    tensor or an array of bytes, of any length) lets two dozen bytes ask for all memory.
-
-    Raises:
-        ValueError: it is no pickle, or names something else.
-    """
-    import pickletools
-
-    for code, argument, _ in pickletools.genops(program):
-        if code.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"it is no state dict ({code.name})")
-        if code.name == "GLOBAL" and not _PLAIN.fullmatch(str(argument)):
-            raise ValueError(f"it holds {str(argument).replace(' ', '.')}, which a state dict does not need")

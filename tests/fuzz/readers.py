@@ -35,13 +35,14 @@ from rco.core.documents import read_json
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.settings import from_dict, jsonable
-from rco.core.tensors import load_arrays, load_metadata, require_fit, save_arrays
+from rco.core.tensors import load_arrays, load_metadata, save_arrays
 from rco.data import published, sources
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Manifest
 from rco.data.images import FileImages, header
 from rco.models.route import Anchor, Checkpoint, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
+from rco.models.weights import require_fit
 from rco.tracking.record import Record
 from tests.fuzz.harness import Reader
 from tests.fuzz.mutations import changed, damaged, json_texts
@@ -167,7 +168,7 @@ def _torch_files(seeds: Path) -> st.SearchStrategy[bytes]:
 
 
 def _read_state(path: Path) -> object:
-    from rco.training.teacher import read_state
+    from rco.models.weights import read_state
 
     return require_fit(SPEC.build(), read_state(path), path)
 

@@ -12,9 +12,9 @@ from torch import nn
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
 from rco.core.files import atomically, sha256_of
-from rco.core.tensors import load_arrays, load_state, load_weights, save_arrays, save_model
+from rco.core.tensors import load_arrays, load_state, save_arrays, save_model
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.training.teacher import read_state
+from rco.models.weights import load_weights, read_state
 
 SPEC = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=3, image_size=8)
 

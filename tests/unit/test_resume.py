@@ -30,10 +30,11 @@ from rco.core import storage
 from rco.core.documents import write_json
 from rco.core.errors import DivergenceError, InputError
 from rco.core.files import sha256_of
-from rco.core.tensors import load_state, save_state, state_digest
+from rco.core.tensors import load_state, save_state
 from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
+from rco.models.weights import state_digest
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import Labels
 from rco.strategies.config import AnchorConfig

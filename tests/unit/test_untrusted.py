@@ -30,11 +30,11 @@ from rco.data import sources
 from rco.data.config import DataConfig
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
+from rco.models.weights import read_state
 from rco.reporting import comparison_report
 from rco.tasks import run as tasks
 from rco.tracking.record import Record
 from rco.training.config import RouteConfig
-from rco.training.teacher import read_state
 from tests.hostile import Touch, hostile_pickle, with_record
 from tests.unit.test_data import folder_of, tar_of
 
