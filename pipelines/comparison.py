@@ -27,7 +27,7 @@ from components.prepare_data import prepare_data
 from components.report_comparison import report_comparison
 from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
-from pipelines.cluster.placement import Cluster, here
+from pipelines.cluster.placement import Cluster, place_locally
 from pipelines.rco import Place
 from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
@@ -100,7 +100,7 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: Cluster | 
     if not 1 <= len(slots) <= MOST or min(slots) < 1:
         raise ValueError(f"slots = {list(slots)}: 1 to {MOST} slots of one step or more each are possible")
 
-    place: Place = cluster.place if cluster else here
+    place: Place = cluster.place if cluster else place_locally
     branches = [make_branch(number, steps, place=place) for number, steps in enumerate(slots, start=1)]
 
     def pipeline(*arguments: Any) -> Any:
@@ -123,14 +123,14 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: Cluster | 
                 ).outputs["evaluation"]
                 for number, make in enumerate(branches, start=1)
             }
-            told = report_comparison(
+            reported = report_comparison(
                 settings=settings["filing"],
                 route=teacher.outputs["route"],
                 route_index=teacher.outputs["route_index"],
                 **evaluations,
             )
-            place(told)
-        return None if cluster else Outputs(summary=told.outputs["summary"])
+            place(reported)
+        return None if cluster else Outputs(summary=reported.outputs["summary"])
 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source, but for what follows from
     # the site's nodes.

@@ -44,7 +44,7 @@ def image_to_run(root: Path = ROOT, warn: Callable[[str], None] = lambda line: N
     if named:
         if any(c.isspace() for c in named) or "://" in named:
             raise InputError(
-                "RCO_IMAGE", named, "is no name of an image", "Write registry/name:tag or registry/name@sha256:..."
+                "RCO_IMAGE", named, "is not the name of an image", "Write registry/name:tag or registry/name@sha256:..."
             )
         return named
     built = root / "build" / "image.json"
@@ -59,7 +59,7 @@ def image_to_run(root: Path = ROOT, warn: Callable[[str], None] = lambda line: N
     if content != content_hash(root):
         raise InputError("image", reference, "was built from other code or dependencies than are here now", _BUILD)
     if not isinstance(reference, str) or not reference:
-        raise InputError("image", reference, "is no name of an image", _BUILD)
+        raise InputError("image", reference, "is not the name of an image", _BUILD)
     if "@" not in reference:
         warn(f"{reference} has not been pushed: only a cluster that is given it by hand can run it")
     return reference

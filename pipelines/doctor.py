@@ -38,15 +38,15 @@ def checks(
         namespace: of the runs there.
         limit: seconds that each check may take.
     """
-    place = Home(home.resolve())
-    environment = {**os.environ, **place.environment}
+    state = Home(home.resolve())
+    environment = {**os.environ, **state.environment}
     context = Context(
         tracking_uri=environment.get("MLFLOW_TRACKING_URI", ""),
         pipeline_run="",
         artifact_root=environment.get("RCO_ARTIFACT_ROOT", ""),
     )
     found: dict[str, Check] = {**doctor.here(home, device, limit)}
-    if place.environment and not (place.root / "mlflow.db").exists():
+    if state.environment and not (state.root / "mlflow.db").exists():
         local = "MLFLOW_TRACKING_URI is not set; local runs are tracked in the state directory, from the first one on"
         found["MLflow"] = partial(skip, "MLflow", local)
         context = Context(tracking_uri="", pipeline_run="", artifact_root=context.artifact_root)
@@ -84,21 +84,21 @@ def image(named: str, build: Path = BUILD) -> list[Finding]:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         step = "Write HOST/NAME:TAG or HOST/NAME@sha256:..., in lower case and without a scheme"
-        return finding(FAIL, f"{_shortened(reference)} is no image reference", step)
-    told = _shortened(reference)
+        return finding(FAIL, f"{_shortened(reference)} is not an image reference", step)
+    facts = _shortened(reference)
     if "python" not in reference:
-        told += "; KFP's own subprocess runner warns of names without 'python' (rco run does not use this one)"
+        facts += "; KFP's own subprocess runner warns of names without 'python' (rco run does not use this one)"
     if built.get("reference") != reference:
-        told += "; what it holds is not known here"
+        facts += "; what it holds is not known here"
     elif built.get("content") != content_hash():
-        return finding(WARN, f"{told}; it holds other code than this checkout", _BUILD_IT)
+        return finding(WARN, f"{facts}; it holds other code than this checkout", _BUILD_IT)
     else:
-        told += "; it holds this checkout"
+        facts += "; it holds this checkout"
     if match["digest"]:
-        return finding(OK, told)
+        return finding(OK, facts)
     if match["tag"] in (None, "latest"):
-        return finding(WARN, f"{told}; its tag moves, so caches may serve results of other code", f"Use a digest: {_BUILD_IT}")
-    return finding(WARN, f"{told}; a tag, which can be moved", f"Use the digest that a push records: {_BUILD_IT}")
+        return finding(WARN, f"{facts}; its tag moves, so caches may serve results of other code", f"Use a digest: {_BUILD_IT}")
+    return finding(WARN, f"{facts}; a tag, which can be moved", f"Use the digest that a push records: {_BUILD_IT}")
 
 
 def _built(build: Path) -> dict[str, str] | None:
@@ -137,9 +137,9 @@ def kubeflow(endpoint: str | None, namespace: str | None = None) -> list[Finding
         return finding(FAIL, found, next_step or "See docs/cluster.md; the administrator of the cluster can look at its log")
     except InputError as error:
         return finding(FAIL, f"{error.parameter} {error.problem}", error.remedy)
-    told = f"{service.address}: KFP {service.version or 'of unknown version'}"
-    told += f", namespace {service.namespace}" if service.namespace else ""
+    facts = f"{service.address}: KFP {service.version or 'of unknown version'}"
+    facts += f", namespace {service.namespace}" if service.namespace else ""
     numbers = re.match(r"(\d+)\.(\d+)", kfp.__version__)
     if numbers and service.older_than((int(numbers[1]), int(numbers[2]))):
-        return finding(WARN, f"{told}, older than the {kfp.__version__} that compiles", "It may refuse what is new: update it")
-    return finding(OK, f"{told}; lets this user in")
+        return finding(WARN, f"{facts}, older than the {kfp.__version__} that compiles", "It may refuse what is new: update it")
+    return finding(OK, f"{facts}; lets this user in")

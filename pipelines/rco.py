@@ -26,7 +26,7 @@ from components.register_student import register_student
 from components.report import report
 from components.select_anchor import select_anchor
 from components.train_teacher import train_teacher
-from pipelines.cluster.placement import Cluster, here
+from pipelines.cluster.placement import Cluster, place_locally
 from rco.config.parameters import PARAMETERS
 
 NAME = "route-constrained-optimization"
@@ -110,7 +110,7 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: Cluster | None =
     if max_stages < 1:
         raise ValueError(f"max_stages = {max_stages}: a pipeline needs one stage or more")
 
-    place: Place = cluster.place if cluster else here
+    place: Place = cluster.place if cluster else place_locally
     stages = [make_stage(number, last=number == max_stages, place=place) for number in range(1, max_stages + 1)]
 
     def pipeline(*arguments: Any) -> Any:
@@ -140,7 +140,7 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: Cluster | None =
             )
             evaluation = place(evaluated).outputs["evaluation"]
             registered = place(register_student(settings=settings["filing"], student=student, evaluation=evaluation))
-            told = report(
+            reported = report(
                 settings=settings["filing"],
                 registered=registered.output,
                 route_index=teacher.outputs["route_index"],
@@ -148,8 +148,8 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: Cluster | None =
                 anchors=stage.outputs["anchors"],
                 evaluation=evaluation,
             )
-            place(told)
-        return None if cluster else Outputs(summary=told.outputs["summary"], student=student)
+            place(reported)
+        return None if cluster else Outputs(summary=reported.outputs["summary"], student=student)
 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source, but for what follows from
     # the site's nodes.

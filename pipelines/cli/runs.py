@@ -150,16 +150,16 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     from rco.tasks import run as tasks
     from rco.tracking import outbox
 
-    place = Home(home.resolve())
-    os.environ.update(place.environment)
-    here = sorted(path for path in place.root.glob("runs/*/report") if outbox.waiting(path))
-    if not reports and not here:
+    local = Home(home.resolve())
+    os.environ.update(local.environment)
+    undelivered = sorted(path for path in local.root.glob("runs/*/report") if outbox.waiting(path))
+    if not reports and not undelivered:
         click.echo("nothing waits for delivery")
     tasks.show_progress()
     away = False
     with TemporaryDirectory() as scratch:
         given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
-        for report in given or here:
+        for report in given or undelivered:
             run_id = tasks.sync(report, anywhere=anywhere)
             click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
             away = away or not run_id

@@ -43,7 +43,7 @@ def endpoint_of(text: str | None) -> str | None:
         port_is_a_number = False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_a_number or not address.isascii():
         raise InputError(
-            "endpoint", "(hidden)" if "@" in address else text, "is no address", "Give http(s)://host[:port][/path]"
+            "endpoint", "(hidden)" if "@" in address else text, "is not an address", "Give http(s)://host[:port][/path]"
         )
     if "@" in parts.netloc:
         raise InputError("endpoint", "(hidden)", "holds a name or a password, which KFP's client does not send", SIGN_IN)

@@ -64,7 +64,7 @@ class Toleration:
         choice("operator", self.operator, OPERATORS)
         choice("effect", self.effect, EFFECTS)
         if self.key:
-            _match("key", self.key, _QUALIFIED, "is no key of a taint", "Write it as on the node, such as nvidia.com/gpu")
+            _match("key", self.key, _QUALIFIED, "is not a key of a taint", "Write it as on the node, such as nvidia.com/gpu")
         elif self.operator != "Exists":
             raise InputError("key", self.key, "is empty", "Name the taint's key, or set operator: Exists to bear every taint")
         if self.operator == "Exists" and self.value:
@@ -105,7 +105,9 @@ class TaskClass:
                 )
         if self.gpus not in (0, 1):
             raise InputError("gpus", self.gpus, "is not 0 or 1", "A task computes on one GPU")
-        _match("gpu_type", self.gpu_type, _QUALIFIED, "is no name of a resource", "Write it as nodes show it: nvidia.com/gpu")
+        _match(
+            "gpu_type", self.gpu_type, _QUALIFIED, "is not the name of a resource", "Write it as nodes show it: nvidia.com/gpu"
+        )
         if "/" not in self.gpu_type:
             raise InputError("gpu_type", self.gpu_type, "has no vendor", "Write it as nodes show it: nvidia.com/gpu")
         if self.shm:
@@ -140,12 +142,12 @@ class Source:
                 "config_map", self.config_map or self.secret, "and secret exclude each other, and one is needed", "Name one"
             )
         which = "config_map" if self.config_map else "secret"
-        _match(which, self.config_map or self.secret, _OBJECT, "is no name of an object", _OBJECT_HINT)
+        _match(which, self.config_map or self.secret, _OBJECT, "is not the name of an object", _OBJECT_HINT)
         if not self.variables:
-            raise InputError("variables", [], "are none", "List the keys to hand on, such as [AWS_ACCESS_KEY_ID]")
+            raise InputError("variables", [], "is empty", "List the keys to hand on, such as [AWS_ACCESS_KEY_ID]")
         for variable, key in self.variables.items():
-            _match("variables", variable, _VARIABLE, "is no name of a variable", "Write it as AWS_ACCESS_KEY_ID")
-            _match("variables", key, _KEY, "is no key of a ConfigMap or Secret", "Write the key's name, never a value")
+            _match("variables", variable, _VARIABLE, "is not the name of a variable", "Write it as AWS_ACCESS_KEY_ID")
+            _match("variables", key, _KEY, "is not a key of a ConfigMap or Secret", "Write the key's name, never a value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +159,9 @@ class Volume:
     sub_path: str = _setting("", "folder of the volume to mount (empty: all of it)")
 
     def __post_init__(self) -> None:
-        _match("claim", self.claim, _OBJECT, "is no name of a PersistentVolumeClaim", _OBJECT_HINT)
+        _match("claim", self.claim, _OBJECT, "is not the name of a PersistentVolumeClaim", _OBJECT_HINT)
         if not _is_folder(self.path):
-            raise InputError("path", self.path, "is no folder to mount at", "Write an absolute path such as /data")
+            raise InputError("path", self.path, "is not a folder to mount at", "Write an absolute path such as /data")
         if self.sub_path.startswith("/") or ".." in self.sub_path.split("/"):
             raise InputError("sub_path", self.sub_path, "is not inside the volume", "Write a relative path such as rco/data")
 
@@ -173,8 +175,8 @@ class CertificateAuthority:
 
     def __post_init__(self) -> None:
         if self.config_map:
-            _match("config_map", self.config_map, _OBJECT, "is no name of a ConfigMap", _OBJECT_HINT)
-        _match("key", self.key, _KEY, "is no key of a ConfigMap", "Write its name, such as ca.crt")
+            _match("config_map", self.config_map, _OBJECT, "is not the name of a ConfigMap", _OBJECT_HINT)
+        _match("key", self.key, _KEY, "is not a key of a ConfigMap", "Write its name, such as ca.crt")
 
 
 def _environment() -> tuple[Source, ...]:
@@ -239,13 +241,13 @@ class Deployment:
     def __post_init__(self) -> None:
         choice("image_pull_policy", self.image_pull_policy, PULL_POLICIES)
         for name in self.image_pull_secrets:
-            _match("image_pull_secrets", name, _OBJECT, "is no name of a Secret", "Name a Secret, never what it holds")
+            _match("image_pull_secrets", name, _OBJECT, "is not the name of a Secret", "Name a Secret, never what it holds")
         _labels("labels", self.labels)
         for key in (*self.labels, *self.annotations):
             if key.startswith(_THEIRS):
                 raise InputError("labels", key, "is Kubeflow's own", f"Choose another prefix than {', '.join(_THEIRS)}")
         for key in self.annotations:
-            _match("annotations", key, _QUALIFIED, "is no key of an annotation", "Write it as example.com/name")
+            _match("annotations", key, _QUALIFIED, "is not a key of an annotation", "Write it as example.com/name")
         _once("environment", [variable for source in self.environment for variable in source.variables])
         _once("volumes", [volume.path for volume in self.volumes])
         _once("volumes", [volume.claim for volume in self.volumes])
@@ -303,7 +305,7 @@ def read_deployment(path: Path | None) -> Deployment:
     if path is None:
         return Deployment()
     if not path.is_file():
-        raise InputError("deployment", str(path), "is no file", "Name a YAML file, such as docs/kubernetes/deployment.yaml")
+        raise InputError("deployment", str(path), "is not a file", "Name a YAML file, such as docs/kubernetes/deployment.yaml")
     document = read_yaml(path, "deployment", "Write it as docs/kubernetes/deployment.yaml is written")
     deployment: Deployment = _build(Deployment, Deployment(), {} if document is None else document, "")
     return deployment
@@ -373,8 +375,8 @@ def _same(*names: str) -> dict[str, str]:
 
 def _labels(name: str, labels: Mapping[str, str]) -> None:
     for key, value in labels.items():
-        _match(name, key, _QUALIFIED, "is no key of a label", "Write it as example.com/name, or name alone")
-        _match(f"{name}.{key}", value, _LABEL, "is no value of a label", "At most 63 letters, digits, '-', '_' and '.'")
+        _match(name, key, _QUALIFIED, "is not a key of a label", "Write it as example.com/name, or name alone")
+        _match(f"{name}.{key}", value, _LABEL, "is not a value of a label", "At most 63 letters, digits, '-', '_' and '.'")
 
 
 def _once(name: str, values: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ _RETRY_WINDOW = "365d"
 _CERTIFICATES = "/etc/rco/certificates"
 
 
-def here(task: dsl.PipelineTask) -> dsl.PipelineTask:
+def place_locally(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Place a task on this machine: only its cache policy matters."""
     return task.set_caching_options(task.component_spec.name not in UNCACHED)
 
@@ -60,7 +60,7 @@ class Cluster:
         """Give a task what its class gets, and tell it which pipeline run it works for."""
         site, name = self.deployment, task.component_spec.name
         kind = CLASS_OF[name]
-        here(task).set_container_image(self.image)
+        place_locally(task).set_container_image(self.image)
         _resources(task, site.of(kind))
         _nodes(task, site.of(kind))
         _tries(task, site.of(kind))

@@ -21,7 +21,8 @@ def memory_bytes(name: str, value: str) -> int:
     """
     found = _MEMORY.fullmatch(value)
     if not found:
-        raise InputError(name, value, "is no amount of memory", f"Write a whole number and a unit ({', '.join(_UNITS)}): 4Gi")
+        remedy = f"Write a whole number and a unit ({', '.join(_UNITS)}): 4Gi"
+        raise InputError(name, value, "is not an amount of memory", remedy)
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -32,7 +33,7 @@ def cores(name: str, value: str) -> float:
         InputError: no such quantity, or none at all.
     """
     if not _CPU.fullmatch(value) or not (count := float(value.removesuffix("m")) / (1000 if value.endswith("m") else 1)):
-        raise InputError(name, value, "is no amount of CPU", "Write cores, or thousandths with m: 4, 0.5, 500m")
+        raise InputError(name, value, "is not an amount of CPU", "Write cores, or thousandths with m: 4, 0.5, 500m")
     return count
 
 
@@ -44,5 +45,5 @@ def seconds(name: str, value: str) -> int:
     """
     found = _DURATION.fullmatch(value)
     if not found:
-        raise InputError(name, value, "is no duration", "Write a whole number and s, m, h or d: 30s, 10m, 12h, 2d")
+        raise InputError(name, value, "is not a duration", "Write a whole number and s, m, h or d: 30s, 10m, 12h, 2d")
     return int(found[1]) * _SECONDS[found[2]]

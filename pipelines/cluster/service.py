@@ -206,8 +206,8 @@ class Service:
                 warnings.simplefilter("ignore")
                 client = _Client(host=self._endpoint, credentials=credentials, verify_ssl=verify, **given)
         except Exception as error:
-            told = self.clean(f"{type(error).__name__}: {error}")
-            raise ServiceError(f"KFP's client could not be set up ({told}). {SIGN_IN}") from None
+            reason = self.clean(f"{type(error).__name__}: {error}")
+            raise ServiceError(f"KFP's client could not be set up ({reason}). {SIGN_IN}") from None
         context = client.context
         for name in ("client_authentication_cookie", "client_authentication_header_value"):
             self._hide(str(context.get(name) or ""))
@@ -319,19 +319,19 @@ class Service:
         return ServiceError(f"cannot reach {where}: {why}", passing=True)
 
     def _refusal(self, status: int, body: Any) -> ServiceError:
-        where, said = self._where(), self.clean(_message(body))
-        quoted = f" ({said})" if said else ""
+        where, refusal = self._where(), self.clean(_message(body))
+        quoted = f" ({refusal})" if refusal else ""
         # The upload API answers 400 also to those whom it does not know.
-        if status == 401 or (status == 400 and "authenticat" in said.lower()):
+        if status == 401 or (status == 400 and "authenticat" in refusal.lower()):
             return ServiceError(f"{where} does not know who we are{quoted}. {self._why_unknown()}", status=401)
-        if status == 403 or (status == 400 and "authoriz" in said.lower()):
+        if status == 403 or (status == 400 and "authoriz" in refusal.lower()):
             place = f" in namespace {self.namespace}" if getattr(self, "namespace", "") else ""
             return ServiceError(
                 f"{where} does not allow this{place}{quoted}. {self._why_unknown()}; or ask its administrator for the role "
                 "kubeflow-edit there",
                 status=403,
             )
-        if status == 400 and "http request to an https server" in said.lower():
+        if status == 400 and "http request to an https server" in refusal.lower():
             return ServiceError(f"{where} speaks TLS only. Write the address with https://", status=400)
         if status in (408, 429) or status >= 500:
             return ServiceError(f"{where} has trouble: HTTP {status}{quoted}", status=status, passing=True)

@@ -108,9 +108,9 @@ class TestImage:
             ("registry.example/ml/rco-python:1.0", WARN, "a tag, which can be moved"),
             ("registry.example/ml/rco-python", WARN, "its tag moves"),
             ("registry.example/ml/rco-python:latest", WARN, "its tag moves"),
-            ("registry.example/ML/RCO", FAIL, "is no image reference"),
-            ("rco-python@sha256:beef", FAIL, "is no image reference"),
-            (f"https://me:{CANARY}@registry.example/rco", FAIL, "is no image reference"),
+            ("registry.example/ML/RCO", FAIL, "is not an image reference"),
+            ("rco-python@sha256:beef", FAIL, "is not an image reference"),
+            (f"https://me:{CANARY}@registry.example/rco", FAIL, "is not an image reference"),
         ],
     )
     def test_named(self, tmp_path: Path, name: str, status: str, words: str) -> None:

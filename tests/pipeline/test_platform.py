@@ -334,5 +334,5 @@ def test_a_bad_file_is_one_line_and_refused_before_kfp_is_loaded(tmp_path: Path)
         "print(done.exit_code, 'kfp' in sys.modules, done.output)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True, cwd=ROOT).stdout
-    assert done.startswith("2 False rco: train.memory_limit = '4 gigs': is no amount of memory.")
+    assert done.startswith("2 False rco: train.memory_limit = '4 gigs': is not an amount of memory.")
     assert len(done.strip().splitlines()) == 1

@@ -332,7 +332,7 @@ def without_caching(node: Any) -> Any:
 
 def test_a_package_has_one_name_whoever_compiles_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipelines.cluster.submit import compile_package;"
+        "import sys; from pathlib import Path; from pipelines.cluster.package import compile_package;"
         "print(compile_package(False, [2], Path(sys.argv[1])).version)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

@@ -75,26 +75,26 @@ def test_amounts() -> None:
         ("train: {gpu: 1}", "train.gpu = 1: is not known. Did you mean train.gpus?"),
         (
             "train: {memory_limit: 4 gigs}",
-            "train.memory_limit = '4 gigs': is no amount of memory. Write a whole number and a unit",
+            "train.memory_limit = '4 gigs': is not an amount of memory. Write a whole number and a unit",
         ),
         ("train: {memory_limit: 4gb}", "train.memory_limit = '4gb'"),
         ("train: {memory_limit: 1.5Gi}", "train.memory_limit = '1.5Gi'"),
-        ("train: {memory_limit: 17179869184}", "is no amount of memory"),
+        ("train: {memory_limit: 17179869184}", "is not an amount of memory"),
         ("train: {memory_request: 64Gi}", "train.memory_limit = '16Gi': is below memory_request = 64Gi"),
         ("train: {cpu_request: 8, cpu_limit: 500m}", "train.cpu_limit = '500m': is below cpu_request = 8"),
-        ("train: {cpu_request: 0}", "train.cpu_request = '0': is no amount of CPU"),
+        ("train: {cpu_request: 0}", "train.cpu_request = '0': is not an amount of CPU"),
         ("train: {cpu_request: two}", "Write cores, or thousandths with m"),
         ("train: {shm: 16Gi}", "train.shm = '16Gi': fills memory_limit = 16Gi"),
         ("train: {gpus: 4}", "train.gpus = 4: is not 0 or 1. A task computes on one GPU"),
         ("train: {gpus: true}", "train.gpus = True: is not a whole number"),
         ("data: {gpus: 1}", "data.gpus = 1: would be idle. Set train.gpus"),
         ("train: {gpu_type: H100}", "train.gpu_type = 'H100': has no vendor"),
-        ("train: {timeout: 3600}", "train.timeout = '3600': is no duration. Write a whole number and s, m, h or d"),
+        ("train: {timeout: 3600}", "train.timeout = '3600': is not a duration. Write a whole number and s, m, h or d"),
         ("train: {timeout: 1 hour}", "train.timeout = '1 hour'"),
         ("train: {backoff: 0s}", "train.backoff = '0s'"),
         ("train: {retries: -1}", "train.retries = -1: is not 0 to 100"),
         ("train: {backoff_factor: 1.5}", "train.backoff_factor = 1.5: is not a whole number"),
-        ("train: {node_selector: {a b: c}}", "train.node_selector = 'a b': is no key of a label"),
+        ("train: {node_selector: {a b: c}}", "train.node_selector = 'a b': is not a key of a label"),
         ("train: {node_selector: {gpu: true}}", "train.node_selector.gpu = True: is not text. Write it in quotes"),
         ("train: {tolerations: {key: a}}", "train.tolerations = '...': is not a list"),
         (
@@ -109,14 +109,14 @@ def test_amounts() -> None:
         ("image_pull_policy: always", "image_pull_policy = 'always': is not known. Did you mean 'Always'?"),
         ("image_pull_secrets: [Not_A_Name]", "image_pull_secrets = 'Not_A_Name'"),
         ("labels: {pipeline/runid: x}", "labels = 'pipeline/runid': is Kubeflow's own"),
-        ("environment: [{secret: s}]", "environment[0].variables = []: are none"),
+        ("environment: [{secret: s}]", "environment[0].variables = []: is empty"),
         ("environment: [{secret: s, config_map: c, variables: [A]}]", "exclude each other"),
         ("environment: [{variables: [A]}]", "one is needed"),
-        ("environment: [{secret: s, variables: [A B]}]", "environment[0].variables = 'A B': is no name of a variable"),
+        ("environment: [{secret: s, variables: [A B]}]", "environment[0].variables = 'A B': is not the name of a variable"),
         ("environment: [{secret: s, variables: {A: 'se/cret'}}]", "Write the key's name, never a value"),
         ("environment: [{secret: s, variables: [A]}, {secret: t, variables: [A]}]", "environment = 'A': is there twice"),
         ("environment: [{secret: s, variables: [A], optional: 'no'}]", "is neither true nor false"),
-        ("volumes: [{claim: w, path: work}]", "volumes[0].path = 'work': is no folder to mount at"),
+        ("volumes: [{claim: w, path: work}]", "volumes[0].path = 'work': is not a folder to mount at"),
         ("volumes: [{claim: w, path: /a/../b}]", "volumes[0].path"),
         ("volumes: [{claim: w, path: /w, sub_path: ../x}]", "volumes[0].sub_path"),
         ("volumes: [{claim: w, path: /w}, {claim: w, path: /x}]", "volumes = 'w': is there twice"),
@@ -141,7 +141,7 @@ def test_bad_input_names_the_key_and_what_would_be_right(file: Path, text: str, 
 
 
 def test_a_file_that_is_not_there_or_not_text(file: Path) -> None:
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         read_deployment(file)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not YAML"):
