@@ -7,6 +7,8 @@ ARGS   ?=
 # Inputs for each reader in `make fuzz`, and which readers; empty: all.
 EXAMPLES ?= 10000
 READERS  ?=
+# The revision that `make golden` compares with: the last one before the packages of rco/ were made.
+BASE     ?= 81e6d1330e9f5fff968b23e1f4becebc8543420c
 # State of local runs that `make screenshots` looks at.
 STATE  ?= .rco
 
@@ -66,6 +68,10 @@ fuzz: $(VENV)/.dev ## give every reader of files 10,000 damaged inputs (an hour)
 .PHONY: chaos
 chaos: $(VENV)/.dev ## the fault campaign: kill -9, full disks, wrong clocks, failing services; half an hour, root; ARGS="--short"
 	@$(BIN)/python -m tests.chaos.campaign --output build/chaos.json $(ARGS)
+
+.PHONY: golden
+golden: $(VENV)/.dev ## compare what this tree does with what BASE=REV did: weights, figures, MLflow, forms, help, refusals
+	@$(BIN)/python -m tests.golden --base '$(BASE)' $(ARGS)
 
 .PHONY: audit
 audit: $(VENV)/.uv ## look the locked dependencies up among known vulnerabilities (needs the network; ARGS="-s osv" asks OSV)
