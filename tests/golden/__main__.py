@@ -47,15 +47,23 @@ def checkout(commit: str, folder: Path) -> None:
     subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
 
 
-def kept_at(commit: str, parts: list[str]) -> Path:
-    """Where the facts of a revision are kept: they hold for these questions, these libraries and this kind of processor."""
+def kept_at(commit: str) -> Path:
+    """Where a revision's facts are kept, by part. They hold for these questions, these libraries, this kind of processor."""
     questions = [
         path.read_bytes() for path in sorted(HERE.glob("*")) if path.suffix in (".py", ".yaml") and path.stem != "meant"
     ]
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.processor())
-    about = [commit, parts, sys.version, cpu, (ROOT / "requirements-dev.lock").read_text(), version("torch")]
+    about = [commit, sys.version, cpu, (ROOT / "requirements-dev.lock").read_text(), version("torch")]
     digest = hashlib.sha256(b"\0".join([*questions, json.dumps(about).encode()])).hexdigest()
     return KEPT / f"{commit[:12]}-{digest[:16]}.json"
+
+
+def by_part(facts: Facts) -> dict[str, Facts]:
+    """Facts by the part that they belong to."""
+    parts: dict[str, Facts] = {}
+    for name, value in facts.items():
+        parts.setdefault(name.split("/")[0], {})[name] = value
+    return parts
 
 
 def arguments() -> argparse.Namespace:
@@ -66,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="A,B,...", help=f"parts to compare, from: {names}")
     parser.add_argument("--propose", action="store_true", help="print entries for meant.yaml, ready to be given reasons")
     parser.add_argument(
-        "--fresh", action="store_true", help="run the older side too, though its facts are kept in build/golden"
+        "--fresh", action="store_true", help="ask the older side again, though its facts are kept in build/golden"
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the state of both sides in a new folder")
     return parser.parse_args()
@@ -79,6 +87,11 @@ def questions_for(parts: list[str]) -> dict[str, Any]:
     return {**QUESTIONS, "commands": lines, "parts": [part for part in ASKED if part in parts], "deployment": deployment}
 
 
+def answers(side: Side, parts: list[str]) -> Facts:
+    """All facts of these parts of one side; and of the scenarios that they need."""
+    return collect(side, questions_for(parts), needed([part for part in parts if part in SCENARIOS]))
+
+
 def main() -> int:
     """Exit status 0: nothing differs but what is meant."""
     given = arguments()
@@ -88,30 +101,27 @@ def main() -> int:
     if wrong := [part for part in parts if part not in known]:
         sys.exit(f"--only {wrong[0]}: is not a part; parts: {', '.join(known)}")
     entries = read_meant(HERE / "meant.yaml")
-    scenarios = needed([part for part in parts if part in SCENARIOS])
-    questions = questions_for(parts)
-    kept = kept_at(commit, sorted(parts))
-    folder = given.keep or Path(tempfile.mkdtemp(prefix="golden-"))
-    folder = folder.absolute()
+    kept_file = kept_at(commit)
+    kept: dict[str, Facts] = json.loads(kept_file.read_text()) if kept_file.exists() and not given.fresh else {}
+    folder = (given.keep or Path(tempfile.mkdtemp(prefix="golden-"))).absolute()
     started = time.monotonic()
     try:
-        sides = [Side("working tree", ROOT, folder / "tree")]
-        if given.fresh or not kept.exists():
+        sides = [(Side("working tree", ROOT, folder / "tree"), parts)]
+        if lacking := [part for part in parts if part not in kept]:
             checkout(commit, folder / "code")
-            sides.append(Side(commit[:7], folder / "code", folder / "base"))
+            sides.append((Side(commit[:7], folder / "code", folder / "base"), lacking))
         with ThreadPoolExecutor(len(sides)) as pool:
-            found: list[Facts] = list(pool.map(lambda side: collect(side, questions, scenarios), sides))
-        if len(sides) == 2:
-            KEPT.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found[1]))
-        base: Facts = json.loads(kept.read_text())
+            found = [by_part(facts) for facts in pool.map(lambda asked: answers(*asked), sides)]
     finally:
         if not given.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    accepted = [name for name in base if name.endswith("/status") and base[name] != "0" and name.split("/")[0] in SCENARIOS]
-    if accepted:
-        sys.exit(f"{commit[:7]} fails at {', '.join(accepted)}: nothing can be compared with it (--fresh --keep DIR shows why)")
-    account = compare(base, found[0], entries)
+    kept.update(found[-1] if lacking else {})
+    if failed := [name for name in SCENARIOS if kept.get(name, {}).get(f"{name}/status", "0") != "0"]:
+        sys.exit(f"{commit[:7]} fails at {', '.join(failed)}: nothing can be compared with it (--fresh --keep DIR shows why)")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept_file.write_text(json.dumps(kept))
+    base, tree = ({name: v for part in parts for name, v in side.get(part, {}).items()} for side in (kept, found[0]))
+    account = compare(base, tree, entries)
     print(account.shown())
     print(f"{commit[:12]} and the working tree; {time.monotonic() - started:.0f} s")
     if given.propose and account.unmeant:

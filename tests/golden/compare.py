@@ -251,7 +251,8 @@ def _changes(old: str, new: str) -> list[tuple[str, str]]:
         if kind == "delete":
             removed += "\n" if j < len(before) else ""
         elif "\n" not in removed + added:
-            removed, added = _words(removed, added)
+            found += _words(removed, added)
+            continue
         found.append((removed, added))
     # As words, they may be rewritten elsewhere in the text too: then only the whole text says it.
     text = old
@@ -260,14 +261,21 @@ def _changes(old: str, new: str) -> list[tuple[str, str]]:
     return found if text == new else [(old, new)]
 
 
-def _words(old: str, new: str) -> tuple[str, str]:
-    before, after = re.split(r"( )", old), re.split(r"( )", new)
-    first = 0
-    while first < min(len(before), len(after)) and before[first] == after[first]:
-        first += 1
-    last = 0
-    while last < min(len(before), len(after)) - first and before[-1 - last] == after[-1 - last]:
-        last += 1
-    while len("".join(before[first : len(before) - last])) < 16 and (first or last):  # enough to be found by
-        first, last = max(first - 2, 0), max(last - 2, 0)
-    return "".join(before[first : len(before) - last]), "".join(after[first : len(after) - last])
+def _words(old: str, new: str) -> list[tuple[str, str]]:
+    before, after = old.split(" "), new.split(" ")
+    changes: list[list[int]] = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        while len(" ".join(before[i:j])) < 16 and (i or j < len(before)):  # enough to be found by
+            if j < len(before) and m < len(after) and before[j] == after[m]:
+                j, m = j + 1, m + 1
+            elif i and k and before[i - 1] == after[k - 1]:
+                i, k = i - 1, k - 1
+            else:
+                break
+        if changes and i < changes[-1][1] + 2:  # one change, rather than two that touch
+            changes[-1][1], changes[-1][3] = max(j, changes[-1][1]), max(m, changes[-1][3])
+        else:
+            changes.append([i, j, k, m])
+    return [(" ".join(before[i:j]), " ".join(after[k:m])) for i, j, k, m in changes]

@@ -109,7 +109,7 @@ def package_facts(package: dict[str, Any]) -> Facts:
     form = package["root"].get("inputDefinitions", {}).get("parameters", {})
     found: Facts = {f"pipeline/{key}": str(value) for key, value in package["pipelineInfo"].items()}
     for name, about in form.items():
-        found.update({f"form/{name}/{key}": _json(value) for key, value in about.items()})
+        found.update({f"form/{name}/{key}": v if isinstance(v, str) else _json(v) for key, v in about.items()})
     found["form in order"] = list(form)
     found["components"] = "\n".join(sorted({_unnumbered(name) for name in package["components"]}))
     for path, task in _tasks(package, package["root"]["dag"], ""):

@@ -248,6 +248,7 @@ def collect(side: Side, questions: dict[str, Any], scenarios: list[str]) -> Fact
     if questions["parts"]:
         side.ask(questions)
     for name in scenarios:
-        print(f"{side.name}: rco {' '.join(SCENARIOS[name][0])}", flush=True)
+        sys.stdout.write(f"{side.name}: rco {' '.join(SCENARIOS[name][0])}\n")  # at once: two sides write
+        sys.stdout.flush()
         side.run(name)
     return side.facts
