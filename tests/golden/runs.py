@@ -73,7 +73,7 @@ class Side:
         """Text without what is this side's own."""
         return normalised(text, {str(self.work): "<work>", str(self.folder): "<folder>", str(self.tree): "<tree>"})
 
-    def start(self, *arguments: str, cwd: Path, timeout: int = 900, **variables: str) -> subprocess.CompletedProcess[str]:
+    def start(self, *arguments: str, cwd: Path, timeout: int = 3600, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the driver in this tree."""
         cwd.mkdir(parents=True, exist_ok=True)
         return subprocess.run(
@@ -217,6 +217,8 @@ class Side:
 
     def _pairs(self, where: str, pairs: dict[str, str]) -> None:
         for key, value in (pairs or {}).items():
+            if key in ("mlflow.user", "mlflow.source.name"):  # of the machine, and of the process that is a task
+                continue
             self.facts[f"{where}/{key}"] = printed(self.normalised(str(value)))
 
     def _new(self, identity: str) -> bool:
