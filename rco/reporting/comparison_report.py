@@ -1,4 +1,4 @@
-"""What a comparison came to, for people and for machines: one table, curves, intervals, a verdict in words."""
+"""The report of a comparison, for people and for programs: a table, curves, intervals, and a verdict in words."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any
 from rco.config.branches import BASELINES, DESCRIBED, ComparisonFiling
 from rco.core.documents import read_as, read_json, write_json
 from rco.core.errors import InputError
-from rco.core.files import atomically
 from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
-from rco.reporting.report import Table, as_markdown, as_page
+from rco.reporting.page import Table, as_markdown, percent, write_report, write_text
 from rco.tracking.context import Context, without_credentials
 from rco.tracking.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What is needed of what `rco.tasks.comparison_tasks.evaluate_students` says of a network."""
+    """The measures of a network (written by `rco.tasks.comparison_tasks.evaluate_students`) that the report reads."""
 
     accuracy: float
     ece: float
@@ -46,37 +45,37 @@ class _Evaluation:
 
 @dataclass(frozen=True)
 class Student:
-    """One student of one branch: its record and what was measured on the test part."""
+    """One student of one branch: its record, and its measures on the test part."""
 
     record: Record
     evaluation: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Student:
-        """Read both.
+        """Read record and evaluation of a student from its folder.
 
         Raises:
-            InputError: one is missing, or is something else.
+            InputError: a file is missing or is not what its name says, or the student was not trained.
         """
         path = folder / "evaluation.json"
         read_as(_Evaluation, path, "Run the evaluation of its branch again", partial=True)
         record = Record.read(folder)
         if not record.stages:
-            raise InputError("record", str(folder), "is of a student that has not learnt", "Run its branch again")
+            raise InputError("record", str(folder), "is of a student that was not trained", "Run its branch again")
         return cls(record, read_json(path))
 
     @property
     def branch(self) -> str:
-        """The name of its branch."""
+        """The branch's name."""
         return str(self.evaluation["branch"])
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """The seed of the student."""
         return int(self.evaluation["seed"])
 
     def result(self) -> Result:
-        """Its figures."""
+        """The figures that a comparison needs."""
         stages = self.record.stages
         return Result(
             branch=self.branch,
@@ -90,7 +89,7 @@ class Student:
         )
 
     def figures(self) -> dict[str, float]:
-        """The final figures of its run in MLflow."""
+        """The final metrics of the student's run in MLflow."""
         result = self.result()
         return {
             "test_accuracy": result.test_accuracy,
@@ -115,9 +114,9 @@ def write(
     """Write summary.json, summary.csv, results.csv, report.md, report.html and one PNG per picture into `folder`.
 
     Args:
-        index: of the teacher's route.
+        index: the teacher's route.
         students: every seed of every branch, in any order.
-        parent_run_id: in MLflow; None if nothing is tracked.
+        parent_run_id: in MLflow; None: not tracked.
 
     Returns:
         the summary.
@@ -125,12 +124,12 @@ def write(
     Raises:
         InputError: students of different data, or of different seeds.
     """
-    from rco.reporting import plots
+    from rco.reporting.figures.comparison import curves_figure, differences_figure
 
     summary = summarise(filing, index, students, context, parent_run_id)
     write_json(folder / "summary.json", summary)
     for name, rows in (("summary", summary["branches"]), ("results", summary["students"])):
-        _write_text(folder / f"{name}.csv", as_csv(rows))
+        write_text(folder / f"{name}.csv", as_csv(rows))
     curves = {
         name: [
             [row["metrics"]["val_accuracy"] for row in student.record.rows]
@@ -140,20 +139,11 @@ def write(
         for name in filing.branches
     }
     figures = {
-        "differences": plots.differences_figure([row for row in summary["branches"] if row["reference"]]),
-        "curves": plots.curves_figure(curves, summary["teacher"]["val_accuracy"]),
+        "differences": differences_figure([row for row in summary["branches"] if row["reference"]]),
+        "curves": curves_figure(curves, summary["teacher"]["val_accuracy"]),
     }
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-    title, sections = headline(summary), tables(summary)
-    _write_text(folder / "report.md", as_markdown(title, sections, summary["verdict"]))
-    pictures = {name: plots.data_uri(figure) for name, figure in figures.items()}
-    _write_text(folder / "report.html", as_page(title, sections, pictures, summary["verdict"]))
+    write_report(folder, headline(summary), tables(summary), figures, summary["verdict"])
     return summary
-
-
-def _write_text(path: Path, text: str) -> None:
-    atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def summarise(
@@ -173,7 +163,7 @@ def summarise(
         row["anchors"] = _anchors(own)
         row["student"] = own[0].record.params["student"]
         row["student_parameters"] = own[0].evaluation["student"]["parameters"]
-    open_set = {row["branch"]: _unseen([s for s in students if s.branch == row["branch"]]) for row in rows}
+    open_set = {row["branch"]: _open_set([s for s in students if s.branch == row["branch"]]) for row in rows}
     return {
         "pipeline_run": context.pipeline_run,
         "dataset": dict(students[0].record.data),
@@ -203,7 +193,7 @@ def summarise(
 
 
 def _anchors(students: Sequence[Student]) -> str:
-    """The anchors' epochs; of several seeds each different list once. None where labels alone teach."""
+    """The epochs of the anchors, each different list of several seeds once; "none" for training on labels alone."""
     lists = [
         " ".join(str(stage["anchor_epoch"]) for stage in student.record.stages if stage["teacher_forward_passes"])
         for student in students
@@ -211,20 +201,20 @@ def _anchors(students: Sequence[Student]) -> str:
     return " / ".join(dict.fromkeys(filter(None, lists))) or "none"
 
 
-def _unseen(students: Sequence[Student]) -> dict[str, list[float | None]]:
-    """Mean and deviation over the seeds of each figure about the classes that nothing was trained on, if there are any."""
+def _open_set(students: Sequence[Student]) -> dict[str, list[float | None]]:
+    """Mean and deviation over the seeds of each open-set figure; empty without an open set."""
     figures = [student.evaluation["student"].get("open_set", {}) for student in students]
-    return {name: list(mean_and_deviation([of[name] for of in figures])) for name in figures[0]}
+    return {name: list(mean_and_deviation([measures[name] for measures in figures])) for name in figures[0]}
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """What was compared, in one sentence."""
+    """The compared students and their teacher, in one sentence."""
     teacher, branches = summary["teacher"], summary["branches"]
     students = ", ".join(dict.fromkeys(f"{row['student']} ({row['student_parameters']:,} parameters)" for row in branches))
     seeds = len(summary["seeds"])
     return (
         f"{len(branches)} ways to train {students} on {summary['dataset']['name']}, {seeds} seed{'s' * (seeds > 1)} each, "
-        f"from one teacher {teacher['model']} ({teacher['parameters']:,} parameters, {_percent(teacher['accuracy'])} on the "
+        f"from one teacher {teacher['model']} ({teacher['parameters']:,} parameters, {percent(teacher['accuracy'])} on the "
         "test part)."
     )
 
@@ -262,30 +252,26 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     ]
     kinds = dict.fromkeys(row["kind"] for row in summary["branches"])
     described = [[kind, _described(kind, summary["restart_like"])] for kind in kinds]
-    unseen = {"Classes never trained on": _unseen_table(summary["open_set"])} if "open_set" in summary else {}
-    return {"Comparison": (heads, rows), **unseen, "Branches": (["", "what it is"], described)}
+    open_set = {"Classes never trained on": _open_set_table(summary["open_set"])} if "open_set" in summary else {}
+    return {"Comparison": (heads, rows), **open_set, "Branches": (["", "what it is"], described)}
 
 
-def _unseen_table(open_set: Mapping[str, Mapping[str, Any]]) -> Table:
+def _open_set_table(open_set: Mapping[str, Mapping[str, Any]]) -> Table:
     names = list(open_set["teacher"])
     heads = [name.removeprefix("open_").replace("_", " ") for name in names]
-    told = {
-        branch: [_percent(v) if branch == "teacher" else _spread(*v) for v in figures.values()]
+    rows = {
+        branch: [percent(v) if branch == "teacher" else _spread(*v) for v in figures.values()]
         for branch, figures in open_set.items()
     }
-    return ["", *heads], [[branch, *cells] for branch, cells in told.items()]
+    return ["", *heads], [[branch, *cells] for branch, cells in rows.items()]
 
 
 def _described(kind: str, restart_like: str) -> str:
     return f"converged teacher, stage lengths of {restart_like}" if kind == "kd-restart" else DESCRIBED[kind]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
 def _spread(mean: float, deviation: float | None) -> str:
-    return _percent(mean) if deviation is None else f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+    return percent(mean) if deviation is None else f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
 
 
 def _difference(row: Mapping[str, Any], *, several: bool) -> tuple[str, str]:
@@ -301,7 +287,7 @@ def _difference(row: Mapping[str, Any], *, several: bool) -> tuple[str, str]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one shape as CSV; what is not known is empty."""
+    """Rows with the same columns as CSV; None becomes an empty cell."""
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -332,5 +318,5 @@ def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def metric_name(branch: str) -> str:
-    """A branch's name in the letters that MLflow allows in names of metrics."""
+    """A branch's name in the characters that MLflow allows in names of metrics."""
     return re.sub(r"[^\w\-. :/]", "_", branch.replace("=", ":"))

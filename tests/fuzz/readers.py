@@ -599,7 +599,7 @@ def _arrays(draw: st.DrawFn, arrays: dict[str, Any], about: dict[str, Any]) -> b
 
 def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
-    from rco.reporting import plots
+    from rco.reporting.figures import style
     from rco.tasks import run as tasks
     from rco.tracking.context import Context
     from rco.tracking.registry import Promotion
@@ -631,7 +631,7 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
         mock.patch.object(Context, "from_environment", mock.Mock(return_value=context)),
     ):
         registered = tasks.register_student(settings["filing"], **evaluated)
-    with mock.patch.multiple(plots, save=mock.Mock(), data_uri=mock.Mock(return_value="")):
+    with mock.patch.multiple(style, save=mock.Mock(), data_uri=mock.Mock(return_value="")):
         folders = {"route_index": seeds / "index", "anchors": seeds / "anchors", "folder": folder / "report"}
         tasks.report(settings["filing"], registered=registered, **evaluated, **folders)
 

@@ -19,7 +19,7 @@ from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and_deviation, paired, require_same_data, verdict
 from rco.objectives.config import ObjectiveConfig
-from rco.reporting.comparison_report import _unseen_table, as_csv, metric_name
+from rco.reporting.comparison_report import _open_set_table, as_csv, metric_name
 from rco.tasks.comparison_preflight import preflight_comparison, steps_needed
 
 
@@ -384,7 +384,7 @@ class TestReport:
 
     def test_unseen_classes_have_a_table_of_their_own(self) -> None:
         open_set = {"teacher": {"open_rank1_at_10": 0.4}, "kd": {"open_rank1_at_10": [0.25, 0.05]}}
-        heads, rows = _unseen_table(open_set)
+        heads, rows = _open_set_table(open_set)
         assert heads == ["", "rank1 at 10"]
         assert rows == [["teacher", "40.00 %"], ["kd", "25.00 ± 5.00 %"]]
 
@@ -396,18 +396,18 @@ class TestReport:
             _validate_metric_name(f"{metric_name(kind + cell)}/test_accuracy_mean")
 
     def test_pictures(self) -> None:
-        from rco.reporting import plots
+        from rco.reporting.figures import comparison
 
-        one = plots.curves_figure({"kd": [[0.5, 0.8], [0.6, 0.9]], "scratch": [[0.5]]}, 0.95)
+        one = comparison.curves_figure({"kd": [[0.5, 0.8], [0.6, 0.9]], "scratch": [[0.5]]}, 0.95)
         lines = {line.get_label(): line for line in one.axes[0].lines}
         np.testing.assert_allclose(lines["kd"].get_ydata(), [55, 85])
         assert len(one.axes[0].collections) == 1, "one seed has no band"
         rows = [{"branch": "a", "reference": "kd", "difference_mean": 0.01, "difference_low": None, "difference_high": None}]
-        assert plots.differences_figure(rows).axes[0].get_yticklabels()[0].get_text() == "a − kd"
+        assert comparison.differences_figure(rows).axes[0].get_yticklabels()[0].get_text() == "a − kd"
         with pytest.raises(InputError, match="unequal"):
-            plots.curves_figure({"kd": [[0.5, 0.8], [0.6]]})
+            comparison.curves_figure({"kd": [[0.5, 0.8], [0.6]]})
         with pytest.raises(InputError, match="is empty"):
-            plots.curves_figure({})
+            comparison.curves_figure({})
 
 
 def test_read_seeds_takes_what_kubeflow_hands_over() -> None:

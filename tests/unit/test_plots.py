@@ -23,7 +23,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from rco.core.errors import InputError
-from rco.reporting import plots
+from rco.reporting.figures import classification, openset, route, style
 
 Rows = list[dict[str, Any]]
 
@@ -99,7 +99,7 @@ def visible_texts(figure: Figure) -> list[tuple[str, Bbox]]:
 
 def test_route_shows_history_checkpoints_anchors_and_learning_rate() -> None:
     rows, kept = teacher_rows(), [4, 8, 12, 16, 20, 30, 40]
-    figure = plots.route_figure(rows, kept, [(1, 4), (2, 20), (3, 40)])
+    figure = route.route_figure(rows, kept, [(1, 4), (2, 20), (3, 40)])
     upper, lower = figure.axes
     accuracy = {row["epoch"]: 100 * row["val_accuracy"] for row in rows}
     for label, epochs in (("Teacher", list(accuracy)), ("Checkpoint", kept), ("Anchor (numbered by stage)", [4, 20, 40])):
@@ -120,19 +120,19 @@ def test_route_shows_history_checkpoints_anchors_and_learning_rate() -> None:
 @pytest.mark.parametrize(("low", "scale"), [(0.005, "linear"), (0.0049, "log"), (0.0, "linear")])
 def test_learning_rate_is_logarithmic_beyond_a_factor_of_ten(low: float, scale: str) -> None:
     rows = [{"epoch": 1, "val_accuracy": 0.5, "lr": 0.05}, {"epoch": 2, "val_accuracy": 0.6, "lr": low}]
-    assert plots.route_figure(rows, [2], [(1, 2)]).axes[1].get_yscale() == scale
+    assert route.route_figure(rows, [2], [(1, 2)]).axes[1].get_yscale() == scale
 
 
 @pytest.mark.parametrize("lr", [{}, {"lr": None}])
 def test_an_imported_route_has_no_learning_rate(lr: dict[str, None]) -> None:
     rows = [{"epoch": e, "val_accuracy": 0.5, **lr} for e in (10, 20)]
-    figure = plots.route_figure(rows, [10, 20], [(1, 20)])
+    figure = route.route_figure(rows, [10, 20], [(1, 20)])
     assert len(figure.axes) == 1
     assert figure.axes[0].get_xlabel() == "Teacher epoch"
 
 
 def test_stages_that_share_an_anchor_are_all_numbered_in_order() -> None:
-    upper = plots.route_figure(teacher_rows(), [40], [(stage, 40) for stage in range(1, 12)]).axes[0]
+    upper = route.route_figure(teacher_rows(), [40], [(stage, 40) for stage in range(1, 12)]).axes[0]
     assert [note.get_text() for note in notes(upper)] == [str(stage) for stage in range(1, 12)]
     places = [note.get_position()[0] for note in notes(upper)]
     assert places == sorted(set(places))
@@ -150,14 +150,14 @@ def test_route_refuses_what_is_not_in_the_history(
     rows: Rows, kept: list[int], anchors: list[tuple[int, int]], parameter: str
 ) -> None:
     with pytest.raises(InputError) as raised:
-        plots.route_figure(rows, kept, anchors)
+        route.route_figure(rows, kept, anchors)
     assert raised.value.parameter == parameter
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0, 100), max_size=9).map(sorted))
 def test_numbers_keep_their_order_their_distance_and_inside(wanted: list[float]) -> None:
-    places = plots._spread(wanted, 10, 0, 100)
+    places = route._spread(wanted, 10, 0, 100)
     assert (np.diff(places) >= 10 - 1e-9).all()
     assert ((places >= -1e-9) & (places <= 100 + 1e-9)).all()
     if (np.diff(wanted) >= 10).all():
@@ -165,8 +165,8 @@ def test_numbers_keep_their_order_their_distance_and_inside(wanted: list[float])
 
 
 def test_numbers_that_touch_part_evenly() -> None:
-    assert plots._spread([50, 50, 80], 10, 0, 100) == pytest.approx([45, 55, 80])
-    assert plots._spread([99, 99], 10, 0, 100) == pytest.approx([90, 100])
+    assert route._spread([50, 50, 80], 10, 0, 100) == pytest.approx([45, 55, 80])
+    assert route._spread([99, 99], 10, 0, 100) == pytest.approx([90, 100])
 
 
 # --- the student ----------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_numbers_that_touch_part_evenly() -> None:
 
 def test_student_shows_accuracy_anchors_and_boundaries() -> None:
     rows, stages = student_rows(80), stage_rows([4, 16, 20, 40], 80)
-    figure = plots.student_figure(rows, stages, 0.975)
+    figure = route.student_figure(rows, stages, 0.975)
     (ax,) = figure.axes
     x, y = line(ax, "Student")
     assert x.tolist() == list(range(1, 81))
@@ -193,15 +193,15 @@ def test_student_shows_accuracy_anchors_and_boundaries() -> None:
 
 def test_what_is_not_known_of_a_student_is_left_out() -> None:
     stages = [{"stage": 1, "anchor_epoch": 40, "first_epoch": 1, "last_epoch": 1, "anchor_accuracy": None}]
-    assert legend(plots.student_figure(student_rows(1), stages)) == ["Student"]
+    assert legend(route.student_figure(student_rows(1), stages)) == ["Student"]
     for rows, none in (([], stages), (student_rows(1), [])):
         with pytest.raises(InputError, match="empty"):
-            plots.student_figure(rows, none)
+            route.student_figure(rows, none)
 
 
 def test_stage_names_are_level_where_there_is_room_and_else_slanted() -> None:
     for anchors, slanted in (([4, 16, 20, 40], False), (range(4, 44, 4), True)):
-        (ax,) = plots.student_figure(student_rows(80), stage_rows(anchors, 80)).axes
+        (ax,) = route.student_figure(student_rows(80), stage_rows(anchors, 80)).axes
         assert {note.get_rotation() > 0 for note in notes(ax)} == {slanted}
 
 
@@ -215,7 +215,7 @@ def outlines(ax: Axes) -> list[tuple[int, int]]:
 
 def test_hardness_shows_values_blanks_and_the_next_anchors() -> None:
     matrix: list[list[float | None]] = [[3.5, 3.25, 3.0], [0.25, 0.5, None], [float("nan"), 0.125, 0.75]]
-    figure = plots.hardness_figure(matrix, [4, 8, 12], [8, 12], ["initial", "after stage 1", "after stage 2"])
+    figure = route.hardness_figure(matrix, [4, 8, 12], [8, 12], ["initial", "after stage 1", "after stage 2"])
     ax = figure.axes[0]
     (image,) = ax.images
     shown = image.get_array()
@@ -235,7 +235,7 @@ def test_hardness_shows_values_blanks_and_the_next_anchors() -> None:
 
 def test_hardness_of_a_long_route_labels_the_converged_teacher_and_prints_no_values() -> None:
     epochs = list(range(4, 241, 4))
-    ax = plots.hardness_figure(np.ones((11, 60)), epochs, [None] * 11, [str(i) for i in range(11)]).axes[0]
+    ax = route.hardness_figure(np.ones((11, 60)), epochs, [None] * 11, [str(i) for i in range(11)]).axes[0]
     labels = dict(zip(ax.get_xticks(), tick_labels(ax, "x"), strict=True))
     assert labels[59] == "240"
     assert all(labels[j] == str(epochs[int(j)]) for j in labels)
@@ -246,7 +246,7 @@ def test_hardness_of_a_long_route_labels_the_converged_teacher_and_prints_no_val
 
 @pytest.mark.parametrize(("low", "logarithmic"), [(0.0, False), (0.05, False), (0.01, True)])
 def test_hardness_of_many_magnitudes_gets_a_logarithmic_colour(low: float, logarithmic: bool) -> None:
-    ax = plots.hardness_figure([[low, 1.0]], [1, 2], [], ["initial"]).axes[0]
+    ax = route.hardness_figure([[low, 1.0]], [1, 2], [], ["initial"]).axes[0]
     assert isinstance(ax.images[0].norm, LogNorm) == logarithmic
 
 
@@ -261,7 +261,7 @@ def test_hardness_of_many_magnitudes_gets_a_logarithmic_colour(low: float, logar
 )
 def test_hardness_refuses_what_does_not_fit(matrix: Any, epochs: Any, chosen: Any, labels: Any, parameter: str) -> None:
     with pytest.raises(InputError) as raised:
-        plots.hardness_figure(matrix, epochs, chosen, labels)
+        route.hardness_figure(matrix, epochs, chosen, labels)
     assert raised.value.parameter == parameter
 
 
@@ -269,7 +269,7 @@ def test_hardness_refuses_what_does_not_fit(matrix: Any, epochs: Any, chosen: An
 
 
 def test_confusion_colours_shares_of_the_true_class_and_prints_counts() -> None:
-    figure = plots.confusion_figure([[8, 2, 0], [1, 0, 3], [0, 0, 0]], ["cat", "dog", "$a$ $\\bad$"])
+    figure = classification.confusion_figure([[8, 2, 0], [1, 0, 3], [0, 0, 0]], ["cat", "dog", "$a$ $\\bad$"])
     ax = figure.axes[0]
     shown = ax.images[0].get_array()
     assert shown is not None
@@ -283,7 +283,7 @@ def test_confusion_colours_shares_of_the_true_class_and_prints_counts() -> None:
 
 @pytest.mark.parametrize(("classes", "labels"), [(100, 100), (1000, 112)])
 def test_confusion_of_many_classes_labels_what_fits_and_prints_no_counts(classes: int, labels: int) -> None:
-    ax = plots.confusion_figure(np.eye(classes), [f"class {k}" for k in range(classes)]).axes[0]
+    ax = classification.confusion_figure(np.eye(classes), [f"class {k}" for k in range(classes)]).axes[0]
     assert not ax.texts
     assert len(tick_labels(ax, "x")) == labels
     assert all(name == f"class {place:.0f}" for place, name in zip(ax.get_xticks(), tick_labels(ax, "x"), strict=True))
@@ -291,13 +291,13 @@ def test_confusion_of_many_classes_labels_what_fits_and_prints_no_counts(classes
 
 def test_confusion_refuses_names_that_do_not_fit_and_survives_no_samples() -> None:
     with pytest.raises(InputError, match="2 classes"):
-        plots.confusion_figure(np.eye(3), ["a", "b"])
-    assert plots.confusion_figure(np.zeros((2, 2)), ["a", "b"]).axes[0].get_title() == "Confusion matrix"
+        classification.confusion_figure(np.eye(3), ["a", "b"])
+    assert classification.confusion_figure(np.zeros((2, 2)), ["a", "b"]).axes[0].get_title() == "Confusion matrix"
 
 
 def test_reliability_shows_accuracy_gap_and_samples() -> None:
     nothing = float("nan")
-    figure = plots.reliability_figure([[nothing, 0.4, 0.6, 0.9], [nothing, 0.5, 0.6, 0.7], [0, 10, 10, 20]])
+    figure = classification.reliability_figure([[nothing, 0.4, 0.6, 0.9], [nothing, 0.5, 0.6, 0.7], [0, 10, 10, 20]])
     upper, lower = figure.axes
     bars, gaps, counts = (
         [bar for bar in container if isinstance(bar, Rectangle)] for container in (*upper.containers, *lower.containers)
@@ -316,18 +316,18 @@ FEW, MANY = [4, 16, 20, 40], [4, 8, 12, 16, 24, 60, 148, 156, 180, 240]
 STATES = ["initial", *(f"after stage {k}" for k in range(1, 11))]
 NAMES = [f"animal or thing {k}" for k in range(100)]
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "route, few": lambda: plots.route_figure(teacher_rows(), list(range(4, 41, 4)), list(enumerate(FEW, 1))),
-    "route, many": lambda: plots.route_figure(
+    "route, few": lambda: route.route_figure(teacher_rows(), list(range(4, 41, 4)), list(enumerate(FEW, 1))),
+    "route, many": lambda: route.route_figure(
         teacher_rows(240, (150, 180, 210)), list(range(4, 241, 4)), list(enumerate(MANY, 1))
     ),
-    "route, crowded": lambda: plots.route_figure(teacher_rows(240), range(1, 11), [(e, e) for e in range(1, 11)]),
-    "student, few": lambda: plots.student_figure(student_rows(80), stage_rows(FEW, 80), 0.97),
-    "student, many": lambda: plots.student_figure(student_rows(240), stage_rows(MANY, 240), 0.97),
-    "hardness, few": lambda: plots.hardness_figure(np.geomspace(0.01, 9, 50).reshape(5, 10), range(4, 41, 4), FEW, STATES[:5]),
-    "hardness, many": lambda: plots.hardness_figure(np.linspace(0, 9, 660).reshape(11, 60), range(4, 241, 4), MANY, STATES),
-    "confusion, few": lambda: plots.confusion_figure(np.full((10, 10), 1000), [str(k) for k in range(10)]),
-    "confusion, many": lambda: plots.confusion_figure(np.eye(100), NAMES),
-    "reliability": lambda: plots.reliability_figure([[0.3, 0.9], [0.4, 0.7], [5, 20000]]),
+    "route, crowded": lambda: route.route_figure(teacher_rows(240), range(1, 11), [(e, e) for e in range(1, 11)]),
+    "student, few": lambda: route.student_figure(student_rows(80), stage_rows(FEW, 80), 0.97),
+    "student, many": lambda: route.student_figure(student_rows(240), stage_rows(MANY, 240), 0.97),
+    "hardness, few": lambda: route.hardness_figure(np.geomspace(0.01, 9, 50).reshape(5, 10), range(4, 41, 4), FEW, STATES[:5]),
+    "hardness, many": lambda: route.hardness_figure(np.linspace(0, 9, 660).reshape(11, 60), range(4, 241, 4), MANY, STATES),
+    "confusion, few": lambda: classification.confusion_figure(np.full((10, 10), 1000), [str(k) for k in range(10)]),
+    "confusion, many": lambda: classification.confusion_figure(np.eye(100), NAMES),
+    "reliability": lambda: classification.reliability_figure([[0.3, 0.9], [0.4, 0.7], [5, 20000]]),
 }
 
 
@@ -353,7 +353,7 @@ def test_every_figure_becomes_a_whole_png(name: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(b"an older picture")
     figure = FIGURES[name]()
-    plots.save(figure, path, dpi=50)
+    style.save(figure, path, dpi=50)
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -369,18 +369,18 @@ def test_a_picture_that_fails_leaves_the_old_one_and_nothing_else(tmp_path: Path
     figure = Figure()
     figure.text(0.5, 0.5, "$\\unbalanced{$")
     with pytest.raises(ValueError, match="unbalanced"):
-        plots.save(figure, path)
+        style.save(figure, path)
     assert path.read_bytes() == b"an older picture"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_data_uris_hold_the_picture() -> None:
     figure = FIGURES["reliability"]()
-    head, body = plots.data_uri(figure, "png", dpi=40).split(",")
+    head, body = style.data_uri(figure, "png", dpi=40).split(",")
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(body))) as image:
         assert image.format == "PNG"
-    head, body = plots.data_uri(figure).split(",")
+    head, body = style.data_uri(figure).split(",")
     assert head == "data:image/svg+xml;base64"
     assert ET.fromstring(base64.b64decode(body)).tag == "{http://www.w3.org/2000/svg}svg"
 
@@ -395,7 +395,8 @@ def test_lines_that_share_axes_differ_in_colour() -> None:
 def test_drawing_needs_neither_pyplot_nor_torch_nor_a_screen() -> None:
     code = """
 import sys
-from rco.reporting.plots import confusion_figure, data_uri
+from rco.reporting.figures.classification import confusion_figure
+from rco.reporting.figures.style import data_uri
 data_uri(confusion_figure([[1]], ["a"]), "png")
 sys.exit(any(name in sys.modules for name in ("torch", "matplotlib.pyplot", "tkinter")))
 """
@@ -416,7 +417,7 @@ class TestOpenSet:
         }
 
     def test_curves_are_the_figures(self, measured: dict[str, Any]) -> None:
-        figure = plots.open_set_figure(measured)
+        figure = openset.open_set_figure(measured)
         left, right = figure.axes
         far, tar = line(left, "Student")
         assert far.tolist() == measured["student"]["roc"]["far"]
