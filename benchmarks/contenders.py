@@ -32,9 +32,9 @@ Setup = types.SimpleNamespace
 
 def networks(setup: Setup, shape: dict[str, int]) -> tuple[nn.Module, nn.Module]:
     """Teacher and student, the same for all contenders."""
-    from rco.models import build as models
+    from rco.models.build import build_network
 
-    teacher, student = (models.build(name, **shape, seed=seed) for seed, name in enumerate((setup.teacher, setup.student)))
+    teacher, student = (build_network(name, **shape, seed=seed) for seed, name in enumerate((setup.teacher, setup.student)))
     with torch.no_grad():  # a network that was never trained has statistics of 0 and 1, and logits far off
         for _ in range(10):
             teacher(torch.randn(64, shape["in_channels"], shape["image_size"], shape["image_size"]))

@@ -79,11 +79,11 @@ class Contender:
 def flops(setup: Setup) -> dict[str, float]:
     """Floating-point operations of one image: the teacher forward; the student forward and backward (twice its forward)."""
     from rco.evaluation.classification import count_macs
-    from rco.models import build as models
+    from rco.models.build import build_network
 
     shape = {"in_channels": 3, "num_classes": 10, "image_size": 32}
     teacher, student = (
-        2 * count_macs(models.build(name, **shape, seed=0), (3, 32, 32)) for name in (setup.teacher, setup.student)
+        2 * count_macs(build_network(name, **shape, seed=0), (3, 32, 32)) for name in (setup.teacher, setup.student)
     )
     return {"teacher": float(teacher), "student": 3.0 * student}
 

@@ -30,10 +30,10 @@ def loss_of(logits: Tensor, anchor: Tensor, labels: Tensor) -> Tensor:
 
 def students(name: str, count: int) -> list[nn.Module]:
     """Seeds of one network."""
-    from rco.models import build as models
+    from rco.models.build import build_network
 
     channels, size = CASES[name]
-    return [models.build(name, in_channels=channels, num_classes=10, image_size=size, seed=s) for s in range(count)]
+    return [build_network(name, in_channels=channels, num_classes=10, image_size=size, seed=s) for s in range(count)]
 
 
 def one_by_one(networks: list[nn.Module], x: Tensor, anchor: Tensor, y: Tensor) -> Any:

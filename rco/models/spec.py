@@ -25,7 +25,7 @@ _SPARE = 2**24  # parameters
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """All that `rco.models.build.build` needs: the user's choice of a model and what the data dictates."""
+    """All that `rco.models.build.build_network` needs: the user's choice of a model and what the data dictates."""
 
     model: str
     stem: str
@@ -60,9 +60,9 @@ class NetworkSpec:
 
     def build(self, seed: int | None = None) -> nn.Module:
         """The module, in float32 and training mode; with a seed its weights are a function of the spec and the seed."""
-        from rco.models import build as models
+        from rco.models.build import build_network
 
-        return models.build(
+        return build_network(
             self.model,
             in_channels=self.in_channels,
             num_classes=self.num_classes,

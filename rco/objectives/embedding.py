@@ -1,7 +1,7 @@
 """Mimicry of embeddings, for students that compare images: open-set recognition.
 
 That the route applies to mimicking features, and to open-set face recognition by it, is the paper's (Jin et al. 2019). The form
-of the mimic term, its reduction and the layer that yields the embedding (`rco.models.build`) are ours.
+of the mimic term, its reduction and the layer that yields the embedding (`rco.models.families.layers`) are ours.
 """
 
 from __future__ import annotations

@@ -192,12 +192,12 @@ def _shape_of(network: NetworkSpec) -> str:
 
 def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
     # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
-    from rco.models import build as models
+    from rco.models.build import blank_network
     from rco.objectives.make import feature_shapes, make, taps_of
 
     channels, size, _ = image_shape
     student, teacher = (
-        models.blank(
+        blank_network(
             m.model,
             in_channels=channels,
             num_classes=num_classes,
@@ -226,7 +226,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     """
     from rco.core import storage
     from rco.data import sources
-    from rco.models import build as models
+    from rco.models.build import check_network
     from rco.training import device
 
     info = sources.check_source(config.data)
@@ -236,7 +236,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
             "image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square"
         )
     for parameter, model in (("teacher", config.teacher), ("student", config.student)):
-        models.check(
+        check_network(
             model.model,
             in_channels=channels,
             num_classes=info.num_classes,

@@ -717,7 +717,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
 def _register(s: FilingSettings, context: Context, weights: Path, digest: str, evaluation: Path) -> str:
     import torch
 
-    from rco.models.build import Normalized
+    from rco.models.normalized import Normalized
 
     arrays, _ = load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
     _, metadata = load_state(weights)

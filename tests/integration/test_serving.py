@@ -19,7 +19,7 @@ from rco.core.documents import write_json
 from rco.core.settings import jsonable
 from rco.core.tensors import load_arrays
 from rco.data.dataset import Dataset
-from rco.models.build import Normalized
+from rco.models.normalized import Normalized
 from rco.models.spec import NetworkSpec, load_network
 from rco.tasks import run as tasks
 from rco.tasks.preflight import preflight

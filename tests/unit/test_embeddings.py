@@ -16,7 +16,7 @@ from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
-from rco.models import build as models
+from rco.models.build import build_network, check_network, parameter_count
 from rco.models.embeddings import Embedder, embedding_path
 from rco.models.predict import predict
 from rco.models.spec import NetworkSpec, load_network, save_network
@@ -55,7 +55,7 @@ class TestNetworks:
         ],
     )
     def test_the_embedding_goes_before_the_classifier(self, name: str) -> None:
-        with_, without = models.build(name, **PLAIN, embedding_dim=6, seed=0), models.build(name, **PLAIN, seed=0)
+        with_, without = build_network(name, **PLAIN, embedding_dim=6, seed=0), build_network(name, **PLAIN, seed=0)
         x = torch.randn(2, 3, 32, 32)
         logits, embeddings = observe(with_, x, embedding_path(with_))
         assert embeddings is not None
@@ -65,24 +65,24 @@ class TestNetworks:
         # K features less for each class, an embedding more: the count says that nothing else has changed.
         features = [m for m in without.modules() if isinstance(m, nn.Linear)][-1].in_features
         difference = (features * 6 + 6 * 5) - features * 5
-        assert models.parameter_count(with_) - models.parameter_count(without) == difference
-        models.check(name, **PLAIN, embedding_dim=6)
+        assert parameter_count(with_) - parameter_count(without) == difference
+        check_network(name, **PLAIN, embedding_dim=6)
 
     def test_logits_are_those_of_the_embedding(self) -> None:
-        network = models.build("resnet8", **PLAIN, embedding_dim=6, seed=0).eval()
+        network = build_network("resnet8", **PLAIN, embedding_dim=6, seed=0).eval()
         logits, embeddings = observe(network, torch.randn(4, 3, 32, 32), embedding_path(network))
         assert embeddings is not None
         torch.testing.assert_close(network.get_submodule("classifier")(embeddings), logits)
 
     def test_components_have_unit_variance_in_training(self) -> None:
-        network = models.build("digits-cnn-s", in_channels=1, num_classes=5, image_size=8, embedding_dim=6, seed=0)
+        network = build_network("digits-cnn-s", in_channels=1, num_classes=5, image_size=8, embedding_dim=6, seed=0)
         embeddings = Embedder(network)(torch.randn(512, 1, 8, 8))
         torch.testing.assert_close(embeddings.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
         torch.testing.assert_close(embeddings.std(0), torch.ones(6), atol=2e-2, rtol=0)
 
     def test_a_torchvision_model_without_a_linear_end_is_refused(self) -> None:
         with pytest.raises(InputError, match="student = 'torchvision/squeezenet1_0': does not end in a linear layer"):
-            models.check("torchvision/squeezenet1_0", **PLAIN, embedding_dim=6, parameter="student")
+            check_network("torchvision/squeezenet1_0", **PLAIN, embedding_dim=6, parameter="student")
 
     def test_users_factories(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType("mynets")
@@ -94,14 +94,14 @@ class TestNetworks:
 
         module.Tiny, module.bare = Tiny, bare  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "mynets", module)
-        models.check("mynets:Tiny", **PLAIN, embedding_dim=7)
-        models.check("mynets:bare", **PLAIN)
+        check_network("mynets:Tiny", **PLAIN, embedding_dim=7)
+        check_network("mynets:bare", **PLAIN)
         assert "embedding_dim" not in asked[-1], "who asks for no embedding is called as before"
         with pytest.raises(InputError, match="teacher = 'mynets:bare': has no submodule named `embedding`"):
-            models.check("mynets:bare", **PLAIN, embedding_dim=7, parameter="teacher")
+            check_network("mynets:bare", **PLAIN, embedding_dim=7, parameter="teacher")
         module.fixed = lambda num_classes: Tiny(num_classes, 4)  # type: ignore[attr-defined]
         with pytest.raises(InputError, match=r"yields \(2, 4\) for 2 images. It must yield \(2, 7\)"):
-            models.check("mynets:fixed", **PLAIN, embedding_dim=7)
+            check_network("mynets:fixed", **PLAIN, embedding_dim=7)
 
     def test_the_outermost_name_counts_and_two_are_too_many(self) -> None:
         inner = nn.ModuleDict({"embedding": nn.Linear(1, 1)})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.models import build as models
+from rco.models.build import build_network
 from rco.training.lean import folded, freeze, lean
 
 SHAPE = (3, 32, 32)
@@ -27,7 +27,7 @@ def norms(network: nn.Module) -> int:
 
 def trained(name: str) -> nn.Module:
     """With BatchNorm statistics, gains and biases that are not those of a new network."""
-    network = models.build(name, in_channels=3, num_classes=5, image_size=32, seed=0)
+    network = build_network(name, in_channels=3, num_classes=5, image_size=32, seed=0)
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

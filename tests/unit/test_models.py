@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
-from rco.models import build as models
+from rco.models.build import build_network, check_network, network_names, parameter_count
 
 CIFAR100: dict[str, Any] = {"in_channels": 3, "num_classes": 100, "image_size": 32}
 CIFAR10: dict[str, Any] = CIFAR100 | {"num_classes": 10}
@@ -19,7 +19,7 @@ DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "image_size": 8}
 
 def count(name: str, **shape: Any) -> int:
     with torch.device("meta"):
-        return models.parameter_count(models.build(name, **shape))
+        return parameter_count(build_network(name, **shape))
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -83,7 +83,7 @@ def test_mobilenetv2_never_narrows_its_last_layer() -> None:
     # Sandler et al. 2018, section 6.1: for multipliers below 1 all layers shrink but the last convolution.
     def classifier(width: str) -> int:
         with torch.device("meta"):
-            network = models.build(f"mobilenetv2-t6-w{width}", **CIFAR100)
+            network = build_network(f"mobilenetv2-t6-w{width}", **CIFAR100)
         return network.get_submodule("classifier").get_parameter("weight").shape[1]
 
     assert classifier("0.5") == classifier("1") == 1280
@@ -92,7 +92,7 @@ def test_mobilenetv2_never_narrows_its_last_layer() -> None:
 
 def test_parameter_count_leaves_buffers_out_and_counts_shared_weights_once() -> None:
     layer = nn.Linear(3, 3, bias=False)
-    assert models.parameter_count(nn.Sequential(layer, layer, nn.BatchNorm1d(3))) == 9 + 6
+    assert parameter_count(nn.Sequential(layer, layer, nn.BatchNorm1d(3))) == 9 + 6
 
 
 def test_digits_networks_leave_a_capacity_gap() -> None:
@@ -110,7 +110,7 @@ def test_digits_teacher_learns_and_outdoes_its_student() -> None:
     labels = torch.tensor(data.target)
 
     def accuracy(name: str) -> float:
-        network = models.build(name, **DIGITS, seed=0).to(memory_format=torch.channels_last)
+        network = build_network(name, **DIGITS, seed=0).to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
         order = torch.Generator().manual_seed(0)
         for epoch in range(4):
@@ -134,10 +134,10 @@ def natural_shape(name: str) -> dict[str, Any]:
     return DIGITS if name.startswith("digits") else CIFAR100
 
 
-@pytest.mark.parametrize("name", [n for n in models.available() if n != "wrn-28-10"])
+@pytest.mark.parametrize("name", [n for n in network_names() if n != "wrn-28-10"])
 def test_forward_and_backward(name: str) -> None:
     shape = natural_shape(name)
-    network = models.build(name, **shape, seed=0)
+    network = build_network(name, **shape, seed=0)
     assert network.training
     size = shape["image_size"]
     images = torch.randn(4, shape["in_channels"], size, size, generator=torch.Generator().manual_seed(0))
@@ -152,9 +152,9 @@ def test_forward_and_backward(name: str) -> None:
             assert p.grad.abs().sum() > 0, path
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", network_names())
 def test_check_accepts_our_networks_at_their_sizes(name: str) -> None:
-    models.check(name, **natural_shape(name))
+    check_network(name, **natural_shape(name))
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_check_accepts_our_networks_at_their_sizes(name: str) -> None:
     ],
 )
 def test_other_image_sizes(name: str, channels: int, size: int) -> None:
-    models.check(name, in_channels=channels, num_classes=7, image_size=size)
-    logits = models.build(name, in_channels=channels, num_classes=7, image_size=size)(torch.zeros(2, channels, size, size))
+    check_network(name, in_channels=channels, num_classes=7, image_size=size)
+    logits = build_network(name, in_channels=channels, num_classes=7, image_size=size)(torch.zeros(2, channels, size, size))
     assert logits.shape == (2, 7)
 
 
@@ -197,7 +197,7 @@ def feature_sizes(network: nn.Module, size: int, channels: int = 3) -> dict[str,
 def test_where_images_shrink() -> None:
     def stages(name: str, size: int) -> list[int]:
         shape = CIFAR100 | {"image_size": size}
-        sizes = feature_sizes(models.build(name, **shape), size)
+        sizes = feature_sizes(build_network(name, **shape), size)
         return [n for path, n in sizes.items() if path.startswith("stage") and "." not in path]
 
     assert stages("resnet8", 32) == [32, 16, 8]
@@ -215,26 +215,26 @@ def test_where_images_shrink() -> None:
 def test_a_seed_fixes_the_weights_and_spares_the_global_generator(name: str) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = models.build(name, **CIFAR10, seed=3)
+    first = build_network(name, **CIFAR10, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert equal(first, models.build(name, **CIFAR10, seed=3))
-    assert not equal(first, models.build(name, **CIFAR10, seed=4))
+    assert equal(first, build_network(name, **CIFAR10, seed=3))
+    assert not equal(first, build_network(name, **CIFAR10, seed=4))
 
 
 def test_without_a_seed_weights_come_from_the_global_generator() -> None:
     torch.manual_seed(1)
-    first = models.build("digits-cnn-s", **DIGITS)
-    second = models.build("digits-cnn-s", **DIGITS)
+    first = build_network("digits-cnn-s", **DIGITS)
+    second = build_network("digits-cnn-s", **DIGITS)
     torch.manual_seed(1)
-    assert equal(first, models.build("digits-cnn-s", **DIGITS))
+    assert equal(first, build_network("digits-cnn-s", **DIGITS))
     assert not equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["digits-cnn-s", "regnet_y_400mf"])
 def test_check_spares_the_global_generator(name: str) -> None:
     before = torch.get_rng_state()
-    models.check(name, **CIFAR10)
+    check_network(name, **CIFAR10)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -243,10 +243,10 @@ def test_check_spares_the_global_generator(name: str) -> None:
 
 def test_our_networks_need_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it now fails
-    models.check("vgg13", **CIFAR100)
-    models.build("vgg13", **CIFAR100)
+    check_network("vgg13", **CIFAR100)
+    build_network("vgg13", **CIFAR100)
     with pytest.raises(ImportError):
-        models.build("resnet18", **CIFAR100)
+        build_network("resnet18", **CIFAR100)
 
 
 def test_a_prefix_picks_torchvision_where_both_have_the_name() -> None:
@@ -269,7 +269,7 @@ def test_a_prefix_picks_torchvision_where_both_have_the_name() -> None:
 )
 def test_stems(name: str, after_stem: str) -> None:
     def size(stem: str) -> int:
-        network = models.build(name, **CIFAR10, stem=stem)
+        network = build_network(name, **CIFAR10, stem=stem)
         return feature_sizes(network, 32)[after_stem]
 
     has_pool = name in ("resnet18", "densenet121")
@@ -284,7 +284,7 @@ def first_conv(network: nn.Module) -> nn.Conv2d:
 def test_auto_stem_is_small_up_to_64_pixels_where_the_family_is_known() -> None:
     def kernel(name: str, size: int) -> tuple[int, ...]:
         with torch.device("meta"):
-            return first_conv(models.build(name, in_channels=3, num_classes=10, image_size=size)).kernel_size
+            return first_conv(build_network(name, in_channels=3, num_classes=10, image_size=size)).kernel_size
 
     assert kernel("wide_resnet50_2", 64) == kernel("resnext50_32x4d", 64) == (3, 3)
     assert kernel("wide_resnet50_2", 65) == kernel("resnext50_32x4d", 65) == (7, 7)
@@ -293,19 +293,19 @@ def test_auto_stem_is_small_up_to_64_pixels_where_the_family_is_known() -> None:
 
 def test_an_unknown_small_stem_is_refused_under_the_users_name_for_it() -> None:
     with pytest.raises(InputError, match="alexnet") as caught:
-        models.build("alexnet", in_channels=3, num_classes=10, image_size=224, stem="small")
+        build_network("alexnet", in_channels=3, num_classes=10, image_size=224, stem="small")
     assert caught.value.parameter == "stem"
     with pytest.raises(InputError) as caught:
-        models.check("alexnet", in_channels=3, num_classes=10, image_size=224, stem="small", parameter="teacher")
+        check_network("alexnet", in_channels=3, num_classes=10, image_size=224, stem="small", parameter="teacher")
     assert caught.value.parameter == "teacher_stem"
 
 
 def test_our_networks_ignore_the_stem_but_not_a_misspelt_one() -> None:
-    stems = [models.build("resnet8", **CIFAR10, stem=stem, seed=0) for stem in ("small", "imagenet", "auto")]
+    stems = [build_network("resnet8", **CIFAR10, stem=stem, seed=0) for stem in ("small", "imagenet", "auto")]
     assert equal(stems[0], stems[1])
     assert equal(stems[0], stems[2])
     with pytest.raises(InputError, match="small"):
-        models.build("resnet8", **CIFAR10, stem="smal")
+        build_network("resnet8", **CIFAR10, stem="smal")
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ def test_our_networks_ignore_the_stem_but_not_a_misspelt_one() -> None:
     [("resnet18", 32), ("resnet18", 96), ("squeezenet1_1", 64), ("vit_b_32", 32), ("googlenet", 64)],
 )
 def test_images_of_other_than_three_channels(name: str, size: int) -> None:
-    models.check(name, in_channels=1, num_classes=10, image_size=size)
-    network = models.build(name, in_channels=1, num_classes=10, image_size=size, seed=0)
+    check_network(name, in_channels=1, num_classes=10, image_size=size)
+    network = build_network(name, in_channels=1, num_classes=10, image_size=size, seed=0)
     weight = first_conv(network).weight
     assert weight.shape[1] == 1
     assert weight.std() > 0
@@ -343,7 +343,7 @@ def test_images_of_other_than_three_channels(name: str, size: int) -> None:
 )
 def test_images_that_are_too_small(name: str, size: int, stem: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem) as caught:
-        models.check(name, in_channels=3, num_classes=10, image_size=size, stem=stem, parameter="student")
+        check_network(name, in_channels=3, num_classes=10, image_size=size, stem=stem, parameter="student")
     assert (caught.value.parameter, caught.value.value) == ("student", name)
     assert f"3x{size}x{size}" in str(caught.value)
     assert "image_size" in caught.value.remedy
@@ -368,17 +368,17 @@ def test_images_that_are_too_small(name: str, size: int, stem: str, problem: str
 )
 def test_unknown_names_get_the_nearest_known_one(name: str, suggestion: str) -> None:
     with pytest.raises(InputError) as caught:
-        models.check(name, **CIFAR10, parameter="teacher")
+        check_network(name, **CIFAR10, parameter="teacher")
     assert caught.value.parameter == "teacher"
     assert suggestion in caught.value.remedy
     with pytest.raises(InputError):
-        models.build(name, **CIFAR10)
+        build_network(name, **CIFAR10)
 
 
 @pytest.mark.parametrize("name", ["", "torchvision/", "no such model at all", "fasterrcnn_resnet50_fpn", "quantized_resnet18"])
 def test_what_is_no_classifier_of_anyones(name: str) -> None:
     with pytest.raises(InputError, match="is not known"):
-        models.check(name, **CIFAR10)
+        check_network(name, **CIFAR10)
 
 
 @pytest.mark.parametrize(
@@ -386,14 +386,14 @@ def test_what_is_no_classifier_of_anyones(name: str) -> None:
 )
 def test_shapes_that_no_network_fits(parameter: str, value: int) -> None:
     shape = DIGITS | {parameter: value}
-    for refuse in (models.check, models.build):
+    for refuse in (check_network, build_network):
         with pytest.raises(InputError) as caught:
             refuse("digits-mlp", **shape)
         assert (caught.value.parameter, caught.value.value) == (parameter, value)
 
 
 def test_available_names_are_sorted_and_ours() -> None:
-    names = models.available()
+    names = network_names()
     assert list(names) == sorted(set(names))
     assert {"digits-cnn-l", "digits-cnn-s", "digits-mlp", "resnet8x4", "wrn-40-2", "mobilenetv2-t6-w0.5", "vgg13"} <= set(names)
 
@@ -484,10 +484,10 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_factories_that_work(factory: str) -> None:
     name = f"users_models:{factory}"
     before = torch.get_rng_state()
-    models.check(name, **DIGITS)
-    network = models.build(name, **DIGITS, seed=0)
+    check_network(name, **DIGITS)
+    network = build_network(name, **DIGITS, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert equal(network, models.build(name, **DIGITS, seed=0))
+    assert equal(network, build_network(name, **DIGITS, seed=0))
     assert network.training
     assert all(p.dtype == torch.float32 for p in network.parameters())
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
@@ -513,10 +513,10 @@ def test_factories_that_work(factory: str) -> None:
 )
 def test_factories_that_cannot_be_used(name: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem) as caught:
-        models.build(name, **DIGITS)
+        build_network(name, **DIGITS)
     assert caught.value.parameter == "model"
     with pytest.raises(InputError, match=problem) as caught:
-        models.check(name, **DIGITS, parameter="teacher")
+        check_network(name, **DIGITS, parameter="teacher")
     assert (caught.value.parameter, caught.value.value) == ("teacher", name)
 
 
@@ -531,14 +531,14 @@ def test_factories_that_cannot_be_used(name: str, problem: str) -> None:
 )
 def test_factories_whose_networks_do_not_fit(factory: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        models.check(f"users_models:{factory}", **DIGITS)
+        check_network(f"users_models:{factory}", **DIGITS)
 
 
 @pytest.mark.usefixtures("users")
 def test_users_code_is_imported_only_when_named() -> None:
-    models.check("digits-mlp", **DIGITS)
+    check_network("digits-mlp", **DIGITS)
     with pytest.raises(InputError):
-        models.check("users_models", **DIGITS)
+        check_network("users_models", **DIGITS)
     assert "users_models" not in sys.modules
-    models.check("users_models:Net", **DIGITS)
+    check_network("users_models:Net", **DIGITS)
     assert "users_models" in sys.modules

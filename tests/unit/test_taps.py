@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
-from rco.models import build as models
+from rco.models.build import blank_network
 from rco.models.taps import check, feature_shape, observe
 
 
@@ -141,6 +141,6 @@ def test_shape_by_one_pass_that_leaves_the_model_as_it_was(net: Net) -> None:
     ],
 )
 def test_shapes_of_networks_without_numbers(name: str, size: int, tap: str, shape: tuple[int, ...], device: str) -> None:
-    network = models.blank(name, in_channels=3, num_classes=10, image_size=size)
+    network = blank_network(name, in_channels=3, num_classes=10, image_size=size)
     assert next(network.parameters()).device.type == device
     assert feature_shape(network, tap, (3, size, size)) == shape

@@ -1,0 +1,1 @@
+"""Networks by family: one file each, and the layers that they share."""

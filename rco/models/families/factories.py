@@ -1,0 +1,93 @@
+"""Networks from the user's own code: `package.module:factory`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict
+from difflib import get_close_matches
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from rco.core.errors import InputError
+from rco.models.families.layers import Dimensions, NetworkMaker, first_line
+
+
+def find_maker(name: str, parameter: str) -> NetworkMaker:
+    """What calls the factory that `package.module:factory` names; the user's module is imported.
+
+    Raises:
+        InputError: there is no such module or factory; it names `parameter`. What is returned raises it too: if the factory
+            fails, or returns something else than a module with weights.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(
+            parameter, name, "is not of the form package.module:factory", "Name a module, a colon and a function in it"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(
+            parameter,
+            name,
+            f"{module_name} cannot be imported ({type(error).__name__}: {first_line(error)})",
+            "Install the package, in the image too, or put its folder on PYTHONPATH",
+        ) from error
+    try:
+        factory = attrgetter(attribute)(module)
+    except AttributeError as error:
+        near = get_close_matches(attribute, dir(module), n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise InputError(
+            parameter, name, f"{module_name} has no {attribute!r}", f"{hint}Name a function or class of that module"
+        ) from error
+    if not callable(factory):
+        raise InputError(
+            parameter,
+            name,
+            f"{attribute} cannot be called (it is of type {type(factory).__name__})",
+            "Name a function or class that yields a module",
+        )
+    return partial(_call_factory, factory, name, parameter)
+
+
+def _call_factory(factory: Callable[..., Any], name: str, parameter: str, dimensions: Dimensions) -> nn.Module:
+    arguments = asdict(dimensions)
+    if not dimensions.embedding_dim:
+        del arguments["embedding_dim"]
+    try:
+        network = factory(**_accepted(factory, arguments))
+    except Exception as error:
+        raise InputError(
+            parameter,
+            name,
+            f"raised {type(error).__name__}: {first_line(error)}",
+            "It is called with those of num_classes, in_channels, image_size and embedding_dim that it takes, by keyword",
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            parameter, name, f"yields an object of type {type(network).__name__}", "It must yield a torch.nn.Module"
+        )
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):
+        raise InputError(
+            parameter, name, "has lazy layers that are still without weights", "Run a batch through it in the factory"
+        )
+    return network
+
+
+def _accepted(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that `factory` takes by keyword."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # some builtins have no signature
+        return arguments
+    kinds = {p.kind for p in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return arguments
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: v for n, v in arguments.items() if n in parameters and parameters[n].kind in by_keyword}
