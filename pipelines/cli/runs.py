@@ -146,7 +146,7 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     any: all runs of --home for which something waits. Nothing is delivered twice.
     """
     from pipelines.local import Home
-    from rco.core import storage
+    from rco.core.storage.transfer import fetch
     from rco.tasks import run as tasks
     from rco.tracking import outbox
 
@@ -158,7 +158,7 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     tasks.show_progress()
     away = False
     with TemporaryDirectory() as scratch:
-        given = [storage.fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
+        given = [fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
         for report in given or undelivered:
             run_id = tasks.sync(report, anywhere=anywhere)
             click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")

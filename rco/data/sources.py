@@ -32,8 +32,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from rco.core import storage
 from rco.core.errors import InputError
+from rco.core.storage.addresses import is_remote, local_path
+from rco.core.storage.contents import fingerprint, listing
+from rco.core.storage.local import content_digest, list_files
+from rco.core.storage.transfer import fetch
 from rco.data import published
 from rco.data.config import DataConfig
 from rco.data.dataset import PARTS
@@ -192,7 +195,7 @@ NAMES = ("digits", *PUBLISHED)
 def source_digest(config: DataConfig) -> str:
     """What the source holds now, as a cache key: it changes with any file. Cheap: no torch, no decoding.
 
-    For digits, the version of the package that brings them; for the rest, see `rco.core.storage.fingerprint`. A
+    For digits, the version of the package that brings them; for the rest, see `rco.core.storage.contents.fingerprint`. A
     torchvision data set that may be downloaded is: what it holds can be told of its files alone.
 
     Raises:
@@ -203,10 +206,10 @@ def source_digest(config: DataConfig) -> str:
     if config.dataset in PUBLISHED:
         if _missing(config):
             _published(config)
-        return storage.content_digest(Path(config.data_root), sorted(PUBLISHED[config.dataset].files))
+        return content_digest(Path(config.data_root), sorted(PUBLISHED[config.dataset].files))
     address = _address(config)
     with _as_dataset():
-        return storage.fingerprint(address)
+        return fingerprint(address)
 
 
 def check_source(config: DataConfig) -> Info:
@@ -233,14 +236,14 @@ def check_source(config: DataConfig) -> Info:
     address = _address(config)
     with _as_dataset(), TemporaryDirectory() as scratch:
         if _is_tar(address):
-            paths, shape = _look_into_tar(storage.fetch(address, Path(scratch)), address)
+            paths, shape = _look_into_tar(fetch(address, Path(scratch)), address)
             layout, _ = lay_out(address, paths, config.open_classes)
-        elif storage.is_remote(address):
-            layout, paths = lay_out(address, (entry.name for entry in storage.listing(address)), config.open_classes)
-            shape = header(storage.fetch(f"{address.rstrip('/')}/{paths[0]}", Path(scratch)), paths[0])
+        elif is_remote(address):
+            layout, paths = lay_out(address, (entry.name for entry in listing(address)), config.open_classes)
+            shape = header(fetch(f"{address.rstrip('/')}/{paths[0]}", Path(scratch)), paths[0])
         else:
-            folder = storage.local_path(address)
-            layout, paths = lay_out(address, storage.files(folder), config.open_classes)
+            folder = local_path(address)
+            layout, paths = lay_out(address, list_files(folder), config.open_classes)
             shape = header(folder / paths[0])
     counts = {part: len(rows) for part, rows in layout.parts.items()}
     return Info(len(layout.class_names), layout.class_names, _resized(shape, config), counts)
@@ -265,10 +268,10 @@ def open_source(config: DataConfig, scratch: Path) -> Iterator[Source]:
     address = _address(config)
     with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
         with _as_dataset():
-            root = storage.fetch(address, Path(temporary) / "fetched")
+            root = fetch(address, Path(temporary) / "fetched")
         if _is_tar(address):
             root = _extracted(root, Path(temporary) / "extracted", address)
-        layout, paths = lay_out(address, storage.files(root), config.open_classes)
+        layout, paths = lay_out(address, list_files(root), config.open_classes)
         yield Source(layout, FileImages.of(root, paths, config.image_size))
 
 
@@ -336,7 +339,7 @@ def _is_image(name: str) -> bool:
 
 
 def _is_tar(address: str) -> bool:
-    return address.lower().endswith(_TARS) and (storage.is_remote(address) or storage.local_path(address).is_file())
+    return address.lower().endswith(_TARS) and (is_remote(address) or local_path(address).is_file())
 
 
 def _resized(shape: Shape, config: DataConfig) -> Shape:
@@ -356,10 +359,10 @@ def _as_dataset() -> Iterator[None]:
 def _address(config: DataConfig) -> str:
     """The data set as an address: a store's, or that of a local folder or tar that exists."""
     name = config.dataset
-    if storage.is_remote(name):
+    if is_remote(name):
         return name
     with _as_dataset():
-        path = storage.local_path(name)
+        path = local_path(name)
     if path.is_dir() or _is_tar(name):
         return name
     if path.is_file():

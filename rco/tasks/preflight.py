@@ -133,16 +133,18 @@ def existing_route(config: RunConfig) -> Route | None:
     Raises:
         InputError: an address without a route.
     """
+    from rco.core.storage.addresses import is_remote, local_path
+    from rco.core.storage.transfer import fetch
+
     uri = config.route.route.rstrip("/")
     if not uri:
         return None
-    from rco.core import storage
 
     with TemporaryDirectory() as scratch:
         try:
-            folder = Path(scratch) if storage.is_remote(uri) else storage.local_path(uri)
-            if storage.is_remote(uri):
-                storage.fetch(f"{uri}/{MANIFEST}", folder)
+            folder = Path(scratch) if is_remote(uri) else local_path(uri)
+            if is_remote(uri):
+                fetch(f"{uri}/{MANIFEST}", folder)
         except InputError as error:
             raise (error.renamed("route") if error.parameter == "uri" else error) from None
         return Route.open(folder)
@@ -224,7 +226,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     Raises:
         InputError: the first thing that cannot work.
     """
-    from rco.core import storage
+    from rco.core.storage.addresses import is_remote
     from rco.data import sources
     from rco.models.build import check_network
     from rco.training import device
@@ -248,7 +250,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
     if config.objective.student_tap:
         _check_taps(config, info.image_shape, info.num_classes)
     if route := existing_route(config):
-        if not storage.is_remote(config.route.route):  # the files of another are verified when they have been fetched
+        if not is_remote(config.route.route):  # the files of another are verified when they have been fetched
             route.verify()
         _check_route(route, config, info.image_shape, info.num_classes)
     needed = stages_needed(config)
@@ -271,7 +273,7 @@ def code_digest(name: str) -> str:
     """
     from importlib.util import find_spec
 
-    from rco.core import storage
+    from rco.core.storage.local import content_digest
 
     top, separator, _ = name.partition(":")
     spec = find_spec(top.partition(".")[0]) if separator else None
@@ -282,7 +284,7 @@ def code_digest(name: str) -> str:
     else:
         folders, pattern = [Path(spec.origin or ".").parent], "*.py"
     digests = [
-        storage.content_digest(folder, sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern)))
+        content_digest(folder, sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern)))
         for folder in folders
     ]
     return " ".join(digests)
@@ -297,7 +299,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
     Raises:
         InputError: as `validate`.
     """
-    from rco.core import storage
+    from rco.core.storage.contents import fingerprint
     from rco.data import sources
 
     compute = validate(config, max_stages)
@@ -311,7 +313,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             compute=compute,
             code=teachers_code,
             route=route,
-            route_digest=storage.fingerprint(route),
+            route_digest=fingerprint(route),
         )
     else:
         teacher = TeacherSettings(

@@ -212,7 +212,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         figures for the artifact's metadata.
     """
     s = read_settings(TeacherSettings, settings)
-    from rco.core import storage
+    from rco.core.storage.transfer import fetch
     from rco.training import teacher
     from rco.training.device import prepare_process
     from rco.training.route import adopt_route
@@ -226,7 +226,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         with tracked(context, record) as tracker:
             log.info("adopting the route at %s", s.route)
             with TemporaryDirectory(dir=route.parent if route.parent.is_dir() else None) as scratch:
-                source = storage.fetch(s.route, Path(scratch))
+                source = fetch(s.route, Path(scratch))
                 existing = Route.open(source)
                 if existing.data_digest != data.manifest.digest:
                     log.warning(

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from rco.core import storage
 from rco.core.errors import InputError
+from rco.core.storage.addresses import is_remote, local_path
+from rco.core.storage.probe import SKEW_REFUSED, describe_skew, probe_store
 from rco.tracking.context import Context, without_credentials
 from rco.tracking.probe import probe
 
@@ -105,12 +106,10 @@ def services(context: Context, addresses: Iterable[str] = (), open_run: Callable
     if context.tracking_uri:
         checks["MLflow"] = partial(mlflow, context, open_run)
     resume = os.environ.get("RCO_RESUME", "")
-    for uri in dict.fromkeys(uri for uri in (*addresses, resume, context.artifact_root) if storage.is_remote(uri)):
+    for uri in dict.fromkeys(uri for uri in (*addresses, resume, context.artifact_root) if is_remote(uri)):
         checks[f"S3 {uri}"] = partial(s3, uri)
-    if resume and not storage.is_remote(resume):
-        checks["resume"] = partial(
-            writable, "resume", storage.local_path(resume), "Check RCO_RESUME, and that its volume is mounted"
-        )
+    if resume and not is_remote(resume):
+        checks["resume"] = partial(writable, "resume", local_path(resume), "Check RCO_RESUME, and that its volume is mounted")
     return checks
 
 
@@ -179,13 +178,13 @@ def mlflow(context: Context, open_run: Callable[[], str] | None = None) -> list[
 
 def s3(uri: str) -> list[Finding]:
     """Whether an object can be written, read and deleted below an S3 address, and whether the clocks agree."""
-    found = storage.probe(uri)
+    found = probe_store(uri)
     told = f"{uri} at {found.endpoint}: an object written, read and deleted in {found.seconds:.1f} s"
     status, step = OK, ""
     if found.ahead is not None and abs(found.ahead) >= _SKEW_TOLD:
-        told += f"; this machine's clock is {storage.said_skew(found.ahead)} the store's"
+        told += f"; this machine's clock is {describe_skew(found.ahead)} the store's"
         step = "Set the clock (chrony, systemd-timesyncd): signatures are dated, and refused if it drifts further"
-        status = WARN if abs(found.ahead) > storage.SKEW_REFUSED else OK
+        status = WARN if abs(found.ahead) > SKEW_REFUSED else OK
     if found.left:
         status, told = WARN, f"{told}; {found.left} could not be deleted"
         step = step or "Remove it, and allow this key to delete there: resume points that are done with are deleted"

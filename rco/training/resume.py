@@ -36,11 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import rco
-from rco.core import storage
 from rco.core.documents import read_json, write_json
 from rco.core.errors import DivergenceError, InputError, printable
 from rco.core.files import atomically, settle, sha256_of, verify
 from rco.core.settings import from_dict, jsonable
+from rco.core.storage.addresses import is_remote, local_path
+from rco.core.storage.contents import exists, listing, remove
+from rco.core.storage.local import content_digest
+from rco.core.storage.retries import DamagedError
+from rco.core.storage.transfer import fetch, upload
 from rco.core.tensors import load_metadata, load_state, save_state, write_state
 
 log = logging.getLogger("rco")
@@ -137,7 +141,7 @@ class ResumePoints:
         """Remove everything: the training has ended, and what came out is safe."""
         if self.folder:
             try:
-                storage.remove(self.folder)
+                remove(self.folder)
             except (InputError, OSError) as error:
                 log.warning("resume points were not removed (%s)", error)
 
@@ -155,7 +159,7 @@ class ResumePoints:
                 save_state(Path(scratch) / _LAST_GOOD, error.weights, {"network": network, "of": error.weights_of})
             write_json(Path(scratch) / _DIVERGED, {"where": error.where, "last_attempt": last_attempt})
             try:
-                storage.upload(Path(scratch), self.folder)
+                upload(Path(scratch), self.folder)
             except Exception as failure:  # it must not hide the divergence
                 log.warning("the last good weights were not written (%s: %s)", type(failure).__name__, failure)
                 return ""
@@ -184,17 +188,17 @@ class ResumePoints:
         return bool(self.folder) and _DIVERGED in self._names()
 
     def _names(self) -> list[str]:
-        if storage.is_remote(self.folder):
-            return [entry.name for entry in storage.listing(self.folder)] if storage.exists(self.folder) else []
-        path = storage.local_path(self.folder)
+        if is_remote(self.folder):
+            return [entry.name for entry in listing(self.folder)] if exists(self.folder) else []
+        path = local_path(self.folder)
         return [entry.name for entry in os.scandir(path) if entry.is_file()] if path.is_dir() else []
 
     @contextmanager
     def _local(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                path = storage.fetch(_join(self.folder, name), Path(scratch))
-            except storage.DamagedError as error:
+                path = fetch(_join(self.folder, name), Path(scratch))
+            except DamagedError as error:
                 raise _DamagedError(str(error)) from None
             except InputError as error:
                 # What is there and cannot be had is not damaged: to start anew would throw it away.
@@ -233,8 +237,8 @@ class ResumePoints:
 
     def _tidy(self) -> None:
         """Remove what processes that were killed have left half-written."""
-        if not storage.is_remote(self.folder):
-            for path, stat in _files_below(storage.local_path(self.folder)):
+        if not is_remote(self.folder):
+            for path, stat in _files_below(local_path(self.folder)):
                 if path.name.startswith(_HALF) and time.time() - stat.st_mtime > _HOUR:
                     path.unlink(missing_ok=True)
 
@@ -301,12 +305,12 @@ class ResumePoints:
         for name, digest in files.items():
             if (own := f"file-{digest}") not in there:
                 assert self.files is not None
-                storage.upload(self.files / name, _join(self.folder, own))
+                upload(self.files / name, _join(self.folder, own))
                 self._damaged.discard(own)
         about = {"pipeline_run": os.environ.get("RCO_PIPELINE_RUN", ""), "time": time.time()}
         document = {"identity": self.identity, **about, "parts": parts, "files": files}
-        remote = storage.is_remote(self.folder)
-        folder = Path(tempfile.gettempdir()) if remote else storage.local_path(self.folder)
+        remote = is_remote(self.folder)
+        folder = Path(tempfile.gettempdir()) if remote else local_path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=_HALF, dir=folder)
         os.close(handle)
@@ -316,13 +320,13 @@ class ResumePoints:
             digest = sha256_of(temporary)
             name = f"point-{progress['epoch']:05d}-{progress['batches']:06d}-{digest}.safetensors"
             if remote:
-                storage.upload(temporary, _join(self.folder, name))
+                upload(temporary, _join(self.folder, name))
             else:
                 settle(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
         for old in self._ordered()[_KEPT:]:
-            storage.remove(_join(self.folder, old))
+            remove(_join(self.folder, old))
 
 
 @contextmanager
@@ -408,8 +412,8 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
     of = _complete(identity)
     key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:24]
     above = _join(_run_folder(root), *(_safe(part) for part in task.split("/")))
-    if not storage.is_remote(root):
-        _mention_others(storage.local_path(above), key, of)
+    if not is_remote(root):
+        _mention_others(local_path(above), key, of)
     return ResumePoints(_join(above, key), identity, every=every, files=files)
 
 
@@ -455,7 +459,7 @@ def clear_run() -> None:
     root = os.environ.get(VARIABLE, "")
     if root and os.environ.get("RCO_PIPELINE_RUN") and not _shared():
         try:
-            storage.remove(_run_folder(root))
+            remove(_run_folder(root))
         except (InputError, OSError) as error:
             log.warning("the resume points of this run were not removed (%s)", error)
 
@@ -523,7 +527,7 @@ def _software() -> dict[str, str]:
     """What computes: this package's files, and torch."""
     package = Path(rco.__file__).parent
     names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
-    return {"rco": storage.content_digest(package, names), "torch": metadata.version("torch")}
+    return {"rco": content_digest(package, names), "torch": metadata.version("torch")}
 
 
 def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:

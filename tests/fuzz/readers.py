@@ -30,11 +30,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rco.config.parameters import RunConfig
-from rco.core import storage
 from rco.core.documents import read_json
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.settings import from_dict, jsonable
+from rco.core.storage import retries, s3, transfer
+from rco.core.storage.addresses import bucket_and_key, is_remote, local_path
+from rco.core.storage.contents import exists
+from rco.core.storage.local import list_files
+from rco.core.storage.transfer import fetch
 from rco.core.tensors import load_arrays, load_metadata, save_arrays
 from rco.data import published, sources
 from rco.data.config import DataConfig
@@ -1034,11 +1038,13 @@ def _store_cases(seeds: Path) -> st.SearchStrategy[tuple[list[_Object], bool]]:
 def _read_store(case: tuple[list[_Object], bool], folder: Path) -> None:
     more, before = case
     store = _Store((*more, *_GOOD) if before else (*_GOOD, *more))
-    with mock.patch.multiple(
-        storage, _client=lambda: store, _transfers=lambda _: contextlib.nullcontext(store), _FIRST_WAIT=0.0
+    with (
+        mock.patch.object(s3, "make_client", return_value=store),
+        mock.patch.object(transfer, "_transfers", return_value=contextlib.nullcontext(store)),
+        mock.patch.object(retries, "_FIRST_WAIT", 0.0),
     ):
-        fetched = storage.fetch(f"s3://bucket/{_PREFIX}", folder / "fetched")
-        assert storage.files(fetched)
+        fetched = fetch(f"s3://bucket/{_PREFIX}", folder / "fetched")
+        assert list_files(fetched)
         _prepare(f"s3://bucket/{_PREFIX}", folder)
 
 
@@ -1103,13 +1109,13 @@ def _uri_cases(seeds: Path) -> st.SearchStrategy[str]:
 
 def _read_uri(uri: str, folder: Path) -> None:
     os.chdir(folder)
-    if storage.is_remote(uri):
-        storage._split(uri)
+    if is_remote(uri):
+        bucket_and_key(uri)
         return
-    storage.exists(uri)
+    exists(uri)
     if uri.strip() and not uri.startswith("/proc"):
         config = DataConfig(dataset=uri, data_root=str(folder / "root"))
-        path = storage.local_path(uri)
+        path = local_path(uri)
         if path.is_dir() and not path.is_relative_to(folder):
             return  # somebody's real folder, perhaps a large one
         sources.check_source(config)

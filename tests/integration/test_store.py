@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from rco.core import storage
 from rco.core.errors import InputError
+from rco.core.storage import retries
+from rco.core.storage.contents import exists, listing, remove
+from rco.core.storage.local import list_files
+from rco.core.storage.transfer import fetch, upload
 from tests import faults, servers
 from tests.faults import SLOW_DOWN, Fault
 
@@ -42,7 +45,7 @@ def proxy(
     """The proxy without faults, and an environment that leads through it."""
     for name, value in seaweed.environment(through.address).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.05)
+    monkeypatch.setattr(retries, "_FIRST_WAIT", 0.05)
     through.clear()
     yield through
     through.up()
@@ -77,14 +80,14 @@ def test_large_file_goes_and_comes_in_parts_at_the_same_time(
     seaweed: servers.Seaweed, proxy: faults.Proxy, bucket: str, large: Path, tmp_path: Path
 ) -> None:
     proxy.inject(Fault(delay=0.5), method="PUT", times=None)
-    storage.upload(large, f"{bucket}/parts")
+    upload(large, f"{bucket}/parts")
     assert sum("partNumber=" in path for _, path in proxy.requests) == 3
     assert proxy.at_once == 3
     about = seaweed.client().head_object(Bucket=BUCKET, Key="parts")
     assert about["Metadata"] == {"sha256": sha256(large)}
     proxy.clear()
     proxy.inject(Fault(delay=0.5), method="GET", path="/parts", times=None)
-    assert sha256(storage.fetch(f"{bucket}/parts", tmp_path)) == sha256(large)
+    assert sha256(fetch(f"{bucket}/parts", tmp_path)) == sha256(large)
     assert proxy.at_once >= 2  # the first part alone tells that there are more
 
 
@@ -109,9 +112,9 @@ def test_faults_that_pass_are_survived(
     path.write_bytes(large.read_bytes()[-size:])
     fault, method, times = FAULTS[name]
     proxy.inject(fault, method=method, path="/passing", times=times)
-    storage.upload(path, f"{bucket}/passing")
+    upload(path, f"{bucket}/passing")
     assert stored(seaweed, "passing") == path.read_bytes()
-    assert sha256(storage.fetch(f"{bucket}/passing", tmp_path / "back")) == sha256(path)
+    assert sha256(fetch(f"{bucket}/passing", tmp_path / "back")) == sha256(path)
     assert proxy.injected == times
     assert os.listdir(tmp_path / "back") == ["passing"]
     assert unfinished(seaweed) == []
@@ -122,7 +125,7 @@ def test_sha256_that_the_store_has_recorded_counts_as_well(
 ) -> None:
     seaweed.client().put_object(Bucket=BUCKET, Key="by-others", Body=b"x" * 1000, ChecksumAlgorithm="SHA256")
     proxy.inject(Fault(damage=True), method="GET", path="/by-others")
-    assert storage.fetch(f"{bucket}/by-others", tmp_path).read_bytes() == b"x" * 1000
+    assert fetch(f"{bucket}/by-others", tmp_path).read_bytes() == b"x" * 1000
     assert proxy.injected == 1
 
 
@@ -138,10 +141,10 @@ def test_sha256_that_the_store_has_recorded_counts_as_well(
 def test_download_that_stays_impossible_leaves_nothing(
     proxy: faults.Proxy, bucket: str, tmp_path: Path, large: Path, fault: Fault, words: str
 ) -> None:
-    storage.upload(large, f"{bucket}/impossible/one")
+    upload(large, f"{bucket}/impossible/one")
     proxy.inject(fault, method="GET", path="/impossible/", times=None)
     with pytest.raises(InputError, match=words):
-        storage.fetch(f"{bucket}/impossible", tmp_path / "back")
+        fetch(f"{bucket}/impossible", tmp_path / "back")
     assert os.listdir(tmp_path / "back") == []
     # Four attempts at a file of three parts; each part's stream is read three times, each request sent three times.
     assert proxy.injected <= 4 * 3 * 3 * 3
@@ -160,8 +163,8 @@ def test_upload_that_stays_impossible_leaves_nothing(
 ) -> None:
     proxy.inject(fault, method="PUT", path="partNumber=2", times=None)
     with pytest.raises(InputError, match=words):
-        storage.upload(large, f"{bucket}/no-upload")
-    assert not storage.exists(f"{bucket}/no-upload")
+        upload(large, f"{bucket}/no-upload")
+    assert not exists(f"{bucket}/no-upload")
     assert unfinished(seaweed) == []
     assert proxy.injected <= 4 * 3
 
@@ -169,13 +172,13 @@ def test_upload_that_stays_impossible_leaves_nothing(
 def test_store_that_is_away_for_a_moment(
     proxy: faults.Proxy, bucket: str, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_FIRST_WAIT", 1.0)
+    monkeypatch.setattr(retries, "_FIRST_WAIT", 1.0)
     proxy.down()
     with pytest.raises(InputError, match=r"cannot be reached at http://127.*Check AWS_ENDPOINT_URL_S3 and the network"):
-        storage.listing(bucket)
+        listing(bucket)
     threading.Timer(1.0, proxy.up).start()
-    storage.upload(large, f"{bucket}/patience")
-    assert storage.listing(f"{bucket}/patience")[0].size == 33 * MIB
+    upload(large, f"{bucket}/patience")
+    assert listing(f"{bucket}/patience")[0].size == 33 * MIB
 
 
 def test_one_bad_file_ends_all(proxy: faults.Proxy, bucket: str, tmp_path: Path) -> None:
@@ -183,12 +186,12 @@ def test_one_bad_file_ends_all(proxy: faults.Proxy, bucket: str, tmp_path: Path)
     source.mkdir()
     for number in range(60):
         (source / f"{number:02}").write_bytes(bytes([number]))
-    storage.upload(source, f"{bucket}/many")
+    upload(source, f"{bucket}/many")
     proxy.clear()
     proxy.inject(Fault(answer=(403, b"<Error><Code>AccessDenied</Code></Error>")), method="GET", path="/many/00$", times=None)
     proxy.inject(Fault(delay=0.3), method="HEAD", path="/many/", times=None)
     with pytest.raises(InputError, match="AccessDenied"):
-        storage.fetch(f"{bucket}/many", tmp_path / "back")
+        fetch(f"{bucket}/many", tmp_path / "back")
     assert sum(method == "HEAD" for method, _ in proxy.requests) < 60
     assert not [name for name in os.listdir(tmp_path / "back") if name.startswith(".")]
 
@@ -198,13 +201,13 @@ def test_writers_and_readers_of_one_key(proxy: faults.Proxy, bucket: str, tmp_pa
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(os.urandom(20 * MIB))
         contents[sha256(tmp_path / name)] = name
-    storage.upload(tmp_path / "a", f"{bucket}/shared")
+    upload(tmp_path / "a", f"{bucket}/shared")
     failures: list[BaseException] = []
 
     def write(name: str) -> None:
         try:
             for _ in range(3):
-                storage.upload(tmp_path / name, f"{bucket}/shared")
+                upload(tmp_path / name, f"{bucket}/shared")
         except BaseException as error:
             failures.append(error)
 
@@ -212,24 +215,25 @@ def test_writers_and_readers_of_one_key(proxy: faults.Proxy, bucket: str, tmp_pa
     for writer in writers:
         writer.start()
     for number in range(4):
-        assert sha256(storage.fetch(f"{bucket}/shared", tmp_path / str(number))) in contents
+        assert sha256(fetch(f"{bucket}/shared", tmp_path / str(number))) in contents
     for writer in writers:
         writer.join()
     assert not failures
-    assert sha256(storage.fetch(f"{bucket}/shared", tmp_path / "end")) in contents
+    assert sha256(fetch(f"{bucket}/shared", tmp_path / "end")) in contents
 
 
 MEASURE = """
 import pathlib, sys
-from rco.core import storage
+from rco.core.storage.contents import exists
+from rco.core.storage.transfer import fetch, upload
 def peak():  # in KiB; what getrusage says is never less than it was in the process that started this one
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-storage.exists(sys.argv[2])
+exists(sys.argv[2])
 before = peak()
 if sys.argv[1] == "upload":
-    storage.upload(pathlib.Path(sys.argv[3]), sys.argv[2])
+    upload(pathlib.Path(sys.argv[3]), sys.argv[2])
 else:
-    storage.fetch(sys.argv[2], pathlib.Path(sys.argv[3]))
+    fetch(sys.argv[2], pathlib.Path(sys.argv[3]))
 print(before, peak())
 """
 
@@ -257,24 +261,24 @@ def test_odd_names_come_back(proxy: faults.Proxy, bucket: str, tmp_path: Path) -
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
-    storage.upload(source, f"{bucket}/odd names")
-    assert [entry.name for entry in storage.listing(f"{bucket}/odd names")] == sorted(names)
-    back = storage.fetch(f"{bucket}/odd names", tmp_path / "back")
-    assert {name: (back / name).read_text() for name in storage.files(back)} == {name: name for name in names}
-    storage.remove(f"{bucket}/odd names")
-    assert not storage.exists(f"{bucket}/odd names")
-    storage.remove(f"{bucket}/odd names")
+    upload(source, f"{bucket}/odd names")
+    assert [entry.name for entry in listing(f"{bucket}/odd names")] == sorted(names)
+    back = fetch(f"{bucket}/odd names", tmp_path / "back")
+    assert {name: (back / name).read_text() for name in list_files(back)} == {name: name for name in names}
+    remove(f"{bucket}/odd names")
+    assert not exists(f"{bucket}/odd names")
+    remove(f"{bucket}/odd names")
 
 
 def test_wrong_key_is_refused_and_not_repeated(proxy: faults.Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(InputError, match=r"is refused by the store \(SignatureDoesNotMatch\).*AWS_SECRET_ACCESS_KEY") as caught:
-        storage.listing(f"{bucket}/x")
+        listing(f"{bucket}/x")
     assert "not-the-secret" not in str(caught.value)
     assert len(proxy.requests) == 1, "a refusal does not pass"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(InputError, match=r"is refused by the store \(InvalidAccessKeyId\)"):
-        storage.exists(f"{bucket}/x")
+        exists(f"{bucket}/x")
 
 
 def test_profile_describes_the_store(
@@ -298,12 +302,12 @@ s3 =
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "lab")
     (tmp_path / "file").write_text("by profile")
-    storage.upload(tmp_path / "file", f"{bucket}/profile")
+    upload(tmp_path / "file", f"{bucket}/profile")
     assert stored(seaweed, "profile") == b"by profile"
     assert ("PUT", f"/{BUCKET}/profile") in proxy.requests
     monkeypatch.setenv("AWS_PROFILE", "lba")
     with pytest.raises(InputError, match="AWS_PROFILE = 'lba': is not a profile"):
-        storage.exists(f"{bucket}/profile")
+        exists(f"{bucket}/profile")
 
 
 def test_certificate_authority_is_that_of_the_environment(
@@ -314,11 +318,11 @@ def test_certificate_authority_is_that_of_the_environment(
         for name, value in seaweed.environment(secure.address).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=r"certificate is not trusted.*AWS_CA_BUNDLE"):
-            storage.exists(bucket)
+            exists(bucket)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
         (tmp_path / "file").write_bytes(os.urandom(20 * MIB))
-        storage.upload(tmp_path / "file", f"{bucket}/secure")
-        assert sha256(storage.fetch(f"{bucket}/secure", tmp_path / "back")) == sha256(tmp_path / "file")
+        upload(tmp_path / "file", f"{bucket}/secure")
+        assert sha256(fetch(f"{bucket}/secure", tmp_path / "back")) == sha256(tmp_path / "file")
         monkeypatch.delenv("AWS_CA_BUNDLE")
         monkeypatch.setenv("MLFLOW_S3_IGNORE_TLS", "true")
-        assert storage.exists(f"{bucket}/secure")
+        assert exists(f"{bucket}/secure")

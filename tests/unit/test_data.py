@@ -455,9 +455,10 @@ def test_unknown_source(name: str, complaint: str, tmp_path: Path) -> None:
 def test_folder_tar_and_store_hold_the_same(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moto import mock_aws
 
-    from rco.core import storage
+    from rco.core.storage.s3 import ENDPOINTS
+    from rco.core.storage.transfer import upload
 
-    for name in storage._ENDPOINTS:
+    for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
@@ -469,8 +470,8 @@ def test_folder_tar_and_store_hold_the_same(tmp_path: Path, animals: Path, monke
         import boto3
 
         boto3.client("s3").create_bucket(Bucket="bucket")
-        storage.upload(animals, "s3://bucket/animals")
-        storage.upload(tars[1], "s3://bucket/animals.tar.gz")
+        upload(animals, "s3://bucket/animals")
+        upload(tars[1], "s3://bucket/animals.tar.gz")
         sources = [str(animals), animals.as_uri(), *map(str, tars), "s3://bucket/animals", "s3://bucket/animals.tar.gz"]
         infos, digests = [], set()
         for i, source in enumerate(sources):

@@ -20,8 +20,10 @@ from moto import mock_aws
 
 from rco import doctor
 from rco.config.parameters import PARAMETERS, RunConfig
-from rco.core import storage
 from rco.core.errors import InputError, why_unreachable
+from rco.core.storage import probe as storage_probe
+from rco.core.storage.probe import StoreProbe, probe_store
+from rco.core.storage.s3 import connection
 from rco.tasks import run as tasks
 from rco.tasks import services
 from rco.tasks.preflight import preflight
@@ -294,7 +296,7 @@ class TestS3:
         [(30, OK, ""), (-75, OK, "75 seconds behind"), (420, WARN, "7 minutes ahead of"), (-7200, WARN, "120 minutes behind")],
     )
     def test_clocks(self, monkeypatch: pytest.MonkeyPatch, ahead: float, status: str, words: str) -> None:
-        monkeypatch.setattr(storage, "probe", lambda uri: storage.Probe("http://s3", ahead, "", 0.1))
+        monkeypatch.setattr(services, "probe_store", lambda uri: StoreProbe("http://s3", ahead, "", 0.1))
         found = only(services.s3("s3://bucket/x"))
         assert found.status == status
         assert words in found.found
@@ -302,20 +304,20 @@ class TestS3:
 
     def test_bytes_that_changed(self, monkeypatch: pytest.MonkeyPatch, bucket: Any) -> None:
         contents = iter([b"written", b"another"])
-        monkeypatch.setattr(storage.secrets, "token_bytes", lambda size: b"written")
-        real = storage.hashlib.sha256
-        monkeypatch.setattr(storage.hashlib, "sha256", lambda _: real(next(contents)))
+        monkeypatch.setattr(storage_probe.secrets, "token_bytes", lambda size: b"written")
+        real = storage_probe.hashlib.sha256
+        monkeypatch.setattr(storage_probe.hashlib, "sha256", lambda _: real(next(contents)))
         with pytest.raises(InputError, match="other bytes"):
-            storage.probe("s3://bucket")
+            probe_store("s3://bucket")
 
     def test_credentials_that_have_expired(self) -> None:
         answer = {"Error": {"Code": "ExpiredToken", "Message": CANARY}, "ResponseMetadata": {"HTTPStatusCode": 400}}
-        with pytest.raises(InputError, match="have expired") as caught, storage._store("s3://bucket"):
+        with pytest.raises(InputError, match="have expired") as caught, connection("s3://bucket"):
             raise ClientError(answer, "PutObject")
         assert CANARY not in str(caught.value)
 
     def test_no_right_to_delete(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(storage, "probe", lambda uri: storage.Probe("http://s3", None, "x/rco-doctor-1", 0.1))
+        monkeypatch.setattr(services, "probe_store", lambda uri: StoreProbe("http://s3", None, "x/rco-doctor-1", 0.1))
         found = only(services.s3("s3://bucket/x"))
         assert found.status == WARN
         assert "x/rco-doctor-1 could not be deleted" in found.found

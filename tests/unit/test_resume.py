@@ -26,10 +26,10 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
-from rco.core import storage
 from rco.core.documents import write_json
 from rco.core.errors import DivergenceError, InputError
 from rco.core.files import sha256_of
+from rco.core.storage import retries
 from rco.core.tensors import load_state, save_state
 from rco.data.dataset import Dataset
 from rco.models.route import Route
@@ -563,7 +563,7 @@ class TestObjectStore:
     def test_a_damaged_file_of_a_route_is_written_again(
         self, s3: Any, data: Dataset, route: Route, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(storage, "_FIRST_WAIT", 0.0)
+        monkeypatch.setattr(retries, "_FIRST_WAIT", 0.0)
         checkpointer = Mortal("s3://bucket/points/here", {}, every=0, files=tmp_path / "one")
         checkpointer.lives = 7
         with pytest.raises(KilledError):
@@ -602,7 +602,7 @@ class TestObjectStore:
         def cut(uri: str, into: Path) -> Path:
             raise InputError("uri", uri, "cannot be reached", "Check the network")
 
-        monkeypatch.setattr(storage, "fetch", cut)
+        monkeypatch.setattr(resume, "fetch", cut)
         with pytest.raises(InputError, match="cannot be reached"):
             ResumePoints("s3://bucket/points", {})
 

@@ -22,9 +22,11 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli.recipes import read_recipe
-from rco.core import storage
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.storage.addresses import local_path
+from rco.core.storage.contents import exists, listing
+from rco.core.storage.local import list_files
 from rco.core.tensors import load_arrays, save_arrays, save_model
 from rco.data import sources
 from rco.data.config import DataConfig
@@ -263,7 +265,7 @@ class TestFolders:
             for k in range(2):
                 (root / str(i) / f"to{k}").symlink_to(root / str(i + 1))
         with pytest.raises(InputError, match="too many ways"):
-            storage.files(root)
+            list_files(root)
 
     def test_a_folder_that_cannot_be_read_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root = folder_of(tmp_path / "data", {"cat": 4, "owl": 4})
@@ -283,7 +285,7 @@ class TestFolders:
         folder = tmp_path / "data"
         (folder / Path(*["a"] * 400)).mkdir(parents=True)
         with pytest.raises(InputError, match="nested too deeply"):
-            storage.files(folder)
+            list_files(folder)
 
     @pytest.mark.parametrize("name", ["ca\nt", "\x1b[2Jcat", "\udcff"])
     def test_class_folders_have_names_that_can_be_shown(self, tmp_path: Path, name: str) -> None:
@@ -364,7 +366,7 @@ def test_addresses_with_passwords(parameter: str, address: str) -> None:
         DataConfig(dataset=address) if parameter == "dataset" else RouteConfig(route=address)
     assert "ss@" not in str(error.value)
     with pytest.raises(InputError, match=r"credentials|not a kind of address") as error:
-        storage.listing(address)
+        listing(address)
     assert "ss@" not in str(error.value)
 
 
@@ -403,6 +405,6 @@ def test_a_student_that_was_exchanged_is_noticed(tmp_path: Path) -> None:
 def test_addresses_that_are_none(tmp_path: Path) -> None:
     for uri in ("file://host/x", "file://", "file://[", "~nobody-of-this-name/x", "a" * 5_000, "a\0b"):
         with pytest.raises(InputError):
-            storage.local_path(uri)
-    assert storage.local_path(f"file://localhost{tmp_path}") == tmp_path
-    assert not storage.exists(os.fspath(tmp_path / "nowhere"))
+            local_path(uri)
+    assert local_path(f"file://localhost{tmp_path}") == tmp_path
+    assert not exists(os.fspath(tmp_path / "nowhere"))
