@@ -83,7 +83,7 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
     """This project's loop; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
     from rco.data.dataset import Dataset
     from rco.objectives.route import RouteLoss
-    from rco.training.anchor import StoredLogits
+    from rco.training.anchor import LiveAnchor, StoredLogits
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process
     from rco.training.loop import fit
@@ -96,7 +96,7 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
     compute = ComputeConfig(device=setup.device, precision=precision, threads=torch.get_num_threads(), workers=0)
     prepare_process(compute)
     config = TrainConfig(epochs=10**6, batch_size=batch, lr=LR, schedule="constant", augment="crop-flip")
-    anchor: Any = teacher
+    anchor: Any = LiveAnchor(teacher, manifest.image_shape, setup.device)
     if views:
         anchor = StoredLogits(anchor=teacher, train=split, augment="crop-flip", views=views, compute=compute, batch_size=batch)
         for view in range(views):

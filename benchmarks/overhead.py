@@ -97,7 +97,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
                 tracker.log_anchor(root / f"anchor-{stage}")
             point = route.checkpoints[i]
             anchor = load_network(route.folder / point.file, expected_sha256=point.sha256, spec=spec)
-            for row in distillation.distill_stage(
+            for row in distillation.train_stage(
                 student,
                 anchor,
                 data,

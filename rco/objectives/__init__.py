@@ -1,1 +1,1 @@
-"""Floor 2: what a stage minimises. One objective a file, each with its paper; the route is another matter."""
+"""Floor 2: what a stage minimises. One objective a file, each with its paper. No objective knows of the route."""

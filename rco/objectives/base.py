@@ -12,13 +12,13 @@ from rco.models.taps import Output, Taps
 class Objective(nn.Module):
     """What a training minimises: a module that maps (student, anchor, labels) to the named parts of a loss.
 
-    The training minimises the sum of the parts, and logs each under its name; weights belong into the parts. The loop
-    never looks inside, but for two things that an objective may have:
+    The training minimises the sum of the parts, and logs each under its name; the parts include their weights. Beyond that,
+    the loop knows only two things of an objective:
 
-    - `taps`: modules of student and anchor whose features it wants in `Output.features`;
-    - parameters, registered as in any module: they are trained with the student, and are no part of it.
+    - `taps`: modules of student and anchor whose features it needs in `Output.features`;
+    - its parameters, registered as in any module: they are trained with the student, but are not part of it.
 
-    The anchor is run only if it is needed.
+    The anchor is run only if the objective needs it.
     """
 
     taps: Taps = Taps()
@@ -36,14 +36,14 @@ class Objective(nn.Module):
 
 
 def required(anchor: Output | None) -> Output:
-    """The anchor's output, of an objective that cannot do without."""
+    """The anchor's output, for an objective that needs it."""
     if anchor is None:
         raise ValueError("this objective needs an anchor")
     return anchor
 
 
 def full(x: Tensor) -> Tensor:
-    """`x` in float32: losses are not computed in half precision. float64 stays, for whoever checks a gradient."""
+    """`x` in float32: losses are not computed in half precision. float64 stays float64, for numerical checks of gradients."""
     return x if x.dtype is torch.float64 else x.float()
 
 

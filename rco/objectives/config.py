@@ -11,8 +11,8 @@ from rco.core.settings import at_least, positive, setting
 OBJECTIVES = ("route", "embedding", "hint", "dkd", "dist", "standardised")
 FEATURES = ("embedding", "hint")  # objectives that need more of an anchor than its logits
 TAU_SQUARED = "tau^2"
-_HOTTEST = 10**6  # tau; its square is a float's still
-#: Parameters that one objective alone has.
+_LARGEST_TAU = 10**6  # its square is still a float
+#: Parameters of one objective alone, and the objective.
 OWNERS = {
     "hint_weight": "hint",
     "student_tap": "hint",
@@ -26,10 +26,10 @@ OWNERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss of a stage: w * H(y, P_s) + lambda * a mimic term, and what each of `rco.objectives` has beside.
+    """The loss of a stage: w * H(y, P_s) + lambda * a mimic term, and the own parameters of each objective.
 
     With `objective = route`, the default, it is H(y, P_s) + lambda * KL(P_t^tau || P_s^tau) (Jin et al. 2019). A parameter of
-    another objective than the one chosen is refused, so that no setting is without effect. Whatever the objective, hardness and
+    another objective than the chosen one is refused, so that no setting is without effect. Whatever the objective, hardness and
     congruence are the KL of the logits at tau.
     """
 
@@ -64,8 +64,8 @@ class ObjectiveConfig:
         choice("objective", self.objective, OBJECTIVES)
         at_least("label_weight", self.label_weight, 0)
         positive("tau", self.tau, "Temperatures are above 0; the literature uses 1 to 20")
-        if self.tau > _HOTTEST:
-            raise InputError("tau", self.tau, f"is more than {_HOTTEST:,}", "The literature uses 1 to 20")
+        if self.tau > _LARGEST_TAU:
+            raise InputError("tau", self.tau, f"is more than {_LARGEST_TAU:,}", "The literature uses 1 to 20")
         remedy = f"Give a number, 0 or more, or {TAU_SQUARED!r}"
         try:
             weight = self.lambda_
@@ -128,5 +128,5 @@ class ObjectiveConfig:
 
     @property
     def needs_anchor(self) -> bool:
-        """Whether anything is mimicked: with lambda = 0 the labels alone teach (and the hint, if that is the objective)."""
+        """Whether anything is mimicked: with lambda = 0 only the labels supervise (and the hint, if that is the objective)."""
         return self.lambda_ > 0 or self.objective == "hint"

@@ -19,7 +19,7 @@ class DISTLoss(Objective):
     """L = w H(y, P_s) + lambda (beta L_inter + gamma L_intra), with probabilities P = softmax(z / tau).
 
     L_inter is the Pearson distance of student and anchor over the classes, mean over the samples; L_intra the same over the
-    samples of a batch, mean over the classes. The student is held to the anchor's relations, not to its values.
+    samples of a batch, mean over the classes. The student mimics the anchor's relations, not its values.
 
     The authors' code has lambda = tau^2, and 1 as the default of beta, gamma and tau.
     """

@@ -23,7 +23,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def taps_of(config: ObjectiveConfig, student: nn.Module, anchor: nn.Module) -> Taps:
-    """Where an objective listens: at the embeddings, at the modules that `config` names, or nowhere.
+    """The modules whose features an objective compares: the embeddings, those that `config` names, or none.
 
     Raises:
         InputError: a network without an embedding, for an objective that mimics it.
@@ -36,14 +36,14 @@ def taps_of(config: ObjectiveConfig, student: nn.Module, anchor: nn.Module) -> T
 def feature_shapes(
     config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, image_shape: tuple[int, ...]
 ) -> Shapes | None:
-    """Shapes of one sample's features in student and anchor, where `config` names taps; None if it names none.
+    """Shapes of one sample's features in student and anchor at the taps that `config` names; None: it names none.
 
     Args:
         student: left as it was; may lie on the meta device, as may the anchor.
         image_shape: (C, H, W).
 
     Raises:
-        InputError: a tap that names no module, or one whose output is of no use.
+        InputError: a tap that names no module, or one whose output cannot be used.
     """
     if not config.student_tap:
         return None
@@ -53,10 +53,30 @@ def feature_shapes(
     )
 
 
-def make(config: ObjectiveConfig, taps: Taps | None = None, shapes: Shapes | None = None, *, seed: int = 0) -> Objective:
-    """The objective that `config` describes. It is made once for a student: what it learns goes on from stage to stage.
+def make_objective(
+    config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0
+) -> Objective:
+    """The objective that `config` describes. It is made once for a student: its own weights go on from stage to stage.
 
-    With lambda = 0 nothing is mimicked: the labels alone are left (and the hint, if that is the objective).
+    Args:
+        student: left as it was; may lie on the meta device, as may the anchor.
+        anchor: any anchor of the route: they differ in weights alone.
+        image_shape: (C, H, W).
+        seed: of the objective's own weights, if it has any.
+
+    Raises:
+        InputError: a tap that cannot be used, or features that cannot be compared.
+    """
+    shapes = feature_shapes(config, student, anchor, image_shape)
+    return objective_from_shapes(config, taps_of(config, student, anchor), shapes, seed=seed)
+
+
+def objective_from_shapes(
+    config: ObjectiveConfig, taps: Taps | None = None, shapes: Shapes | None = None, *, seed: int = 0
+) -> Objective:
+    """As `make_objective`, without networks.
+
+    With lambda = 0 nothing is mimicked: only the labels supervise (and the hint, if that is the objective).
 
     Args:
         taps: of `taps_of`, for objectives that compare features.

@@ -26,7 +26,7 @@ def mimic_kl(student_logits: Tensor, anchor_logits: Tensor, tau: float) -> Tenso
 
 
 class Labels(Objective):
-    """w H(y, P_s): cross-entropy with the labels at temperature 1, the teacher's own objective. No anchor is run."""
+    """w H(y, P_s): cross-entropy with the labels at temperature 1, the teacher's own objective. It needs no anchor."""
 
     needs_anchor = False
 

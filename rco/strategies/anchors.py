@@ -5,8 +5,8 @@ are ways to choose, is the paper's (Jin et al. 2019). The exact definitions belo
 last anchor is the converged teacher, the last checkpoint of the route.
 
 Everything here is a pure function of the route's epochs and, for the greedy search, of hardness values: no I/O, no torch.
-To add a strategy: name it in `rco.strategies.config.STRATEGIES`, and plan it in `plan` (known before the first stage) or in
-`next_anchor` (depends on what the student has learnt).
+To add a strategy: name it in `rco.strategies.config.STRATEGIES`, and add its anchors to `plan` (if they are known before the
+first stage) or to `next_anchor` (if they depend on what the student has learnt).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def lr_decay(epochs: Sequence[int], decays: Sequence[int]) -> tuple[int, ...]:
         decays: epochs after which the learning rate dropped.
 
     Raises:
-        InputError: the route knows of no decay, or has no checkpoint before one.
+        InputError: the route's learning rate never decayed, or the route has no checkpoint before a decay.
     """
     if not decays:
         raise InputError(
@@ -122,7 +122,7 @@ def explicit(epochs: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
 
 
 def plan(config: AnchorConfig, epochs: Sequence[int], decays: Sequence[int]) -> tuple[int, ...] | None:
-    """The anchors' epochs, as far as they are known before the first stage; None for the greedy search.
+    """The anchors' epochs if they are known before the first stage; None for the greedy search.
 
     Raises:
         InputError: the strategy cannot be followed on this route.
@@ -148,7 +148,7 @@ def stage_count(config: AnchorConfig, epochs: Sequence[int], decays: Sequence[in
 
 
 def stage_epochs(total: int, stages: int, stage: int, *, last: bool) -> int:
-    """Student epochs of one stage: floor(total / stages), and the last stage gets what is left (ours).
+    """Student epochs of one stage: floor(total / stages); the last stage gets the rest (ours).
 
     The sum over the stages of a run is `total`, also when a greedy search arrives at the converged teacher early.
     """

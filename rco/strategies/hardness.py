@@ -1,4 +1,4 @@
-"""How hard an anchor is for a student: KL on the probe set, from kept logits. NumPy only: choosing an anchor needs no torch."""
+"""How hard an anchor is for a student: KL on the probe set, from stored logits. NumPy only: a choice needs no torch."""
 
 from __future__ import annotations
 

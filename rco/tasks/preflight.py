@@ -195,7 +195,7 @@ def _shape_of(network: NetworkSpec) -> str:
 def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
     # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
     from rco.models.build import blank_network
-    from rco.objectives.make import feature_shapes, make, taps_of
+    from rco.objectives.make import make_objective
 
     channels, size, _ = image_shape
     student, teacher = (
@@ -209,8 +209,7 @@ def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classe
         )
         for m in (config.student, config.teacher)
     )
-    shapes = feature_shapes(config.objective, student, teacher, image_shape)
-    make(config.objective, taps_of(config.objective, student, teacher), shapes)
+    make_objective(config.objective, student, teacher, image_shape)
 
 
 def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:

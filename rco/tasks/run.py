@@ -443,6 +443,7 @@ def distill_stage(
         shutil.copytree(student, distilled, dirs_exist_ok=True)
         log.info("nothing to do in this stage")
         return {"skipped": True}
+    from rco.objectives.make import make_objective
     from rco.training import distillation
     from rco.training.device import prepare_process
 
@@ -461,7 +462,7 @@ def distill_stage(
         else Record(key=key, params={**(params or {}), **_params(s)}, data=_data_summary(data), tags=dict(tags or {}))
     )
     stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
-    loss = distillation.make_objective(s.objective, model, teacher_model, data, s.train)
+    loss = make_objective(s.objective, model, teacher_model, data.manifest.image_shape, seed=s.train.seed)
     learns = any(True for _ in loss.parameters())
     if learns and stage > 1:
         load_weights(loss, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
@@ -498,7 +499,7 @@ def distill_stage(
         with tracked(Context.from_environment(), record, first_step=first) as tracker:
             if loss.needs_anchor:
                 tracker.log_anchor(anchor)
-            for row in distillation.distill_stage(
+            for row in distillation.train_stage(
                 model,
                 teacher_model,
                 data,

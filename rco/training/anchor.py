@@ -1,9 +1,10 @@
-"""Anchor logits that are computed once and used often.
+"""An anchor at work: what it answers to the batches of a training, live or looked up.
 
-With `views` = V, augmentation is a function of (view, image), the same for every seed of the student, and epoch e shows view
-(e - 1) mod V of every image. So an anchor's logits of a view are computed in the first epoch that shows it, and looked up
-from then on: by the later epochs of the stage, and, where a folder for it is named, by every other stage, seed, and sweep that
-learns from the same anchor on the same data. The order of the images stays a function of (seed, epoch).
+Live, the anchor's network runs on every batch. Looked up, with `views` = V, augmentation is a function of (view, image), the
+same for every seed of the student, and epoch e shows view (e - 1) mod V of every image. So an anchor's logits of a view are
+computed in the first epoch that shows it, and looked up from then on: by the later epochs of the stage, and, if the environment
+names a folder for them, by every other stage, seed, and sweep that learns from the same anchor on the same data. The order of
+the images stays a function of (seed, epoch).
 """
 
 from __future__ import annotations
@@ -11,25 +12,70 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
 from rco.core.tensors import load_arrays, save_arrays
 from rco.data.dataset import Split
+from rco.data.images import Rows
+from rco.models.taps import Output, observe
 from rco.training.config import ComputeConfig
 from rco.training.device import autocast
 from rco.training.lean import lean
 
-#: Names a folder in which kept logits outlive the process. It can be deleted at any time.
+#: Names a folder in which stored logits outlive the process. It can be deleted at any time.
 FOLDER = "RCO_LOGITS"
 _FORMAT = 1
-_MOST = 0.5  # of the machine's memory
+_LARGEST_SHARE = 0.5  # of the machine's memory
+
+
+class Anchor(Protocol):
+    """An anchor at work: the constant target of every step."""
+
+    def prepare_epoch(self, epoch: int) -> int | None:
+        """Get ready for an epoch (from 1).
+
+        Returns:
+            the view of the images that the epoch must show; None: any.
+        """
+
+    def output(self, x: Tensor, rows: Rows, view: int | None) -> Output:
+        """The anchor's output for a batch, through which no gradient flows.
+
+        Args:
+            x: (B, C, H, W), what the student is shown.
+            rows: (B,), the numbers of the images in the training part.
+            view: what `prepare_epoch` has returned.
+        """
+
+
+class LiveAnchor:
+    """An anchor whose network runs on every batch: frozen, and as lean as its tap allows.
+
+    Args:
+        network: frozen and moved to the device.
+        image_shape: (C, H, W).
+        tap: the module whose features are observed; empty: logits alone.
+    """
+
+    def __init__(self, network: nn.Module, image_shape: Sequence[int], device: torch.device | str, tap: str = "") -> None:
+        self.tap, self.network = tap, lean(network, image_shape, device, fold=not tap)
+
+    def prepare_epoch(self, epoch: int) -> None:
+        """Nothing to do: any view will do."""
+
+    def output(self, x: Tensor, rows: Rows, view: int | None) -> Output:
+        """As `Anchor.output`, from a forward pass."""
+        with torch.inference_mode():
+            out = observe(self.network, x, self.tap)
+        # Autograd cannot save inference tensors for the backward pass.
+        return Output(out.logits.clone(), None if out.features is None else out.features.clone())
 
 
 @dataclass
@@ -41,8 +87,9 @@ class StoredLogits:
         train: the images.
         augment: one of `rco.data.config.AUGMENTATIONS`.
         views: V.
-        anchor_id: sha256 of the anchor's weights; empty: nothing is kept beyond this object.
-        folder: where logits outlive the process; None: nowhere.
+        anchor_id: sha256 of the anchor's weights; empty: nothing is stored beyond this object.
+        folder: the files of logits that outlive the process; None: there are none.
+        computed: number of views that were computed, not found.
     """
 
     anchor: nn.Module
@@ -55,37 +102,44 @@ class StoredLogits:
     folder: Path | None = None
     dtype: torch.dtype = torch.float16
     computed: int = 0
-    """Views that were computed, not found."""
-    _kept: dict[int, Tensor] = field(default_factory=dict)
+    _stored: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.anchor = lean(self.anchor, self.train.manifest.image_shape, self.compute.device)
 
-    def view_of(self, epoch: int) -> int:
-        """The view that an epoch (from 1) shows."""
-        return (epoch - 1) % self.views
+    def prepare_epoch(self, epoch: int) -> int:
+        """Have the logits of the epoch's view at hand; returns the view."""
+        view = (epoch - 1) % self.views
+        self.prepare(view)
+        return view
+
+    def output(self, x: Tensor, rows: Rows, view: int | None) -> Output:
+        """As `Anchor.output`, looked up."""
+        if view is None:
+            raise ValueError("stored logits are of views, and the batch shows none")
+        return Output(self.logits(view, rows))
 
     def prepare(self, view: int) -> None:
         """Have a view's logits at hand: read them, or compute them."""
-        if view in self._kept:
+        if view in self._stored:
             return
         path = self._path(view)
         if path is not None and path.is_file() and (found := self._read(path)) is not None:
-            self._kept[view] = found
+            self._stored[view] = found
             return
-        self._kept[view] = self._compute(view)
+        self._stored[view] = self._compute(view)
         self.computed += 1
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_arrays(path, {"logits": self._kept[view].cpu().numpy()})
+            save_arrays(path, {"logits": self._stored[view].cpu().numpy()})
 
-    def logits(self, view: int, rows: NDArray[np.int64]) -> Tensor:
+    def logits(self, view: int, rows: Rows) -> Tensor:
         """(B, K) float32 of a prepared view, for images by their number."""
         index = torch.from_numpy(rows).to(self.compute.device, non_blocking=True)
-        return self._kept[view].index_select(0, index).float()
+        return self._stored[view].index_select(0, index).float()
 
     def _compute(self, view: int) -> Tensor:
-        answers = []
+        batches = []
         with torch.inference_mode(), autocast(self.compute):
             for x, _, _ in self.train.indexed_batches(
                 self.batch_size,
@@ -94,23 +148,23 @@ class StoredLogits:
                 workers=self.compute.workers,
                 view=view,
             ):
-                answers.append(self.anchor(x.contiguous(memory_format=torch.channels_last)).to(self.dtype))
-        return torch.cat(answers).clone()
+                batches.append(self.anchor(x.contiguous(memory_format=torch.channels_last)).to(self.dtype))
+        return torch.cat(batches).clone()
 
     def _read(self, path: Path) -> Tensor | None:
         try:
             arrays, _ = load_arrays(path)
         except InputError:
-            return None  # damaged: it is made again
+            return None  # damaged: it is computed again
         logits = arrays.get("logits")
         fits = logits is not None and logits.shape == (len(self.train), self.train.manifest.num_classes)
         return torch.from_numpy(logits).to(self.compute.device) if fits else None
 
     def _path(self, view: int) -> Path | None:
-        """Named by all that the logits depend on, so that a file under this name is right, whoever wrote it."""
+        """Named by all that the logits depend on: any process may have written the file that has this name."""
         if self.folder is None or not self.anchor_id:
             return None
-        of = {
+        identity = {
             "format": _FORMAT,
             "anchor": self.anchor_id,
             "data": self.train.manifest.digest,
@@ -120,19 +174,20 @@ class StoredLogits:
             "precision": self.compute.precision,
             "dtype": str(self.dtype),
         }
-        return self.folder / f"{hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.safetensors"
 
 
 def check_size(views: int, images: int, classes: int) -> float:
-    """MB that kept logits take.
+    """The size of stored logits in MB.
 
     Raises:
         InputError: more than half of this machine's memory.
     """
     size = views * images * classes * 2
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > _MOST * memory:
-        most = int(_MOST * memory / (2 * images * classes))
+    if size > _LARGEST_SHARE * memory:
+        most = int(_LARGEST_SHARE * memory / (2 * images * classes))
         raise InputError(
             "views",
             views,
@@ -143,6 +198,6 @@ def check_size(views: int, images: int, classes: int) -> float:
 
 
 def folder_from_environment() -> Path | None:
-    """The folder that the environment names for kept logits, if it does."""
+    """The folder that the environment names for stored logits; None: it names none."""
     named = os.environ.get(FOLDER, "")
     return Path(named) if named else None

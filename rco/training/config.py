@@ -1,4 +1,4 @@
-"""The settings of a training, of the route that it keeps, and of how numbers are computed."""
+"""The settings of a training, of the teacher's route, and of how numbers are computed."""
 
 from __future__ import annotations
 

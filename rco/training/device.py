@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from joblib import cpu_count
+from torch import Tensor
 
 from rco.core.errors import InputError
 from rco.training.config import ComputeConfig
@@ -16,8 +18,8 @@ from rco.training.config import ComputeConfig
 def resolve(compute: ComputeConfig) -> ComputeConfig:
     """Replace every `auto` by what it means on this machine.
 
-    Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results. A device that is named
-    is taken at its word: on a cluster the task that resolves has no GPU, the tasks that compute do (see `require_device`).
+    Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results. A device that the settings
+    name is not checked: on a cluster the task that resolves has no GPU, the tasks that compute do (see `require_device`).
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
@@ -27,7 +29,7 @@ def resolve(compute: ComputeConfig) -> ComputeConfig:
 
 
 def require_device(compute: ComputeConfig) -> None:
-    """Refuse a GPU where there is none.
+    """Refuse a GPU on a machine without one.
 
     Raises:
         InputError: device = cuda without a usable CUDA GPU.
@@ -57,3 +59,16 @@ def autocast(compute: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
     if compute.precision == "bf16":
         return torch.autocast(compute.device, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators from which dropout and the like draw."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give the generators the state that `random_state` has returned, also on another device: it then keeps its own."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

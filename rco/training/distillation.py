@@ -1,18 +1,18 @@
 """One stage of distillation, and the walk along a whole route.
 
-In a stage the student, starting from the weights the last stage left, learns from one frozen anchor with a fresh optimiser and
-schedule (Jin et al. 2019). It hands on its last weights, never those of a "best" epoch: the next stage starts where
-this one ended. So do the weights that an objective has of its own, such as a hint's regressor (ours).
+In a stage the student, starting from the weights that the stage before left, learns from one frozen anchor with a fresh
+optimiser and schedule (Jin et al. 2019). It hands on its last weights, never those of a "best" epoch: the next stage starts
+where this one ended. An objective's own weights, such as those of a hint's regressor, go on in the same way (ours).
 
-Whatever a stage mimics, the greedy search's hardness is the KL of the logits on the probe samples. Every network yields those,
+Whatever a stage mimics, the greedy search's hardness is the KL of the logits on the probe samples. Every network has logits,
 and nats mean the same for any objective. But a stage that mimics embeddings does not aim at its anchor's logits, so the
-ratios may say little of what it has learnt; the other strategies do not depend on them. Probe samples are of known classes.
+ratios may say little about what it has learnt; the other strategies do not depend on them. Probe samples are of known classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,14 @@ from rco.models.route import Route
 from rco.models.spec import load_network
 from rco.objectives.base import Objective
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.make import feature_shapes, make, taps_of
-from rco.strategies import anchors as choosing
+from rco.objectives.make import make_objective
+from rco.strategies.anchors import Choice, next_anchor, stage_count, stage_epochs
 from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import kl, route_hardness
-from rco.training.anchor import StoredLogits, check_size, folder_from_environment
+from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, folder_from_environment
+from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.loop import Checkpointer, fit, of_this_training
+from rco.training.loop import fit
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,7 @@ def probe_logits(model: nn.Module, data: Dataset, compute: ComputeConfig) -> NDA
     return logits
 
 
-def make_objective(
-    config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, data: Dataset, train: TrainConfig
-) -> Objective:
-    """The objective of all stages of a student. Any anchor of the route will do: they differ in weights alone.
-
-    Raises:
-        InputError: a tap that cannot be used.
-    """
-    taps = taps_of(config, student, anchor)
-    return make(config, taps, feature_shapes(config, student, anchor, data.manifest.image_shape), seed=train.seed)
-
-
-def distill_stage(
+def train_stage(
     student: nn.Module,
     anchor: nn.Module,
     data: Dataset,
@@ -80,28 +69,31 @@ def distill_stage(
     """Train `student` in place on one anchor.
 
     Args:
-        targets: for the KL columns; of the probe samples.
+        anchor: frozen in place, and run only if the objective needs it.
+        targets: for the KL columns.
         stage: its number, from 1; logged.
-        epochs: of this stage; optimiser and schedule span exactly these.
+        epochs: length of this stage; optimiser and schedule span exactly these.
         first_epoch: number of this stage's first epoch on the student's one axis over all stages.
-        loss: what `make_objective` makes of `objective`, as the last stage left it (what it learns it learns in place); None: a
-            new one.
-        anchor_id: sha256 of the anchor's weights; with it, kept logits are shared through the folder that the environment
+        loss: the objective that `objective` describes, as the stage before left it (its own weights are trained in place);
+            None: a new one.
+        anchor_id: sha256 of the anchor's weights; with it, stored logits are shared through the folder that the environment
             names, if it names one (`rco.training.anchor`).
         checkpointer: as for `rco.training.loop.fit`.
 
     Yields:
-        one row an epoch: what `rco.training.loop.fit` yields, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
+        one row an epoch: the row of `rco.training.loop.fit`, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
         (congruence on the probe samples at the objective's temperature, nats).
+
+    Raises:
+        InputError: stored logits that are too large, and what `rco.training.loop.fit` refuses.
     """
     if loss is None:
-        loss = make_objective(objective, student, anchor, data, train)
-    validation, probe = data.split("val"), np.asarray(data.manifest.probe)
-    teacher: nn.Module | StoredLogits | None = anchor if loss.needs_anchor else None
-    if objective.views and loss.needs_anchor:
-        split = data.split("train")
+        loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
+    split, validation, probe = data.split("train"), data.split("val"), np.asarray(data.manifest.probe)
+    working: Anchor | None = None
+    if loss.needs_anchor and objective.views:
         check_size(min(objective.views, epochs), len(split), data.manifest.num_classes)
-        teacher = StoredLogits(
+        working = StoredLogits(
             anchor=anchor,
             train=split,
             augment=train.augment,
@@ -111,15 +103,17 @@ def distill_stage(
             anchor_id=anchor_id,
             folder=folder_from_environment(),
         )
+    elif loss.needs_anchor:
+        working = LiveAnchor(anchor, data.manifest.image_shape, compute.device, loss.taps.anchor)
     for fitted in fit(
         student,
-        data.split("train"),
+        split,
         loss,
         train,
         compute,
         epochs=epochs,
         first_epoch=first_epoch,
-        anchor=teacher,
+        anchor=working,
         checkpointer=checkpointer,
     ):
         logits, labels = predict(
@@ -133,6 +127,48 @@ def distill_stage(
             "kl_to_anchor": kl(targets.anchor, logits[probe], objective.tau),
             "kl_to_teacher": kl(targets.teacher, logits[probe], objective.tau),
         }
+
+
+@dataclass
+class _Walk:
+    """How far a student is along a route.
+
+    Attributes:
+        chosen: indices of the anchors of the stages that have ended.
+        done: epochs of these stages.
+        choice: the anchor of the stage in progress; None between two stages.
+    """
+
+    chosen: list[int] = field(default_factory=list)
+    done: int = 0
+    choice: Choice | None = None
+
+    def state(self) -> dict[str, Any]:
+        """For a resume point; the names are those in it."""
+        return {"chosen": self.chosen, "done": self.done, "choice": jsonable(self.choice)}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], checkpoints: int) -> _Walk:
+        """The walk whose `state` was saved.
+
+        Args:
+            checkpoints: how many the route has.
+
+        Raises:
+            InputError: it is a walk along another route.
+        """
+        with restoring():
+            chosen, done = [int(i) for i in saved["chosen"]], int(saved["done"])
+            choice = from_dict(Choice, saved["choice"])
+            if not all(0 <= i < checkpoints for i in (*chosen, choice.index)) or done < 0:
+                raise ValueError("it speaks of other anchors")
+        return cls(chosen, done, choice)
+
+    def end_stage(self, anchor: int, epochs: int) -> None:
+        """Count a stage of `epochs` epochs that has learnt from the anchor of this index."""
+        self.chosen.append(anchor)
+        self.done += epochs
+        self.choice = None
 
 
 def distill_route(
@@ -149,7 +185,7 @@ def distill_route(
     """Distil `student` in place along a route: the whole method in one process, for notebooks.
 
     Args:
-        checkpointer: as for `rco.training.loop.fit`; with the training goes how far the walk was.
+        checkpointer: as for `rco.training.loop.fit`; it also saves the part "walk".
 
     Yields:
         the rows of every stage, with anchor_epoch and reason added.
@@ -159,48 +195,41 @@ def distill_route(
     """
     anchors, objective, train = anchors or AnchorConfig(), objective or ObjectiveConfig(), train or TrainConfig()
     _, route_logits = route.probe()
-    stages = choosing.stage_count(anchors, route.epochs, route.decay_epochs)
-    chosen: list[int] = []
-    done = 0
-    loss = None
-    choice: choosing.Choice | None = None
+    stages = stage_count(anchors, route.epochs, route.decay_epochs)
     student.to(compute.device)
+    walk = _Walk()
     if checkpointer is not None:
-        if (before := checkpointer.take("walk")) is not None:
-            with of_this_training():
-                chosen, done = [int(i) for i in before["chosen"]], int(before["done"])
-                choice = from_dict(choosing.Choice, before["choice"])
-                if not all(0 <= i < len(route.checkpoints) for i in (*chosen, choice.index)) or done < 0:
-                    raise ValueError("it speaks of other anchors")
-        checkpointer.add("walk", lambda: {"chosen": chosen, "done": done, "choice": jsonable(choice)})
-    while True:
-        if choice is None:
-            hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
-            choice = choosing.next_anchor(anchors, route.epochs, route.decay_epochs, chosen=chosen, hardness=hardness)
-        if choice is None:
-            return
-        point = route.checkpoints[choice.index]
-        anchor = load_network(route.folder / point.file, expected_sha256=point.sha256, spec=route.network)
-        epochs = choosing.stage_epochs(train.epochs, stages, choice.stage, last=choice.last)
-        targets = ProbeTargets(route_logits[choice.index], route_logits[-1])
+        if (saved := checkpointer.take("walk")) is not None:
+            walk = _Walk.restored(saved, len(route.checkpoints))
+        checkpointer.add("walk", walk.state)
+
+    def choose() -> Choice | None:
+        hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
+        return next_anchor(anchors, route.epochs, route.decay_epochs, chosen=walk.chosen, hardness=hardness)
+
+    loss: Objective | None = None
+    while (choice := walk.choice or choose()) is not None:
+        walk.choice = choice
+        checkpoint = route.checkpoints[choice.index]
+        anchor = load_network(route.folder / checkpoint.file, expected_sha256=checkpoint.sha256, spec=route.network)
         if loss is None:
-            loss = make_objective(objective, student, anchor, data, train)
-        for row in distill_stage(
+            loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
+        epochs = stage_epochs(train.epochs, stages, choice.stage, last=choice.last)
+        rows = train_stage(
             student,
             anchor,
             data,
             objective,
             train,
             compute,
-            targets,
+            ProbeTargets(route_logits[choice.index], route_logits[-1]),
             stage=choice.stage,
             epochs=epochs,
-            first_epoch=done + 1,
+            first_epoch=walk.done + 1,
             loss=loss,
-            anchor_id=point.sha256,
+            anchor_id=checkpoint.sha256,
             checkpointer=checkpointer,
-        ):
+        )
+        for row in rows:
             yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
-        chosen.append(choice.index)
-        done += epochs
-        choice = None
+        walk.end_stage(choice.index, epochs)

@@ -1,4 +1,4 @@
-"""An anchor is a constant: its BatchNorms can become part of the convolutions before them, and cost nothing more."""
+"""A frozen network at its cheapest: its BatchNorms become part of the convolutions before them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _CLOSE = 1e-3  # relative to the largest logit; folding changes the last digits 
 def folded(network: nn.Module, images: Tensor) -> nn.Module:
     """A network that computes what `network` computes in evaluation mode, with BatchNorms folded into convolutions.
 
-    A BatchNorm is folded if it is all that uses the output of a convolution, and both run once. A network that cannot be
-    traced (its forward depends on the data), has nothing to fold, or answers otherwise when folded is returned as it is.
+    A BatchNorm is folded if nothing else uses the output of its convolution, and both run once. A network is returned as it is
+    if it cannot be traced (its forward depends on the data), has nothing to fold, or gives other outputs when folded.
 
     Args:
         network: frozen, in evaluation mode; it is not changed, and shares no weights with a folded copy.
-        images: (B, C, H, W), a few of them, to check the copy's answers on.
+        images: (B, C, H, W), a few of them, to check the copy's outputs on.
     """
     try:
         traced = fx.symbolic_trace(copy.deepcopy(network))
         if not _fold(traced):
             return network
         with torch.inference_mode():
-            expected, answer = network(images).float(), traced(images).float()
+            expected, outputs = network(images).float(), traced(images).float()
     except Exception as error:  # a user's forward may fail under tracing in any way
         log.debug("BatchNorm is not folded: %s", error)
         return network
-    same = (answer - expected).abs().max() <= _CLOSE * expected.abs().max().clamp_min(1.0)
+    same = (outputs - expected).abs().max() <= _CLOSE * expected.abs().max().clamp_min(1.0)
     return traced if bool(same) else network
 
 
@@ -46,12 +46,12 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def lean(anchor: nn.Module, image_shape: Sequence[int], device: torch.device | str, *, fold: bool = True) -> nn.Module:
-    """An anchor at its cheapest: on the device, frozen, in channels_last, with BatchNorms folded.
+    """An anchor's network at its cheapest: on the device, frozen, in channels_last, with BatchNorms folded.
 
     Args:
-        anchor: is frozen and moved; of a folded one a copy comes back.
+        anchor: frozen and moved in place; a folded network is a copy.
         image_shape: (C, H, W).
-        fold: not for an anchor whose modules are tapped: folding may change what they yield.
+        fold: must be false if modules of the anchor are tapped: folding may change what they yield.
     """
     anchor = freeze(anchor).to(device)
     if fold:
@@ -71,10 +71,10 @@ def _fold(traced: fx.GraphModule) -> int:
             runs[node.target] = runs.get(node.target, 0) + 1
     count = 0
     for node in nodes:
-        if not _is(node, modules, runs, _NORMS):
+        if not _runs_once(node, modules, runs, _NORMS):
             continue
         source, norm = node.args[0], modules[node.target]
-        if not _is(source, modules, runs, _CONVOLUTIONS) or len(source.users) > 1 or norm.running_mean is None:
+        if not _runs_once(source, modules, runs, _CONVOLUTIONS) or len(source.users) > 1 or norm.running_mean is None:
             continue
         parent, _, name = source.target.rpartition(".")
         convolution = modules[source.target]
@@ -89,7 +89,7 @@ def _fold(traced: fx.GraphModule) -> int:
     return count
 
 
-def _is(node: object, modules: dict[str, nn.Module], runs: dict[str, int], kinds: tuple[type, ...]) -> bool:
+def _runs_once(node: object, modules: dict[str, nn.Module], runs: dict[str, int], kinds: tuple[type, ...]) -> bool:
     """Whether a node runs a module of exactly these kinds, which runs nowhere else."""
     return (
         isinstance(node, fx.Node)

@@ -4,163 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Split
-from rco.models.taps import Output, observe
+from rco.data.images import Rows
+from rco.models.taps import observe
 from rco.models.weights import load_weights
 from rco.objectives.base import Objective
-from rco.training.anchor import StoredLogits
+from rco.training.anchor import Anchor
+from rco.training.checkpointer import MISFIT, Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.device import autocast
-from rco.training.lean import lean
+from rco.training.device import autocast, random_state, set_random_state
+from rco.training.optimizers import load_optimizer_state, make_optimizer
+from rco.training.progress import Progress
 from rco.training.schedule import learning_rate
 
-_LOOK = 100  # steps between looks at the loss: each makes the program wait for the GPU once
-
-
-class Checkpointer(Protocol):
-    """Who keeps the state of a training for when it is interrupted; see `rco.training.resume`. A state has parts, one of
-    each who knows what it means."""
-
-    def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
-        """From now on keep what `make` makes (tensors, arrays, JSON), and the files that `files` names, with their sha256."""
-
-    def take(self, part: str) -> Any:
-        """What was kept of a part, once; None: nothing was."""
-
-    def due(self) -> bool:
-        """Whether it is time to keep the state. Asked after every step."""
-
-    def keep(self) -> None:
-        """Keep all parts as they are now; may end the process after that, if it has been asked to."""
-
-
-class _Teacher:
-    """An anchor at work: frozen, and as lean as what is asked of it allows."""
-
-    def __init__(self, anchor: nn.Module, tap: str, image_shape: Sequence[int], device: torch.device) -> None:
-        self.tap, self.network = tap, lean(anchor, image_shape, device, fold=not tap)
-
-    def __call__(self, x: Tensor) -> Output:
-        with torch.inference_mode():
-            out = observe(self.network, x, self.tap)
-        # What autograd may keep for the backward pass must be no inference tensor.
-        return Output(out.logits.clone(), None if out.features is None else out.features.clone())
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser; its learning rate is set before every step."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-@dataclass
-class _Progress:
-    """Where a training is: in `epoch`, after `batches` of it, which showed it `images` in `seconds`.
-
-    The parts of the loss are summed on the device: reading one there would make every step wait for the GPU. A sum that is
-    once not finite stays so, so the steps after which it was finite say which step was the first bad one.
-    """
-
-    epoch: int
-    batches: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    names: Sequence[str] = ()
-    sums: Tensor | None = None  # (P,)
-    finite: Tensor | None = None  # (P,) int64
-
-    def add(self, parts: Mapping[str, Tensor], values: Tensor, images: int) -> None:
-        """Count a step.
-
-        Args:
-            values: (P,) of `parts`, means over `images` images.
-        """
-        if self.sums is None or self.finite is None:
-            self.names = tuple(parts)
-            self.sums, self.finite = torch.zeros_like(values), torch.zeros_like(values, dtype=torch.int64)
-        self.sums += values * images
-        self.finite += torch.isfinite(self.sums)
-        self.batches += 1
-        self.images += images
-
-    def check(self, first: int, last: int) -> None:
-        """Raise TypeError or ValueError if this cannot be where a training of the epochs `first` to `last` is."""
-        counts = (self.epoch, self.batches, self.images)
-        if not all(type(count) is int and 0 <= count < 2**40 for count in counts) or not first <= self.epoch <= last + 1:
-            raise ValueError(f"it is at {counts}")
-        if type(self.seconds) not in (int, float) or not self.seconds >= 0:
-            raise ValueError(f"it took {self.seconds} s")
-        if not all(isinstance(name, str) for name in self.names):
-            raise TypeError("its parts have no names")
-        shape = (len(self.names),)
-        if (self.sums is None) != (self.finite is None):
-            raise ValueError("it has half of its sums")
-        if self.sums is not None and self.finite is not None:
-            dtypes = self.sums.is_floating_point(), self.finite.dtype
-            if dtypes != (True, torch.int64) or {tuple(self.sums.shape), tuple(self.finite.shape)} != {shape}:
-                raise ValueError("it has other sums than parts")
-
-    def first_bad(self) -> tuple[str, int] | None:
-        """The part of the loss that was the first not to be finite, and the step, counted from 1. Waits for the device."""
-        steps = [] if self.finite is None else self.finite.tolist()
-        if min(steps, default=self.batches) == self.batches:
-            return None
-        return self.names[steps.index(min(steps))], min(steps) + 1
-
-    def means(self) -> dict[str, float]:
-        """Of the parts, over the images of the epoch."""
-        return {} if self.sums is None else {n: s / self.images for n, s in zip(self.names, self.sums.tolist(), strict=True)}
-
-
-def _all_finite(module: nn.Module) -> bool:
-    floats = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in floats]).all())
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give an optimiser the state of another one like it; keys are numbers in words."""
-    optimizer.load_state_dict(
-        {"state": {int(i): dict(own) for i, own in state.items()}, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for parameter, own in optimizer.state.items():
-        if parameter not in known:
-            raise ValueError("it has more parameters")
-        for name, value in own.items():
-            if torch.is_tensor(value) and value.dim():
-                if value.shape != parameter.shape:
-                    raise ValueError(f"{name} of {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
-                # Fused steps walk through memory: the layout must be the parameter's.
-                own[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of the generators that dropout and the like draw from."""
-    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
-
-
-def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+_CHECK_EVERY = 100  # steps between two checks of the loss: each makes the program wait for the GPU once
 
 
 def fit(
@@ -172,189 +36,210 @@ def fit(
     *,
     epochs: int,
     first_epoch: int = 1,
-    anchor: nn.Module | StoredLogits | None = None,
+    anchor: Anchor | None = None,
     checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
     Args:
-        objective: its parts are summed, averaged over the epoch, and logged under their names. What it taps is observed, in the
-            forward passes of this training and no others; parameters of its own are trained along, in place.
+        objective: its parts are summed, averaged over the epoch, and logged under their names. Its taps are observed in the
+            forward passes of this training and no others; its own parameters are trained along, in place.
         epochs: length of this training; the schedule spans it.
-        first_epoch: what the first epoch is called. Order and augmentation of the images are functions of (seed, epoch),
-            so stages that count on do not see the same order again.
-        anchor: frozen by this function; it sees the batches that the student sees. Or its logits, computed once and kept: then
-            the student sees the views that they are of.
-        checkpointer: keeps the part "training". If it has one, this training goes on from there, and only epochs that end after
-            that are yielded. On a CPU the weights come out the same to the last bit. What the caller keeps of an epoch must be
-            kept by the time it asks for the next.
+        first_epoch: number of the first epoch. Order and augmentation of the images are functions of (seed, epoch), so stages
+            that count on do not see the same order again.
+        anchor: sees the batches that the student sees; or its logits are stored, and the student sees the views that they
+            are of.
+        checkpointer: saves the part "training". If it has one, this training goes on from there, and only epochs that end after
+            that are yielded. On a CPU the weights come out the same to the last bit. The caller must have taken up an epoch's
+            row by the time it asks for the next.
 
     Yields:
         epoch, lr (of the epoch's last step), loss, the objective's parts, images_per_second.
 
     Raises:
         DivergenceError: a loss, or a weight, is not a finite number.
-        InputError: there is no whole batch to train on, or what was kept is of another training.
+        InputError: there is no whole batch to train on, or the saved state is of another training.
     """
-    device = torch.device(compute.device)
-    model.to(device).to(memory_format=torch.channels_last)
-    kept = anchor if isinstance(anchor, StoredLogits) else None
-    teach = (
-        _Teacher(anchor, objective.taps.anchor, train.manifest.image_shape, device) if isinstance(anchor, nn.Module) else None
-    )
-    objective.to(device)
-    learner = nn.ModuleDict({"model": model, "objective": objective})
-    optimizer = make_optimizer(learner, config)
-    steps_per_epoch = train.num_batches(config.batch_size)
-    now = _Progress(first_epoch)
-    good: tuple[str, dict[str, Tensor]] | None = None  # in the computer's memory: the device's is scarce
+    trainer = Trainer(model, train, objective, config, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor)
+    if checkpointer is not None:
+        trainer.attach(checkpointer)
+    yield from trainer.epochs()
 
-    def state() -> dict[str, Any]:
-        return {
-            "learner": learner.state_dict(),
-            "optimizer": optimizer.state_dict()["state"],
-            "random": _random_state(device),
-            "progress": vars(now),
-        }
 
-    def rate(batches: int) -> float:
-        step = (now.epoch - first_epoch) * steps_per_epoch + batches
-        return learning_rate(config, step, steps_per_epoch=steps_per_epoch, epochs=epochs)
+class Trainer:
+    """A training of `fit`, whose arguments these are."""
 
-    def look(closely: bool) -> None:
-        bad = now.first_bad()
-        if bad is None and closely and not _all_finite(learner):
-            bad = "a weight", now.batches
-        if bad is None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Split,
+        objective: Objective,
+        config: TrainConfig,
+        compute: ComputeConfig,
+        *,
+        epochs: int,
+        first_epoch: int,
+        anchor: Anchor | None,
+    ) -> None:
+        self.train, self.config, self.compute, self.anchor = train, config, compute, anchor
+        self.device = torch.device(compute.device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = objective.to(self.device)
+        self.learner = nn.ModuleDict({"model": self.model, "objective": self.objective})
+        self.optimizer = make_optimizer(self.learner, config)
+        self.length, self.first_epoch, self.last_epoch = epochs, first_epoch, first_epoch + epochs - 1
+        self.steps_per_epoch = train.num_batches(config.batch_size)
+        self.progress = Progress(first_epoch)
+        self.checkpointer: Checkpointer | None = None
+        self._restored_random: Mapping[str, Tensor] | None = None
+        self._first_step: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        #: When, and the model's state dict then; in the computer's memory: the device's is scarce.
+        self._last_finite: tuple[str, dict[str, Tensor]] | None = None
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Train to the end; yields as `fit`."""
+        while self.progress.epoch <= self.last_epoch:
+            row = self._train_epoch()
+            self.progress = Progress(self.progress.epoch + 1)
+            yield row
+            if self.checkpointer is not None and self.checkpointer.due():
+                self.checkpointer.keep()
+
+    def _train_epoch(self) -> dict[str, float]:
+        """Train the current epoch, or the rest of it; returns its row."""
+        progress = self.progress
+        started = time.perf_counter() - progress.seconds
+        view = self.anchor.prepare_epoch(progress.epoch) if self.anchor is not None else None
+        self.model.train()
+        self._seed_epoch()
+        batches = self.train.indexed_batches(
+            self.config.batch_size,
+            device=self.compute.device,
+            seed=self.config.seed,
+            epoch=progress.epoch,
+            augment=self.config.augment,
+            workers=self.compute.workers,
+            view=view,
+            skip=progress.batches,
+        )
+        for x, labels, rows in batches:
+            self._step(x, labels, rows, view)
+            if progress.batches < self.steps_per_epoch:  # the end of the epoch has a check of its own
+                self._between_steps(started)
+        if not progress.images:
+            raise InputError(
+                "batch_size",
+                self.config.batch_size,
+                "leaves no batch to train on",
+                f"There are {len(self.train)} training images",
+            )
+        self._check_finite(weights=True)
+        means = progress.means()
+        row = {"epoch": progress.epoch, "lr": self._rate(self.steps_per_epoch - 1), "loss": sum(means.values()), **means}
+        row["images_per_second"] = progress.images / (time.perf_counter() - started)
+        self._keep_finite(f"after epoch {progress.epoch}")
+        return row
+
+    def _step(self, x: Tensor, labels: Tensor, rows: Rows, view: int | None) -> None:
+        """Train on one batch and count it."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        rate = self._rate(self.progress.batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(self.compute):
+            anchor_out = self.anchor.output(x, rows, view) if self.anchor is not None else None
+            parts = self.objective(observe(self.model, x, self.objective.taps.student), anchor_out, labels)
+        values = torch.stack(list(parts.values()))
+        self.optimizer.zero_grad(set_to_none=True)
+        values.sum().backward()  # type: ignore[no-untyped-call]
+        with self._first_step:
+            self.optimizer.step()
+        self._first_step = contextlib.nullcontext()
+        self.progress.add(parts, values.detach(), len(labels))
+
+    def _between_steps(self, started: float) -> None:
+        """Save the state if it is time to, of finite numbers only; check the loss now and then."""
+        if self.checkpointer is not None and self.checkpointer.due():
+            self.progress.seconds = time.perf_counter() - started
+            self._check_finite(weights=True)
+            self.checkpointer.keep()
+        elif self.progress.batches % _CHECK_EVERY == 0:
+            self._check_finite(weights=False)
+
+    def _rate(self, batches: int) -> float:
+        """The learning rate of the step after `batches` batches of the current epoch."""
+        step = (self.progress.epoch - self.first_epoch) * self.steps_per_epoch + batches
+        return learning_rate(self.config, step, steps_per_epoch=self.steps_per_epoch, epochs=self.length)
+
+    def _seed_epoch(self) -> None:
+        """Dropout and the like draw from the global generator: make that a function of (seed, epoch) as well."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.progress.epoch)
+        if self._restored_random is not None and self.progress.batches:
+            set_random_state(self._restored_random, self.device)
+
+    def _keep_finite(self, when: str) -> None:
+        self._last_finite = when, {name: t.detach().to("cpu", copy=True) for name, t in self.model.state_dict().items()}
+
+    def _check_finite(self, *, weights: bool) -> None:
+        """Raise DivergenceError if a part of the loss is not finite, or, if they are to be checked too, one of the weights."""
+        culprit = self.progress.first_not_finite()
+        if culprit is None and weights and not _all_finite(self.learner):
+            culprit = "a weight", self.progress.batches
+        if culprit is None:
             return
-        part, step = bad
+        part, step = culprit
+        one_of_many = len(self.progress.names) > 1 and part != "label_loss"
+        when, last_finite = self._last_finite or ("", None)
         raise DivergenceError(
             part,
-            epoch=now.epoch,
+            epoch=self.progress.epoch,
             step=step,
-            steps=steps_per_epoch,
-            lr=rate(step - 1),
+            steps=self.steps_per_epoch,
+            lr=self._rate(step - 1),
             advice="Lower lr or lengthen warmup_epochs"
-            + (f", or give {part} less weight (such as lam, or tau)" if len(now.names) > 1 and part != "label_loss" else "")
-            + (", or use precision = fp32" if compute.precision != "fp32" else ""),
-            weights=good[1] if good else None,
-            weights_of=good[0] if good else "",
+            + (f", or give {part} less weight (such as lam, or tau)" if one_of_many else "")
+            + (", or use precision = fp32" if self.compute.precision != "fp32" else ""),
+            weights=last_finite,
+            weights_of=when,
         )
 
-    def is_good(when: str) -> None:
-        nonlocal good
-        good = when, {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    def attach(self, checkpointer: Checkpointer) -> None:
+        """Have the state saved from now on; take up the one that is saved.
 
-    random = None
-    taking_up: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if checkpointer is not None:
-        checkpointer.add("training", state)
+        Raises:
+            InputError: it is of another training.
+        """
+        self.checkpointer = checkpointer
+        checkpointer.add("training", self.state)
         if (saved := checkpointer.take("training")) is not None:
-            random = _take_up(saved, learner, optimizer, now, first_epoch + epochs - 1, device)
-            taking_up = of_this_training(*_UNFIT)  # which values an optimiser needs is known to its first step
-            is_good(f"at step {now.batches} of epoch {now.epoch}" if now.batches else f"after epoch {now.epoch - 1}")
-    while now.epoch < first_epoch + epochs:
-        started = time.perf_counter() - now.seconds
-        view = kept.view_of(now.epoch) if kept else None
-        if kept and view is not None:
-            kept.prepare(view)
-        model.train()
-        # Dropout and the like draw from the global generator: make that a function of (seed, epoch) as well.
-        torch.manual_seed(config.seed * 1_000_003 + now.epoch)
-        if random is not None and now.batches:
-            _set_random_state(random, device)
-        for x, y, rows in train.indexed_batches(
-            config.batch_size,
-            device=compute.device,
-            seed=config.seed,
-            epoch=now.epoch,
-            augment=config.augment,
-            workers=compute.workers,
-            view=view,
-            skip=now.batches,
-        ):
-            x = x.contiguous(memory_format=torch.channels_last)
-            for group in optimizer.param_groups:
-                group["lr"] = rate(now.batches)
-            with autocast(compute):
-                anchor_out = teach(x) if teach else None
-                if kept and view is not None:
-                    anchor_out = Output(kept.logits(view, rows))
-                parts = objective(observe(model, x, objective.taps.student), anchor_out, y)
-            values = torch.stack(list(parts.values()))
-            optimizer.zero_grad(set_to_none=True)
-            values.sum().backward()  # type: ignore[no-untyped-call]
-            with taking_up:
-                optimizer.step()
-            taking_up = contextlib.nullcontext()
-            now.add(parts, values.detach(), len(y))
-            if now.batches < steps_per_epoch:  # the end of the epoch looks for itself
-                if checkpointer is not None and checkpointer.due():
-                    now.seconds = time.perf_counter() - started
-                    look(closely=True)
-                    checkpointer.keep()
-                elif now.batches % _LOOK == 0:
-                    look(closely=False)
-        if not now.images:
-            raise InputError(
-                "batch_size", config.batch_size, "leaves no batch to train on", f"There are {len(train)} training images"
-            )
-        look(closely=True)
-        means = now.means()
-        row = {"epoch": now.epoch, "lr": rate(steps_per_epoch - 1), "loss": sum(means.values()), **means}
-        row["images_per_second"] = now.images / (time.perf_counter() - started)
-        is_good(f"after epoch {now.epoch}")
-        now = _Progress(now.epoch + 1)
-        yield row
-        if checkpointer is not None and checkpointer.due():
-            checkpointer.keep()
+            self.load_state(saved)
+
+    def state(self) -> dict[str, Any]:
+        """All that this training needs to go on; the names are those in a resume point."""
+        return {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "random": random_state(self.device),
+            "progress": vars(self.progress),
+        }
+
+    def load_state(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `state` of an interrupted training returned.
+
+        Raises:
+            InputError: it is of another training.
+        """
+        with restoring():
+            load_weights(self.learner, saved["learner"], "a resume point")
+            load_optimizer_state(self.optimizer, saved["optimizer"])
+            self.progress = Progress.restored(saved["progress"], self.first_epoch, self.last_epoch, self.device)
+            self._restored_random = {name: state for name, state in saved["random"].items() if torch.is_tensor(state)}
+            set_random_state(self._restored_random, self.device)
+        self._first_step = restoring(MISFIT)  # which values an optimiser needs is known to its first step
+        epoch, batches = self.progress.epoch, self.progress.batches
+        self._keep_finite(f"at step {batches} of epoch {epoch}" if batches else f"after epoch {epoch - 1}")
 
 
-_UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-
-
-@contextlib.contextmanager
-def of_this_training(*kinds: type[Exception]) -> Iterator[None]:
-    """Take up what a resume point holds, each value as it should be.
-
-    Args:
-        kinds: of errors that show that it does not fit.
-
-    Raises:
-        InputError: what was saved is of another training, or of none.
-    """
-    try:
-        yield
-    except kinds or (*_UNFIT, RuntimeError) as error:  # noqa: B030 (both are tuples)
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            "resume point", type(error).__name__, f"is of another training ({reason})", "Delete it, or name another place"
-        ) from None
-
-
-def _take_up(
-    saved: Mapping[str, Any],
-    learner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    now: _Progress,
-    last: int,
-    device: torch.device,
-) -> Mapping[str, Tensor]:
-    """Put everything where it was; returns the state of the random numbers.
-
-    Args:
-        last: epoch of this training.
-
-    Raises:
-        InputError: what was saved is of another training.
-    """
-    with of_this_training():
-        load_weights(learner, saved["learner"], "a resume point")
-        _load_optimizer(optimizer, saved["optimizer"])
-        progress = _Progress(**saved["progress"])
-        progress.check(now.epoch, last)
-        random: Mapping[str, Tensor] = {name: state for name, state in saved["random"].items() if torch.is_tensor(state)}
-        _set_random_state(random, device)
-    for name, value in vars(progress).items():
-        setattr(now, name, value.to(device) if torch.is_tensor(value) else value)
-    return random
+def _all_finite(module: nn.Module) -> bool:
+    floats = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in floats]).all())

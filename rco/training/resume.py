@@ -78,7 +78,7 @@ class _Told:
 
 
 class ResumePoints:
-    """The resume points of one training (a `rco.training.loop.Checkpointer`).
+    """The resume points of one training (a `rco.training.checkpointer.Checkpointer`).
 
     Args:
         folder: path or s3:// address; empty: nothing is kept, nothing is found.
@@ -105,13 +105,13 @@ class ResumePoints:
             self._open()
 
     def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
-        """As `rco.training.loop.Checkpointer.add`. A part that is added again is replaced."""
+        """As `rco.training.checkpointer.Checkpointer.add`. A part that is added again is replaced."""
         self._makers[part] = make
         if files is not None:
             self._named.append(files)
 
     def take(self, part: str) -> Any:
-        """As `rco.training.loop.Checkpointer.take`. Tuples have become lists, keys text, arrays tensors."""
+        """As `rco.training.checkpointer.Checkpointer.take`. Tuples have become lists, keys text, arrays tensors."""
         return self._found.pop(part, None)
 
     def due(self) -> bool:

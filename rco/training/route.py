@@ -23,7 +23,7 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
     """Copy a verified route into `folder`; measure its checkpoints again if they were measured on another data set.
 
     Args:
-        spec: what the user says the teacher is; it must agree with the route.
+        spec: the teacher in the user's settings; it must agree with the route.
 
     Raises:
         InputError: a damaged or missing checkpoint, a teacher of another shape; with open classes, a route of other data.
@@ -49,7 +49,7 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
     if source.data_digest == data.manifest.digest:
         source.write_index(folder)
         return Route.open(folder)
-    return _measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, ())
+    return _write_measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, ())
 
 
 def import_route(
@@ -82,10 +82,10 @@ def import_route(
         file = checkpoint_file(epoch)
         digest = save_network(folder / file, model, spec, epoch=epoch)
         checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
-    return _measured(checkpoints, data, spec, compute, folder, decay_epochs, ())
+    return _write_measured(checkpoints, data, spec, compute, folder, decay_epochs, ())
 
 
-def _measured(
+def _write_measured(
     checkpoints: Sequence[Checkpoint],
     data: Dataset,
     spec: NetworkSpec,
@@ -97,18 +97,18 @@ def _measured(
     """Write a route whose weights lie in `folder`, with accuracy and probe logits measured on `data`."""
     probe = np.asarray(data.manifest.probe)
     validation = data.split("val")
-    measured, probe_logits = [], []
+    with_accuracy, probe_logits = [], []
     labels = np.empty(0, dtype=np.int64)
     for c in checkpoints:
         model = load_network(folder / c.file, expected_sha256=c.sha256, spec=spec).to(compute.device)
         logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
-        measured.append(dataclasses.replace(c, val_accuracy=accuracy(logits, labels)))
+        with_accuracy.append(dataclasses.replace(c, val_accuracy=accuracy(logits, labels)))
         probe_logits.append(logits[probe])
     return Route.write(
         folder,
         network=spec,
         data_digest=data.manifest.digest,
-        checkpoints=measured,
+        checkpoints=with_accuracy,
         decay_epochs=decay_epochs,
         history=history,
         probe_labels=labels[probe],

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, and the epochs at which a teacher's checkpoints are kept."""
+"""The learning rate as a pure function of the step, and the epochs of a teacher's checkpoints."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def learning_rate(config: TrainConfig, step: int, *, steps_per_epoch: int, epoch
 
 
 def checkpoint_epochs(config: TrainConfig, every: int) -> tuple[int, ...]:
-    """The epochs whose weights a teacher's training keeps: every `every`-th, the last before each decay, the last of all."""
+    """The epochs after which a teacher's weights are saved: every `every`-th, the last before each decay, the last of all."""
     regular = range(every, config.epochs + 1, every)
     return tuple(sorted({*regular, *config.decay_epochs(config.epochs), config.epochs}))

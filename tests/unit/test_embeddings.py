@@ -25,8 +25,9 @@ from rco.objectives.config import ObjectiveConfig
 from rco.objectives.embedding import EmbeddingLoss, mimic_embedding
 from rco.objectives.route import Labels, RouteLoss
 from rco.tasks.preflight import Settings, preflight
+from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
-from rco.training.distillation import ProbeTargets, distill_stage
+from rco.training.distillation import ProbeTargets, train_stage
 from rco.training.loop import fit
 from tests.conftest import CPU
 
@@ -205,7 +206,7 @@ def staged(student: nn.Module, anchor: nn.Module, data: Dataset, **objective: An
     logits = np.zeros((64, 10), dtype=np.float32)
     chosen = ObjectiveConfig(**{"objective": "embedding", "lam": "1", **objective})
     train = TrainConfig(epochs=3, lr=0.02, batch_size=128)
-    rows = distill_stage(
+    rows = train_stage(
         student, anchor, data, chosen, train, CPU, ProbeTargets(logits, logits), stage=1, epochs=3, first_epoch=1
     )
     return list(rows)
@@ -244,7 +245,8 @@ class TestStage:
         ours, theirs, anchor = spec("digits-mlp").build(0), spec("digits-mlp").build(0), trained_anchor(data)
         staged(ours, anchor, data, objective="route", lam="tau^2")
         train = TrainConfig(epochs=3, lr=0.02, batch_size=128)
-        list(fit(theirs, data.split("train"), RouteLoss(4.0, 16.0), train, CPU, epochs=3, anchor=anchor))
+        live = LiveAnchor(anchor, data.manifest.image_shape, CPU.device)
+        list(fit(theirs, data.split("train"), RouteLoss(4.0, 16.0), train, CPU, epochs=3, anchor=live))
         assert save_model(tmp_path / "a", ours) == save_model(tmp_path / "b", theirs)
 
 

@@ -22,7 +22,7 @@ from rco.objectives.config import OBJECTIVES, ObjectiveConfig
 from rco.objectives.dist import pearson_distance
 from rco.objectives.dkd import decoupled
 from rco.objectives.hint import comparable, make_regressor
-from rco.objectives.make import Shapes, make
+from rco.objectives.make import Shapes, objective_from_shapes
 from rco.objectives.route import RouteLoss, mimic_kl
 from rco.objectives.standardised import standardised
 
@@ -100,7 +100,7 @@ def config(name: str, **more: Any) -> ObjectiveConfig:
 
 
 def made(name: str, shapes: Shapes = ((3, 4, 4), (5, 2, 2)), **more: Any) -> Objective:
-    return make(config(name, **more), Taps("a", "b"), shapes if name == "hint" else None)
+    return objective_from_shapes(config(name, **more), Taps("a", "b"), shapes if name == "hint" else None)
 
 
 def batch(name: str, **options: Any) -> tuple[Output, Output, Tensor]:
@@ -342,11 +342,13 @@ class TestHint:
     @pytest.mark.parametrize("shapes", [((7, 3), (6, 3)), ((7, 3), (3,)), ((3, 4, 4), (7, 3)), ((1, 2, 3, 4), (1, 2, 3, 4))])
     def test_features_that_cannot_be_compared_are_refused(self, shapes: Shapes) -> None:
         with pytest.raises(InputError, match=r"student_tap = 'a': yields features of shape .* teacher_tap = 'b'"):
-            make(config("hint"), Taps("a", "b"), shapes)
+            objective_from_shapes(config("hint"), Taps("a", "b"), shapes)
 
     def test_regressor_is_a_function_of_the_seed_and_nothing_else(self) -> None:
         def weights(seed: int) -> Tensor:
-            return next(make(config("hint"), Taps("a", "b"), ((3, 4, 4), (5, 2, 2)), seed=seed).parameters()).detach()
+            return next(
+                objective_from_shapes(config("hint"), Taps("a", "b"), ((3, 4, 4), (5, 2, 2)), seed=seed).parameters()
+            ).detach()
 
         first = weights(1)
         state = torch.get_rng_state()
@@ -362,7 +364,7 @@ class TestHint:
         with pytest.raises(ValueError, match="features"):
             made("hint")(Output(student.logits), anchor, labels)
         with pytest.raises(ValueError, match="shapes"):
-            make(config("hint"))
+            objective_from_shapes(config("hint"))
 
 
 class TestSettings:
@@ -396,7 +398,7 @@ class TestSettings:
         assert set(OWNERS.values()) <= set(OBJECTIVES)
 
     def test_the_default_is_the_papers_loss(self) -> None:
-        objective = make(ObjectiveConfig())
+        objective = objective_from_shapes(ObjectiveConfig())
         assert isinstance(objective, RouteLoss)
         assert (objective.tau, objective.lambda_, objective.label_weight) == (4.0, 16.0, 1.0)
         assert objective.taps == Taps("", "")

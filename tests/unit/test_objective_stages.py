@@ -19,11 +19,13 @@ from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.base import Objective
 from rco.objectives.config import OBJECTIVES, ObjectiveConfig
+from rco.objectives.make import make_objective
 from rco.strategies.config import AnchorConfig
 from rco.tasks import run as tasks
 from rco.tasks.preflight import preflight
+from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
-from rco.training.distillation import ProbeTargets, distill_route, distill_stage, make_objective
+from rco.training.distillation import ProbeTargets, distill_route, train_stage
 from rco.training.loop import fit
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
@@ -139,7 +141,7 @@ def stage(
     logits = np.zeros((64, 10), dtype=np.float32)
     targets = ProbeTargets(logits, logits)
     options = {"stage": number, "epochs": 2, "first_epoch": 2 * number - 1, "loss": loss}
-    list(distill_stage(student, anchor, data, objective, TRAIN, CPU, targets, **options))
+    list(train_stage(student, anchor, data, objective, TRAIN, CPU, targets, **options))
 
 
 class TestWhatAnObjectiveLearns:
@@ -147,7 +149,7 @@ class TestWhatAnObjectiveLearns:
         hint = config("hint")
         anchors = [load_network(route.folder / c.file) for c in route.checkpoints]
         by_hand, fresh = NETWORK.build(0), NETWORK.build(0)
-        loss = make_objective(hint, by_hand, anchors[0], data, TRAIN)
+        loss = make_objective(hint, by_hand, anchors[0], data.manifest.image_shape, seed=TRAIN.seed)
         made = state(loss)
         stage(by_hand, anchors[0], data, hint, 1, loss)
         learnt = state(loss)
@@ -162,7 +164,7 @@ class TestWhatAnObjectiveLearns:
     def test_is_made_of_the_trainings_seed(self, route: Route, data: Dataset) -> None:
         student, anchor = NETWORK.build(0), NETWORK.build(1)
         first, again, other = (
-            state(make_objective(config("hint"), student, anchor, data, TrainConfig(seed=seed))) for seed in (1, 1, 2)
+            state(make_objective(config("hint"), student, anchor, data.manifest.image_shape, seed=seed)) for seed in (1, 1, 2)
         )
         assert same(first, again)
         assert not same(first, other)
@@ -173,8 +175,9 @@ class TestWhatAnObjectiveLearns:
         settings = TrainConfig(epochs=1, batch_size=len(data.split("train")), optimizer=optimizer, schedule="constant")
         student, anchor, twin = NETWORK.build(0), NETWORK.build(1).eval(), NETWORK.build(0)
         hint = config("hint", label_weight=0.0, lam="0", hint_weight=200.0)
-        ours, theirs = (make_objective(hint, student, anchor, data, settings) for _ in range(2))
-        list(fit(student, data.split("train"), ours, settings, CPU, epochs=1, anchor=anchor))
+        ours, theirs = (make_objective(hint, student, anchor, data.manifest.image_shape, seed=settings.seed) for _ in range(2))
+        live = LiveAnchor(anchor, data.manifest.image_shape, CPU.device, ours.taps.anchor)
+        list(fit(student, data.split("train"), ours, settings, CPU, epochs=1, anchor=live))
         parameters = [*twin.parameters(), *theirs.parameters()]
         made: Any = (
             torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)

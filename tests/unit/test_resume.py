@@ -45,7 +45,7 @@ from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.training import resume
 from rco.training.config import TrainConfig
-from rco.training.distillation import ProbeTargets, distill_route, distill_stage
+from rco.training.distillation import ProbeTargets, distill_route, train_stage
 from rco.training.loop import fit
 from rco.training.resume import ResumePoints
 from rco.training.teacher import train_teacher
@@ -164,7 +164,7 @@ class TestEveryInterruption:
     def test_of_a_stage(
         self, data: Dataset, route: Route, tmp_path: Path, objective: ObjectiveConfig, train: dict[str, Any], precision: str
     ) -> None:
-        from rco.training.distillation import make_objective
+        from rco.objectives.make import make_objective
 
         config = dataclasses.replace(TRAIN, **train)
         compute = dataclasses.replace(CPU, precision=precision)
@@ -173,8 +173,8 @@ class TestEveryInterruption:
         def run(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
             student = STUDENT.build(0)
             anchor = load_network(route.folder / route.checkpoints[1].file)
-            loss = make_objective(objective, student, anchor, data, config)
-            stage = distill_stage(
+            loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=config.seed)
+            stage = train_stage(
                 student,
                 anchor,
                 data,

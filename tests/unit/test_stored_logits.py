@@ -19,7 +19,7 @@ from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import RouteLoss
 from rco.training.anchor import FOLDER, StoredLogits, check_size
 from rco.training.config import TrainConfig
-from rco.training.distillation import ProbeTargets, distill_stage
+from rco.training.distillation import ProbeTargets, train_stage
 from rco.training.loop import fit
 from tests.conftest import CPU
 
@@ -149,7 +149,7 @@ def test_the_stage_keeps_them_and_shares_them(data: Dataset, tmp_path: Path, mon
         train = TrainConfig(epochs=3, batch_size=128, augment="shift", seed=seed)
         objective = ObjectiveConfig(views=views)
         return list(
-            distill_stage(
+            train_stage(
                 NETWORK.build(seed),
                 anchor(),
                 data,

@@ -23,9 +23,10 @@ from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import Labels, RouteLoss
 from rco.strategies.config import AnchorConfig
+from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
 from rco.training.device import require_device, resolve
-from rco.training.distillation import ProbeTargets, distill_route, distill_stage
+from rco.training.distillation import ProbeTargets, distill_route, train_stage
 from rco.training.lean import freeze
 from rco.training.loop import DivergenceError, fit
 from rco.training.route import adopt_route, import_route
@@ -62,7 +63,7 @@ def run_stage(student: nn.Module, anchor: nn.Module, data: Dataset, **more: Any)
     logits = np.zeros((64, 10), dtype=np.float32)
     options = {"stage": 1, "epochs": 2, "first_epoch": 1, **more}
     return list(
-        distill_stage(student, anchor, data, ObjectiveConfig(), STAGE_TRAIN, CPU, ProbeTargets(logits, logits), **options)
+        train_stage(student, anchor, data, ObjectiveConfig(), STAGE_TRAIN, CPU, ProbeTargets(logits, logits), **options)
     )
 
 
@@ -207,7 +208,7 @@ class TestStage:
             options = {"stage": stage, "epochs": 2, "first_epoch": 2 * stage - 1}
             logits = np.zeros((64, 10), dtype=np.float32)
             list(
-                distill_stage(
+                train_stage(
                     by_hand,
                     load_network(route.folder / point.file),
                     data,
@@ -263,7 +264,7 @@ class TestStage:
         student = STUDENT.build(0)
         anchor = load_network(route.folder / route.checkpoints[-1].file)
         logits = np.zeros((64, 10), dtype=np.float32)
-        stage = distill_stage(
+        stage = train_stage(
             student,
             anchor,
             data,
@@ -296,7 +297,8 @@ class TestEngine:
     def test_lambda_zero_is_training_on_labels(self, data: Dataset, route: Route) -> None:
         anchor = load_network(route.folder / route.checkpoints[-1].file)
         a, b = STUDENT.build(0), STUDENT.build(0)
-        list(fit(a, data.split("train"), RouteLoss(4.0, 0.0), STAGE_TRAIN, CPU, epochs=1, anchor=anchor))
+        live = LiveAnchor(anchor, data.manifest.image_shape, CPU.device)
+        list(fit(a, data.split("train"), RouteLoss(4.0, 0.0), STAGE_TRAIN, CPU, epochs=1, anchor=live))
         list(fit(b, data.split("train"), Labels(), STAGE_TRAIN, CPU, epochs=1))
         for name, tensor in a.state_dict().items():
             torch.testing.assert_close(tensor, b.state_dict()[name])
