@@ -1,4 +1,4 @@
-"""Kept logits: the same student as with logits computed anew, shared by content, refused when too large."""
+"""Stored logits: the same student as with logits computed anew, shared by content, refused when too large."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def anchor() -> nn.Module:
     return network
 
 
-def keep(data: Dataset, views: int = 2, **options: Any) -> StoredLogits:
+def stored(data: Dataset, views: int = 2, **options: Any) -> StoredLogits:
     split = data.split("train")
     return StoredLogits(anchor=anchor(), train=split, augment="shift", views=views, compute=CPU, batch_size=128, **options)
 
 
 class Anew(StoredLogits):
-    """Nothing is kept: every batch's logits are computed from its own images."""
+    """Nothing is stored: every batch's logits are computed from its own images."""
 
     def prepare(self, view: int) -> None:
         split = self.train
@@ -65,33 +65,33 @@ class Anew(StoredLogits):
         return answer
 
 
-def student(data: Dataset, kept: StoredLogits, epochs: int = 4) -> tuple[nn.Module, list[dict[str, float]]]:
+def student(data: Dataset, anchor_logits: StoredLogits, epochs: int = 4) -> tuple[nn.Module, list[dict[str, float]]]:
     network = NETWORK.build(0)
-    rows = list(fit(network, data.split("train"), RouteLoss(4.0, 16.0), TRAIN, CPU, epochs=epochs, anchor=kept))
+    rows = list(fit(network, data.split("train"), RouteLoss(4.0, 16.0), TRAIN, CPU, epochs=epochs, anchor=anchor_logits))
     return network, rows
 
 
 def test_looked_up_and_computed_logits_give_the_same_student(data: Dataset) -> None:
-    exact, _ = student(data, keep(data, dtype=torch.float32))
-    half, _ = student(data, keep(data))
+    exact, _ = student(data, stored(data, dtype=torch.float32))
+    half, _ = student(data, stored(data))
     computed, _ = student(
         data, Anew(anchor=anchor(), train=data.split("train"), augment="shift", views=2, compute=CPU, batch_size=128)
     )
     for name, tensor in computed.state_dict().items():
         torch.testing.assert_close(exact.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(half.state_dict()[name], tensor, rtol=2e-2, atol=2e-2)
-    other, _ = student(data, keep(data, views=1))
+    other, _ = student(data, stored(data, views=1))
     assert any((other.state_dict()[n].float() - t.float()).abs().max() > 0.05 for n, t in computed.state_dict().items()), (
         "with other views it is another student"
     )
 
 
 def test_each_view_is_computed_once(data: Dataset) -> None:
-    kept = keep(data, views=3)
+    anchor_logits = stored(data, views=3)
     asked: list[int] = []
-    kept.anchor.register_forward_hook(lambda *_: asked.append(1))
-    student(data, kept)
-    assert kept.computed == 3
+    anchor_logits.anchor.register_forward_hook(lambda *_: asked.append(1))
+    student(data, anchor_logits)
+    assert anchor_logits.computed == 3
     assert len(asked) == 3 * -(-len(data.split("train")) // 128)
 
 
@@ -114,11 +114,11 @@ def test_views_come_back_whatever_the_seed_and_the_order(data: Dataset) -> None:
 
 
 def test_logits_are_shared_by_content(data: Dataset, tmp_path: Path) -> None:
-    first = keep(data, anchor_id="a", folder=tmp_path)
+    first = stored(data, anchor_id="a", folder=tmp_path)
     student(data, first)
     assert first.computed == 2
-    again, other = keep(data, anchor_id="a", folder=tmp_path), keep(data, anchor_id="b", folder=tmp_path)
-    ours, theirs = student(data, again)[0].state_dict(), student(data, keep(data))[0].state_dict()
+    again, other = stored(data, anchor_id="a", folder=tmp_path), stored(data, anchor_id="b", folder=tmp_path)
+    ours, theirs = student(data, again)[0].state_dict(), student(data, stored(data))[0].state_dict()
     assert again.computed == 0
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     other.prepare(0)
@@ -128,20 +128,20 @@ def test_logits_are_shared_by_content(data: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"junk" * 50])
 def test_damaged_or_foreign_files_are_made_again(data: Dataset, tmp_path: Path, damage: bytes) -> None:
-    keep(data, anchor_id="a", folder=tmp_path).prepare(0)
+    stored(data, anchor_id="a", folder=tmp_path).prepare(0)
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
     file.write_bytes(damage)
-    again = keep(data, anchor_id="a", folder=tmp_path)
+    again = stored(data, anchor_id="a", folder=tmp_path)
     again.prepare(0)
     assert (again.computed, file.read_bytes()) == (1, good)
     save_arrays(file, {"logits": np.zeros((3, 10), np.float16)})
-    again = keep(data, anchor_id="a", folder=tmp_path)
+    again = stored(data, anchor_id="a", folder=tmp_path)
     again.prepare(0)
     assert again.computed == 1
 
 
-def test_the_stage_keeps_them_and_shares_them(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_stores_them_and_shares_them(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path))
     targets = ProbeTargets(*np.zeros((2, 64, 10), np.float32))
 
@@ -171,7 +171,7 @@ def test_the_stage_keeps_them_and_shares_them(data: Dataset, tmp_path: Path, mon
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert rows[-1]["loss"] < rows[0]["loss"]
     stage(0, 0)
-    assert len(list(tmp_path.iterdir())) == 2, "without views nothing is kept"
+    assert len(list(tmp_path.iterdir())) == 2, "without views nothing is stored"
 
 
 def test_too_many_are_refused_with_the_number_that_fits() -> None:
