@@ -37,7 +37,7 @@ def prepare(folder: Path, source: Path | None, count: int, size: int = 32, class
     """A prepared data set in folder/prepared; returns the number of training images."""
     from rco.data.config import DataConfig
     from rco.data.prepare import prepare as prepared
-    from rco.data.sources import source_digest
+    from rco.data.sources.kinds import source_digest
 
     write_images(folder / "images", source, max(int(count / 0.8 / 0.95), 8 * classes), size, classes)
     config = DataConfig(dataset=str(folder / "images"), val_fraction=0.2, test_fraction=0.05, probe_size=32)

@@ -11,7 +11,7 @@ from rco.config.parameters import RunConfig
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
-from rco.data.sources import source_digest
+from rco.data.sources.kinds import source_digest
 from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec

@@ -53,7 +53,7 @@ def _isolated() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded data set, prepared."""
     from rco.data.prepare import prepare
-    from rco.data.sources import source_digest
+    from rco.data.sources.kinds import source_digest
 
     folder = tmp_path_factory.mktemp("digits")
     config = DataConfig(probe_size=64)

@@ -45,7 +45,7 @@ def import_route(
     from rco.data.config import DataConfig
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
-    from rco.data.sources import check_source, source_digest
+    from rco.data.sources.kinds import check_source, source_digest
     from rco.models.config import ModelConfig
     from rco.models.spec import NetworkSpec
     from rco.training import device

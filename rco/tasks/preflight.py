@@ -226,11 +226,11 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
         InputError: the first thing that cannot work.
     """
     from rco.core.storage.addresses import is_remote
-    from rco.data import sources
+    from rco.data.sources.kinds import check_source
     from rco.models.build import check_network
     from rco.training import device
 
-    info = sources.check_source(config.data)
+    info = check_source(config.data)
     channels, height, width = info.image_shape
     if height != width:
         raise InputError(
@@ -299,7 +299,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
         InputError: as `validate`.
     """
     from rco.core.storage.contents import fingerprint
-    from rco.data import sources
+    from rco.data.sources.kinds import source_digest
 
     compute = validate(config, max_stages)
     teachers_code = code_digest(config.teacher.model)
@@ -323,7 +323,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             checkpoint_every=config.route.checkpoint_every,
         )
     return Settings(
-        data=DataSettings(data=config.data, source_digest=sources.source_digest(config.data)),
+        data=DataSettings(data=config.data, source_digest=source_digest(config.data)),
         teacher=teacher,
         student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute, code=students_code),
         anchors=AnchorSettings(anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs),

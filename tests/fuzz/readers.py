@@ -40,10 +40,11 @@ from rco.core.storage.contents import exists
 from rco.core.storage.local import list_files
 from rco.core.storage.transfer import fetch
 from rco.core.tensors import load_arrays, load_metadata, save_arrays
-from rco.data import published, sources
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Manifest
 from rco.data.images import FileImages, header
+from rco.data.sources.kinds import check_source, open_source, source_digest
+from rco.data.sources.published import PUBLISHED, Published
 from rco.models.route import Anchor, Checkpoint, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import require_fit
@@ -896,9 +897,9 @@ def _tar_cases(seeds: Path) -> st.SearchStrategy[bytes]:
 
 def _prepare(source: Path | str, folder: Path) -> None:
     config = DataConfig(dataset=str(source))
-    sources.check_source(config)
-    sources.source_digest(config)
-    with sources.open_source(config, folder) as source_:
+    check_source(config)
+    source_digest(config)
+    with open_source(config, folder) as source_:
         pixels = source_.images.read(np.arange(len(source_.layout.labels)))
         assert len(pixels) == len(source_.layout.labels)
 
@@ -1118,8 +1119,8 @@ def _read_uri(uri: str, folder: Path) -> None:
         path = local_path(uri)
         if path.is_dir() and not path.is_relative_to(folder):
             return  # somebody's real folder, perhaps a large one
-        sources.check_source(config)
-        sources.source_digest(config)
+        check_source(config)
+        source_digest(config)
 
 
 # --- published data sets ---
@@ -1152,10 +1153,10 @@ def _published_cases(seeds: Path) -> st.SearchStrategy[tuple[str, str, bytes]]:
     )
 
 
-def _small_published() -> dict[str, published.Published]:
+def _small_published() -> dict[str, Published]:
     return {
-        "mnist": replace(published.PUBLISHED["mnist"], counts=(20, 20)),
-        "cifar10": replace(published.PUBLISHED["cifar10"], counts=(100, 20)),
+        "mnist": replace(PUBLISHED["mnist"], counts=(20, 20)),
+        "cifar10": replace(PUBLISHED["cifar10"], counts=(100, 20)),
     }
 
 
@@ -1165,13 +1166,13 @@ def _read_published(case: tuple[str, str, bytes], folder: Path) -> None:
     for file in _small_published()[name].files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content if file == victim else (Path(seeds) / file).read_bytes())
-    kept = dict(published.PUBLISHED)
+    kept = dict(PUBLISHED)
     try:
-        sources.PUBLISHED.update(_small_published())
-        with sources.open_source(DataConfig(dataset=name, data_root=str(folder)), folder) as source:
+        PUBLISHED.update(_small_published())
+        with open_source(DataConfig(dataset=name, data_root=str(folder)), folder) as source:
             assert source.layout.labels.max() < 10
     finally:
-        sources.PUBLISHED.update(kept)
+        PUBLISHED.update(kept)
 
 
 READERS = {

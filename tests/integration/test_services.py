@@ -360,7 +360,7 @@ def test_folder_and_tar_in_the_store_hold_the_same(
     store: servers.Seaweed, images: Path, stored_images: str, tmp_path: Path
 ) -> None:
     from rco.data.prepare import prepare
-    from rco.data.sources import source_digest
+    from rco.data.sources.kinds import source_digest
 
     digests = set()
     for number, source in enumerate((str(images), stored_images, f"{stored_images}.tar.gz")):
@@ -372,7 +372,7 @@ def test_folder_and_tar_in_the_store_hold_the_same(
 def test_a_store_that_refuses_or_is_not_there_is_said_before_training(
     store: servers.Seaweed, stored_images: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from rco.data.sources import check_source
+    from rco.data.sources.kinds import check_source
 
     config = DataConfig(dataset=stored_images)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-canary")

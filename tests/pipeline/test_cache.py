@@ -11,7 +11,7 @@ from PIL import Image
 from components.prepare_data import prepare_data
 from rco.core.settings import jsonable
 from rco.data.config import DataConfig
-from rco.data.sources import source_digest
+from rco.data.sources.kinds import source_digest
 from rco.tasks.preflight import DataSettings
 
 

@@ -113,7 +113,8 @@ def test_writers_of_the_same_kept_logits_and_a_reader(tmp_path: Path) -> None:
 
 def test_one_download_at_a_time(tmp_path: Path) -> None:
     code = (
-        "from rco.data import published, sources\nfrom rco.data.config import DataConfig\n"
+        "from rco.core.errors import InputError\nfrom rco.data.config import DataConfig\n"
+        "from rco.data.sources import published\nfrom rco.data.sources.kinds import source_digest\n"
         "def download(known, root):\n"
         "    with (root / 'downloads').open('a') as log: log.write('x')\n"
         "    time.sleep(0.3)\n"
@@ -121,8 +122,8 @@ def test_one_download_at_a_time(tmp_path: Path) -> None:
         "        (root / file).parent.mkdir(parents=True, exist_ok=True)\n        (root / file).write_bytes(b'half')\n"
         "published.download = download\n"
         "meet('start')\n"
-        "try: sources.source_digest(DataConfig(dataset='cifar10', data_root=str(folder), download=True))\n"
-        "except sources.InputError as error: assert 'as it was published' in str(error)\n"  # who downloads also reads
+        "try: source_digest(DataConfig(dataset='cifar10', data_root=str(folder), download=True))\n"
+        "except InputError as error: assert 'as it was published' in str(error)\n"  # who downloads also reads
     )
     with at_once(code, tmp_path):
         pass

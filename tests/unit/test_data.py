@@ -32,8 +32,9 @@ from rco.data.config import AUGMENTATIONS, DataConfig
 from rco.data.dataset import Dataset, Manifest, Split
 from rco.data.images import ArrayImages, FileImages, header
 from rco.data.prepare import channel_statistics, prepare, split, stratified
-from rco.data.published import PUBLISHED, Published
-from rco.data.sources import check_source, lay_out, open_source, source_digest
+from rco.data.sources.folder import lay_out
+from rco.data.sources.kinds import check_source, open_source, source_digest
+from rco.data.sources.published import PUBLISHED, Published
 from tests.hostile import hostile_pickle
 
 CLASSES = ("cat", "dog", "owl")
@@ -441,7 +442,7 @@ def test_failed_download(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("no/such/folder", "neither a known data set nor an existing folder"),
         ("missing.tar", "neither a known data set nor an existing"),
         ("gs://bucket/x", "not a kind of address"),
-        (__file__, "is a file, but no tar"),
+        (__file__, "is a file, but not a tar"),
     ],
 )
 def test_unknown_source(name: str, complaint: str, tmp_path: Path) -> None:
@@ -634,7 +635,7 @@ def test_unknown_part(tmp_path: Path, animals: Path) -> None:
 def test_preparing_needs_no_torch(tmp_path: Path, animals: Path) -> None:
     code = f"""
 import sys; from pathlib import Path; from rco.data.config import DataConfig; from rco.data.dataset import Dataset
-from rco.data.prepare import prepare; from rco.data.sources import check_source, source_digest
+from rco.data.prepare import prepare; from rco.data.sources.kinds import check_source, source_digest
 config = DataConfig(dataset={str(animals)!r}); check_source(config)
 prepare(config, Path({str(tmp_path / "out")!r}), source_digest(config))
 Dataset.open(Path({str(tmp_path / "out")!r})).split("val")

@@ -15,7 +15,9 @@ from rco.core.tensors import load_arrays
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
-from rco.data.sources import check_source, laid_out, lay_out, source_digest
+from rco.data.sources.base import laid_out
+from rco.data.sources.folder import lay_out
+from rco.data.sources.kinds import check_source, source_digest
 from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec

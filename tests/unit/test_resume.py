@@ -1009,7 +1009,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
 
     from rco.data.config import DataConfig
     from rco.data.prepare import prepare
-    from rco.data.sources import source_digest
+    from rco.data.sources.kinds import source_digest
 
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):

@@ -16,7 +16,7 @@ from rco.core.tensors import save_model
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
-from rco.data.sources import source_digest
+from rco.data.sources.kinds import source_digest
 from rco.models.predict import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network

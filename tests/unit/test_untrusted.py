@@ -28,8 +28,9 @@ from rco.core.storage.addresses import local_path
 from rco.core.storage.contents import exists, listing
 from rco.core.storage.local import list_files
 from rco.core.tensors import load_arrays, save_arrays, save_model
-from rco.data import sources
 from rco.data.config import DataConfig
+from rco.data.sources.kinds import check_source, open_source, source_digest
+from rco.data.sources.tar import MOST_UNPACKED
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import read_state
@@ -197,13 +198,13 @@ class TestTars:
     )
     def test_only_plain_files_come_out(self, tmp_path: Path, kind: bytes) -> None:
         path = self.packed(tmp_path / "a.tar", [(self.member("cat/x.png", kind, "/etc/passwd"), b"")])
-        for act in (sources.check_source, lambda config: self.unpack(config, tmp_path / "out")):
+        for act in (check_source, lambda config: self.unpack(config, tmp_path / "out")):
             with pytest.raises(InputError, match=r"a member that is (a link|no plain file): 'cat/x.png'"):
                 act(DataConfig(dataset=str(path)))
 
     def unpack(self, config: DataConfig, scratch: Path) -> list[str]:
         scratch.mkdir(exist_ok=True)
-        with sources.open_source(config, scratch) as source:
+        with open_source(config, scratch) as source:
             return list(getattr(source.images, "paths", []))
 
     def test_a_link_cannot_carry_a_later_member_away(self, tmp_path: Path) -> None:
@@ -222,13 +223,13 @@ class TestTars:
             for file in animals.rglob("*.png"):
                 member = self.member(f"{tmp_path}/owned/{file.relative_to(animals)}", size=file.stat().st_size)
                 tar.addfile(member, io.BytesIO(file.read_bytes()))
-        assert sources.check_source(DataConfig(dataset=str(path))).num_classes == 2
+        assert check_source(DataConfig(dataset=str(path))).num_classes == 2
         assert len(self.unpack(DataConfig(dataset=str(path)), tmp_path / "out")) == 8
         assert not (tmp_path / "owned").exists()
 
     @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
     def test_bombs_are_refused_after_bounded_work(self, tmp_path: Path, kind: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(sources.MOST_UNPACKED, "0.05")
+        monkeypatch.setenv(MOST_UNPACKED, "0.05")
         head = self.member("cat/x.png", kind, size=2**30).tobuf()
         path = tmp_path / "a.tar.gz"
         path.write_bytes(gzip.compress(head) + gzip.compress(bytes(2**24)) * 64)
@@ -236,25 +237,25 @@ class TestTars:
         with pytest.raises(
             InputError, match=r"it may be a bomb. If it is not, set RCO_MOST_UNPACKED|of a size that no header has"
         ):
-            sources.check_source(DataConfig(dataset=str(path)))
+            check_source(DataConfig(dataset=str(path)))
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
     def test_a_chain_of_headers_without_a_member_is_refused(self, tmp_path: Path, kind: bytes) -> None:
         path = tmp_path / "a.tar.gz"
         path.write_bytes(gzip.compress(self.member("x", kind).tobuf() * 2000))
         with pytest.raises(InputError, match="is not a readable tar"):
-            sources.check_source(DataConfig(dataset=str(path)))
+            check_source(DataConfig(dataset=str(path)))
 
     def test_the_limit_can_be_raised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = self.packed(tmp_path / "a.tar", [])
-        monkeypatch.setenv(sources.MOST_UNPACKED, "1e-6")
+        monkeypatch.setenv(MOST_UNPACKED, "1e-6")
         with pytest.raises(InputError, match="may be a bomb"):
-            sources.check_source(DataConfig(dataset=str(path)))
-        monkeypatch.setenv(sources.MOST_UNPACKED, "1")
-        assert sources.check_source(DataConfig(dataset=str(path))).num_classes == 2
-        monkeypatch.setenv(sources.MOST_UNPACKED, "much")
+            check_source(DataConfig(dataset=str(path)))
+        monkeypatch.setenv(MOST_UNPACKED, "1")
+        assert check_source(DataConfig(dataset=str(path))).num_classes == 2
+        monkeypatch.setenv(MOST_UNPACKED, "much")
         with pytest.raises(InputError, match=r"RCO_MOST_UNPACKED.*is not a number"):
-            sources.check_source(DataConfig(dataset=str(path)))
+            check_source(DataConfig(dataset=str(path)))
 
 
 class TestFolders:
@@ -277,7 +278,7 @@ class TestFolders:
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", closed)
-        for act in (sources.check_source, sources.source_digest):
+        for act in (check_source, source_digest):
             with pytest.raises(InputError, match=r"dataset = '.*owl': cannot be read \(Permission denied\)"):
                 act(DataConfig(dataset=str(root)))
 
@@ -291,7 +292,7 @@ class TestFolders:
     def test_class_folders_have_names_that_can_be_shown(self, tmp_path: Path, name: str) -> None:
         folder = folder_of(tmp_path / "data", {"cat": 4, name: 4})
         with pytest.raises(InputError, match="whose name is no plain text") as caught:
-            sources.check_source(DataConfig(dataset=str(folder)))
+            check_source(DataConfig(dataset=str(folder)))
         assert str(caught.value).isprintable()
 
     @pytest.mark.parametrize("mode", ["I;16", "F", "I"])

@@ -7,6 +7,8 @@ of the CIFAR sets it is the binary distribution. SVHN's MATLAB files are read by
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.data.images import Pixels, Rows, Shape
+from rco.core.errors import InputError
+from rco.core.storage.local import content_digest
+from rco.data.config import DataConfig
+from rco.data.images import ArrayImages, Pixels, Rows, Shape
+from rco.data.sources.base import Info, Source, laid_out, resized
 
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049  # the formats' magic numbers
 _CIFAR_MD5 = {"CIFAR10": "c32a1d4ab5d03f1284b67883e8d87530", "CIFAR100": "03b5dce01913d631647c71ecec9e9cb8"}
@@ -106,6 +112,86 @@ PUBLISHED = {
         files=("train_32x32.mat", "test_32x32.mat"),
     ),
 }
+
+
+class PublishedFiles:
+    """The data sets of `PUBLISHED`, whose files lie in `config.data_root`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As in `PUBLISHED`."""
+        return tuple(PUBLISHED)
+
+    def accepts(self, config: DataConfig) -> bool:
+        return config.dataset in PUBLISHED
+
+    def digest(self, config: DataConfig) -> str:
+        """Of the files' content; what is missing is downloaded first."""
+        if _missing(config):
+            _read_source(config)
+        return content_digest(Path(config.data_root), sorted(PUBLISHED[config.dataset].files))
+
+    def check(self, config: DataConfig) -> Info:
+        known = PUBLISHED[config.dataset]
+        if not config.download and (missing := _missing(config)):
+            raise _not_there(config, missing)
+        classes = known.num_classes - len(config.open_classes)
+        if classes < 2:
+            raise InputError(
+                "open_classes", config.open_classes, f"leaves {classes} of {config.dataset}'s classes", "Leave two or more"
+            )
+        return Info(classes, (), resized(known.shape, config), dict(zip(("train", "test"), known.counts, strict=True)))
+
+    @contextmanager
+    def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
+        yield _read_source(config)
+
+
+def _missing(config: DataConfig) -> list[str]:
+    root = Path(config.data_root)
+    return [name for name in PUBLISHED[config.dataset].files if not (root / name).is_file()]
+
+
+def _not_there(config: DataConfig, missing: list[str]) -> InputError:
+    known = PUBLISHED[config.dataset]
+    come = f"unpack {known.archive} there" if known.archive else "put torchvision's files of this data set there"
+    pickled = " (the Python distribution is pickled, and not read)" if known.archive else ""
+    return InputError(
+        "data_root",
+        config.data_root,
+        f"lacks files of {config.dataset} (such as {missing[0]}){pickled}, and download is off",
+        f"Set download = true, or {come}",
+    )
+
+
+def _read_source(config: DataConfig) -> Source:
+    known = PUBLISHED[config.dataset]
+    root = Path(config.data_root)
+    missing = _missing(config)
+    if missing and not config.download:
+        raise _not_there(config, missing)
+    from filelock import FileLock
+
+    try:
+        if missing:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f".{config.dataset}.lock"):  # the second process finds what the first has fetched
+                if _missing(config):
+                    download(known, root)
+        content = read(known, root)
+    except Exception as error:  # a broken download or file can raise almost anything
+        what = "could not be downloaded" if missing else "has files that cannot be read"
+        raise InputError(
+            "dataset",
+            config.dataset,
+            f"{what} ({' '.join(str(error).split())})",
+            f"Put {known.archive or 'the files of this data set'} into data_root ({config.data_root}), "
+            + ("unpacked" if known.archive else "as torchvision does")
+            + ", or remove damaged ones",
+        ) from error
+    train, test = np.split(np.arange(len(content.labels)), [content.train])
+    layout = laid_out(config.dataset, content.class_names, content.labels, {"train": train, "test": test}, config.open_classes)
+    return Source(layout, ArrayImages(content.pixels, config.image_size))
 
 
 def download(known: Published, root: Path) -> None:
