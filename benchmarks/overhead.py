@@ -50,7 +50,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
     from rco.models.route import Route
     from rco.models.spec import NetworkSpec, load_network
     from rco.objectives.config import ObjectiveConfig
-    from rco.tasks.run import write_anchor
+    from rco.tasks.selection import write_anchor
     from rco.tracking.context import Context
     from rco.tracking.record import Record
     from rco.tracking.runs import open_parent

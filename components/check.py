@@ -91,7 +91,7 @@ def check(
     """Validate every parameter, resolve what was left open, open the run in MLflow.
 
     The parameters are those of rco.config.parameters.RunConfig; the outputs are the settings of the other tasks
-    (rco.tasks.preflight.Settings).
+    (rco.tasks.settings.Settings).
 
     Args:
         max_stages: how many stages the pipeline was compiled with.
@@ -100,7 +100,7 @@ def check(
     parameters = dict(locals())
     from collections import namedtuple
 
-    from rco.tasks import run as tasks
+    from rco.tasks.check import check
 
-    settings = tasks.check(parameters, max_stages=parameters.pop("max_stages"))
+    settings = check(parameters, max_stages=parameters.pop("max_stages"))
     return namedtuple("Checked", settings)(**settings)

@@ -84,7 +84,7 @@ def check_comparison(
     """Validate every branch, resolve what was left open, open the run in MLflow.
 
     The parameters are those of rco.config.branches.Comparison; the outputs are the settings of the other tasks
-    (rco.tasks.comparison_preflight.ComparisonSettings), of each slot its own.
+    (rco.tasks.settings.ComparisonSettings), of each slot its own.
 
     Args:
         slots: steps that each slot of this pipeline has.
@@ -93,7 +93,7 @@ def check_comparison(
     parameters = dict(locals())
     from collections import namedtuple
 
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     settings = comparison_tasks.check_comparison(parameters, slots=parameters.pop("slots"), outputs=24)
     return namedtuple("Checked", settings)(**settings)

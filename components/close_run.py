@@ -12,7 +12,7 @@ def close_run(status: dsl.PipelineTaskFinalStatus):
     Args:
         status: of the pipeline, from KFP.
     """
-    from rco.tasks import run as tasks
+    from rco.tasks.report import close_run
 
     # Which of them a pipeline ends with depends on the version of the backend, and on whether its tasks were cached.
-    tasks.close_run(succeeded=status.state in ("SUCCEEDED", "COMPLETE", "CACHED"))
+    close_run(succeeded=status.state in ("SUCCEEDED", "COMPLETE", "CACHED"))

@@ -17,7 +17,7 @@ def distill_stage(
     """Train the student on one anchor; pass it through if the route has been walked.
 
     Args:
-        settings: rco.tasks.preflight.StageSettings.
+        settings: rco.tasks.settings.StageSettings.
         selection: of this stage's select_anchor.
         dataset: of prepare_data.
         anchor: of this stage's select_anchor.
@@ -26,9 +26,9 @@ def distill_stage(
     """
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.distill import distill_stage
 
-    figures = tasks.distill_stage(
+    figures = distill_stage(
         settings,
         selection=selection,
         dataset=Path(dataset.path),

@@ -17,7 +17,7 @@ def distill_students(
     """Train the student of every seed through the stages of one step.
 
     Args:
-        settings: rco.tasks.comparison_preflight.BranchSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.BranchSettings; empty where no branch uses this slot.
         selection: of this step's select_anchors.
         dataset: of prepare_data.
         anchors: of this step's select_anchors.
@@ -26,7 +26,7 @@ def distill_students(
     """
     from pathlib import Path
 
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     figures = comparison_tasks.distill_students(
         settings,

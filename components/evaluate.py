@@ -18,7 +18,7 @@ def evaluate(
     """Measure student and converged teacher on the test part, which no other task touches.
 
     Args:
-        settings: rco.tasks.preflight.EvaluateSettings.
+        settings: rco.tasks.settings.EvaluateSettings.
         dataset: of prepare_data.
         student: of the last stage.
         anchor: of the last stage: the converged teacher.
@@ -29,10 +29,10 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.evaluate import evaluate
 
     folder = Path(evaluation.path)
-    figures = tasks.evaluate(
+    figures = evaluate(
         settings, dataset=Path(dataset.path), student=Path(student.path), anchor=Path(anchor.path), evaluation=folder
     )
     for name, value in figures.items():

@@ -10,12 +10,12 @@ def init_student(settings: dict, dataset: dsl.Input[dsl.Dataset], student: dsl.O
     """Make the initial student, a function of its seed.
 
     Args:
-        settings: rco.tasks.preflight.StudentSettings.
+        settings: rco.tasks.settings.StudentSettings.
         dataset: of prepare_data.
         student: initial weights, and their logits on the probe samples.
     """
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.students import init_student
 
-    tasks.init_student(settings, dataset=Path(dataset.path), student=Path(student.path))
+    init_student(settings, dataset=Path(dataset.path), student=Path(student.path))

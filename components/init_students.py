@@ -10,12 +10,12 @@ def init_students(settings: dict, dataset: dsl.Input[dsl.Dataset], students: dsl
     """Make the initial student of every seed.
 
     Args:
-        settings: rco.tasks.comparison_preflight.StudentsSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.StudentsSettings; empty where no branch uses this slot.
         dataset: of prepare_data.
         students: of each seed a folder: initial weights, and their logits on the probe samples.
     """
     from pathlib import Path
 
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     comparison_tasks.init_students(settings, dataset=Path(dataset.path), students=Path(students.path))

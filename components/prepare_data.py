@@ -10,11 +10,11 @@ def prepare_data(settings: dict, dataset: dsl.Output[dsl.Dataset]):
     """Read, split and store the data set.
 
     Args:
-        settings: rco.tasks.preflight.DataSettings.
+        settings: rco.tasks.settings.DataSettings.
         dataset: the prepared data set (manifest, and one file a split).
     """
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.data import prepare_data
 
-    dataset.metadata.update(tasks.prepare_data(settings, dataset=Path(dataset.path)))
+    dataset.metadata.update(prepare_data(settings, dataset=Path(dataset.path)))

@@ -10,12 +10,12 @@ def register_student(settings: dict, student: dsl.Input[dsl.Model], evaluation: 
     """Put the student into the MLflow model registry, unless these very weights are there.
 
     Args:
-        settings: rco.tasks.preflight.FilingSettings.
+        settings: rco.tasks.settings.FilingSettings.
         student: of the last stage.
         evaluation: of evaluate, for the example batch.
     """
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.register import register_student
 
-    return tasks.register_student(settings, student=Path(student.path), evaluation=Path(evaluation.path))
+    return register_student(settings, student=Path(student.path), evaluation=Path(evaluation.path))

@@ -20,7 +20,7 @@ def report(
     """Write summary, pictures and page, and bring MLflow up to date with what cached tasks did not say.
 
     Args:
-        settings: rco.tasks.preflight.FilingSettings.
+        settings: rco.tasks.settings.FilingSettings.
         registered: of register_student.
         route_index: of train_teacher.
         student: of the last stage.
@@ -34,10 +34,10 @@ def report(
     import shutil
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.report import report
 
     folder = Path(summary.path)
-    result = tasks.report(
+    result = report(
         settings,
         registered=registered,
         route_index=Path(route_index.path),

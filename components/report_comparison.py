@@ -56,7 +56,7 @@ def report_comparison(
     from pathlib import Path
 
     from rco.reporting import comparison_report
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     slots = [given[f"slot_{number}"] for number in range(1, 25)]
     folder = Path(summary.path)

@@ -19,7 +19,7 @@ def select_anchor(
     """Choose the next anchor with the student that will learn from it, and hand out that one checkpoint.
 
     Args:
-        settings: rco.tasks.preflight.AnchorSettings.
+        settings: rco.tasks.settings.AnchorSettings.
         previous: the selection of the stage before; empty in stage 1.
         last_stage: whether this is the pipeline's last stage: it hands out all chosen anchors for the report.
         route: of train_teacher.
@@ -30,9 +30,9 @@ def select_anchor(
     """
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.selection import select_anchor
 
-    selection = tasks.select_anchor(
+    selection = select_anchor(
         settings,
         previous=previous,
         route=Path(route.path),

@@ -17,7 +17,7 @@ def select_anchors(
     """Choose the next anchors with the students that will learn from them, and hand out those checkpoints.
 
     Args:
-        settings: rco.tasks.comparison_preflight.ChoiceSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.ChoiceSettings; empty where no branch uses this slot.
         previous: the selection of the step before; empty in the first.
         route: of train_teacher.
         route_index: of train_teacher.
@@ -26,7 +26,7 @@ def select_anchors(
     """
     from pathlib import Path
 
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     return comparison_tasks.select_anchors(
         settings,

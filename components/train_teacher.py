@@ -15,16 +15,14 @@ def train_teacher(
     """Train the teacher and keep its route, or adopt a route that exists.
 
     Args:
-        settings: rco.tasks.preflight.TeacherSettings.
+        settings: rco.tasks.settings.TeacherSettings.
         dataset: of prepare_data.
         route: every checkpoint, manifest and probe logits.
         route_index: the route without the weights, and the teacher's tracking record.
     """
     from pathlib import Path
 
-    from rco.tasks import run as tasks
+    from rco.tasks.teacher import train_teacher
 
-    figures = tasks.train_teacher(
-        settings, dataset=Path(dataset.path), route=Path(route.path), route_index=Path(route_index.path)
-    )
+    figures = train_teacher(settings, dataset=Path(dataset.path), route=Path(route.path), route_index=Path(route_index.path))
     route.metadata.update(figures)

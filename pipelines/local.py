@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rco.training.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
-_MARK = "rco | "  # rco.tasks.run.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
+_MARK = "rco | "  # rco.core.marks.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
 _REFUSED = _MARK + "refused: "
 _DIVERGED = _MARK + "diverged: "
 _FULL = _MARK + "disk full: "
@@ -278,18 +278,18 @@ def execute(request: Mapping[str, Any]) -> None:
     """
     import logging
 
-    from rco.tasks import run as tasks
+    from rco.tasks.process import log, show_progress
     from rco.training import device, resume
 
     # KFP announces cache hits on the root logger.
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    tasks.show_progress()
-    tasks.log.info("checking the settings")
+    show_progress()
+    log.info("checking the settings")
     plan = PLANS[request["pipeline"]](request["parameters"])
     device.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     if gone := resume.sweep(home / "resume"):
-        tasks.log.info("%d interrupted trainings to which nobody came back were removed from %s", gone, home / "resume")
+        log.info("%d interrupted trainings to which nobody came back were removed from %s", gone, home / "resume")
     (folder / "started").touch()
     from kfp import local
 

@@ -147,7 +147,8 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     """
     from pipelines.local import Home
     from rco.core.storage.transfer import fetch
-    from rco.tasks import run as tasks
+    from rco.tasks.process import show_progress
+    from rco.tasks.report import sync
     from rco.tracking import outbox
 
     local = Home(home.resolve())
@@ -155,12 +156,12 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     undelivered = sorted(path for path in local.root.glob("runs/*/report") if outbox.waiting(path))
     if not reports and not undelivered:
         click.echo("nothing waits for delivery")
-    tasks.show_progress()
+    show_progress()
     away = False
     with TemporaryDirectory() as scratch:
         given = [fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
         for report in given or undelivered:
-            run_id = tasks.sync(report, anywhere=anywhere)
+            run_id = sync(report, anywhere=anywhere)
             click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
             away = away or not run_id
     if away:

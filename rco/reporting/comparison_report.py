@@ -22,7 +22,7 @@ from rco.tracking.record import Record
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """The measures of a network (written by `rco.tasks.comparison_tasks.evaluate_students`) that the report reads."""
+    """The measures of a network (written by `rco.tasks.comparison.evaluate_students`) that the report reads."""
 
     accuracy: float
     ece: float

@@ -51,7 +51,7 @@ def write(
     Args:
         index: the teacher's route.
         student_logits: (N, K), of the final student on the probe samples.
-        evaluation: the measures of `rco.tasks.run.evaluate` on the test part.
+        evaluation: the measures of `rco.tasks.evaluate.evaluate` on the test part.
         registered: name and version in the model registry; empty: not registered.
         parent_run_id: in MLflow; None: not tracked.
 

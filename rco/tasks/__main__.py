@@ -2,9 +2,7 @@
 
 import sys
 
-from rco.tasks import comparison_tasks
-from rco.tasks.run import main
+from rco.tasks.process import main
 
 if __name__ == "__main__":
-    assert comparison_tasks  # registers its tasks
     sys.exit(main(sys.argv[1:]))

@@ -8,91 +8,25 @@ functions of what is special about a branch (`rco.config.branches.Branch.name`),
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rco.config.branches import Branch, Comparison, ComparisonFiling, assign, in_branch
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
-from rco.models.config import ModelConfig
 from rco.strategies import anchors
-from rco.tasks.preflight import (
+from rco.tasks.preflight import code_digest, existing_route, planned_route, preflight, stages_on, validate
+from rco.tasks.settings import (
     AnchorSettings,
-    DataSettings,
-    StageSettings,
-    TeacherSettings,
-    code_digest,
-    existing_route,
-    planned_route,
-    preflight,
-    stages_on,
-    validate,
+    BranchSettings,
+    ChoiceSettings,
+    ComparisonSettings,
+    MeasureSettings,
+    SlotSettings,
+    StudentsSettings,
 )
 from rco.training.config import ComputeConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentsSettings:
-    """Of init_students. `route_data` is the data digest of a route that exists: it must be that of the prepared data."""
-
-    student: ModelConfig
-    seeds: tuple[int, ...]
-    compute: ComputeConfig
-    code: str = ""
-    route_data: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChoiceSettings:
-    """Of select_anchors. `lengths` are those of the restarts of kd-restart; empty: as the strategy says."""
-
-    anchors: AnchorSettings
-    seeds: tuple[int, ...]
-    lengths: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchSettings:
-    """Of distill_students. The seed in `stage` is replaced by each of `seeds`."""
-
-    branch: str
-    kind: str
-    seeds: tuple[int, ...]
-    stage: StageSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureSettings:
-    """Of evaluate_students. One temperature for all branches: congruence at different ones could not be compared."""
-
-    branch: str
-    teacher: ModelConfig
-    student: ModelConfig
-    seeds: tuple[int, ...]
-    tau: float
-    compute: ComputeConfig
-    code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotSettings:
-    """The settings of one branch's tasks."""
-
-    students: StudentsSettings
-    choice: ChoiceSettings
-    branch: BranchSettings
-    measure: MeasureSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonSettings:
-    """The settings of every task; `slots` by branch."""
-
-    data: DataSettings
-    teacher: TeacherSettings
-    filing: ComparisonFiling
-    slots: dict[str, SlotSettings]
 
 
 def steps_needed(branches: Sequence[Branch]) -> dict[str, int]:

@@ -1,117 +1,29 @@
-"""Everything that can be known to fail before it costs anything; and, if nothing does, the settings of every task.
-
-Each task is given the settings it uses and no others: they are its cache key. Three entries are not the user's words:
-`source_digest`, `route_digest` and `code` say what the data, the route and the user's own models hold now, so that an edit
-is never hidden by a cache.
-"""
+"""What can be known to fail before it costs anything; and, if nothing does, the settings of every task."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
-from rco.data.config import DataConfig
-from rco.models.config import ModelConfig
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
-from rco.objectives.config import ObjectiveConfig
 from rco.strategies import anchors
-from rco.strategies.config import AnchorConfig
-from rco.training.config import ComputeConfig, TrainConfig
+from rco.tasks.settings import (
+    AnchorSettings,
+    DataSettings,
+    EvaluateSettings,
+    FilingSettings,
+    Settings,
+    StageSettings,
+    StudentSettings,
+    TeacherSettings,
+)
+from rco.training.config import ComputeConfig
 from rco.training.schedule import checkpoint_epochs
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Of prepare_data."""
-
-    data: DataConfig
-    source_digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSettings:
-    """Of train_teacher. With a route that exists, `train` and `checkpoint_every` are None: they cannot matter."""
-
-    teacher: ModelConfig
-    compute: ComputeConfig
-    code: str = ""
-    train: TrainConfig | None = None
-    checkpoint_every: int | None = None
-    route: str = ""
-    route_digest: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentSettings:
-    """Of init_student."""
-
-    student: ModelConfig
-    seed: int
-    compute: ComputeConfig
-    code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnchorSettings:
-    """Of select_anchor."""
-
-    anchors: AnchorConfig
-    tau: float
-    student_epochs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSettings:
-    """Of distill_stage."""
-
-    teacher: ModelConfig
-    student: ModelConfig
-    train: TrainConfig
-    objective: ObjectiveConfig
-    anchors: AnchorConfig
-    compute: ComputeConfig
-    code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """Of evaluate."""
-
-    teacher: ModelConfig
-    student: ModelConfig
-    tau: float
-    compute: ComputeConfig
-    code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilingSettings:
-    """Of register_student and report: where results are filed, and all parameters for the record."""
-
-    experiment: str
-    registered_model: str
-    champion_margin: float
-    student: ModelConfig
-    parameters: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of every task."""
-
-    data: DataSettings
-    teacher: TeacherSettings
-    student: StudentSettings
-    anchors: AnchorSettings
-    stage: StageSettings
-    evaluate: EvaluateSettings
-    filing: FilingSettings
 
 
 def planned_route(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -93,7 +93,7 @@ class _Row:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """The fields of a stage (written by `rco.tasks.run.distill_stage`) that later tasks read."""
+    """The fields of a stage (written by `rco.tasks.distill.distill_stage`) that later tasks read."""
 
     stage: int
     anchor_epoch: int

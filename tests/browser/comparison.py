@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from rco.tasks import comparison_tasks
-from rco.tasks import run as tasks
+from rco.tasks import comparison as comparison_tasks
+from rco.tasks.data import prepare_data
+from rco.tasks.teacher import train_teacher
 
 PARAMETERS: dict[str, Any] = {
     "branches": "kd,greedy",
@@ -39,8 +40,8 @@ def fill(tracking_uri: str, folder: Path) -> None:
 def _compare(folder: Path) -> None:
     dataset, route, index = folder / "dataset", folder / "route", folder / "route-index"
     settings = comparison_tasks.check_comparison(PARAMETERS, slots=SLOTS)
-    tasks.prepare_data(settings["data"], dataset=dataset)
-    tasks.train_teacher(settings["teacher"], dataset=dataset, route=route, route_index=index)
+    prepare_data(settings["data"], dataset=dataset)
+    train_teacher(settings["teacher"], dataset=dataset, route=route, route_index=index)
     slots = range(1, len(SLOTS) + 1)
     evaluations = [_branch(settings, slot, folder / f"slot-{slot}", dataset, route, index) for slot in slots]
     comparison_tasks.report_comparison(

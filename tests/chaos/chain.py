@@ -16,7 +16,8 @@ from typing import Any
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
 from rco.core.settings import jsonable
-from rco.tasks.preflight import Settings, preflight
+from rco.tasks.preflight import preflight
+from rco.tasks.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 STAGES = 2
@@ -60,7 +61,7 @@ class Step:
 
     Attributes:
         name: unique in the chain.
-        task: a function of `rco.tasks.run`.
+        task: a function of `rco.tasks`.
         arguments: JSON; paths of inputs as text.
         outputs: arguments that name folders which the task makes.
     """

@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from rco.tasks import comparison_tasks
-from rco.tasks import run as tasks
+from rco.tasks import process
 
 CALLS = ("fsync", "replace", "replaced")
 
@@ -38,12 +37,11 @@ def main(arguments: list[str]) -> int:
 
     os.fsync = trapped("fsync", os.fsync)
     os.replace = trapped("replace", os.replace)
-    code = tasks.main(rest)
+    code = process.main(rest)
     if number == "0":
         print(" ".join(f"{name}={counted[name]}" for name in CALLS))
     return code
 
 
 if __name__ == "__main__":
-    assert comparison_tasks  # registers its tasks
     sys.exit(main(sys.argv[1:]))

@@ -434,7 +434,9 @@ def _training_settings() -> dict[str, Any]:
 def _trained(world: Path) -> Path:
     """A run of the pipeline, in little: what its tasks leave to each other, for all readers that need it."""
     from rco.data.prepare import prepare
-    from rco.tasks import run as tasks
+    from rco.tasks.selection import select_anchor
+    from rco.tasks.students import init_student
+    from rco.tasks.teacher import train_teacher
 
     os.environ.pop("RCO_RESUME", None)
     seeds = world / "trained"
@@ -442,9 +444,9 @@ def _trained(world: Path) -> Path:
     settings, data = _training_settings(), seeds / "data"
     _pictures(seeds / "pictures", 14)
     prepare(DataConfig(dataset=str(seeds / "pictures"), probe_size=4), data, "x")
-    tasks.train_teacher(settings["teacher"], dataset=data, route=seeds / "route", route_index=seeds / "index")
-    tasks.init_student(settings["student"], dataset=data, student=seeds / "student")
-    chosen = tasks.select_anchor(settings["anchors"], **_selecting(seeds, seeds / "student", seeds))
+    train_teacher(settings["teacher"], dataset=data, route=seeds / "route", route_index=seeds / "index")
+    init_student(settings["student"], dataset=data, student=seeds / "student")
+    chosen = select_anchor(settings["anchors"], **_selecting(seeds, seeds / "student", seeds))
     (seeds / "selection.json").write_text(json.dumps(chosen))
     return seeds
 
@@ -512,19 +514,20 @@ def _read_training(case: tuple[Path, str, str, dict[str, bytes], bytes], folder:
 
 
 def _train_teacher(seeds: Path, out: Path) -> None:
-    from rco.tasks import run as tasks
+    from rco.tasks.teacher import train_teacher
 
     settings = _training_settings()["teacher"]
-    tasks.train_teacher(settings, dataset=seeds / "data", route=out / "route", route_index=out)
+    train_teacher(settings, dataset=seeds / "data", route=out / "route", route_index=out)
     route = Route.open(out / "route")
     route.verify()
     route.probe()
 
 
 def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
-    from rco.tasks import run as tasks
+    from rco.tasks.distill import distill_stage
+    from rco.tasks.students import STUDENT
 
-    tasks.distill_stage(
+    distill_stage(
         _training_settings()["stage"],
         selection=json.loads((seeds / "selection.json").read_text()),
         dataset=seeds / "data",
@@ -532,7 +535,7 @@ def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
         student=seeds / "student",
         distilled=out,
     )
-    load_network(out / tasks.STUDENT)
+    load_network(out / STUDENT)
 
 
 def _walk(seeds: Path, out: Path) -> None:
@@ -567,20 +570,21 @@ def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     from safetensors.torch import load_file
 
     from rco.evaluation import openset
-    from rco.tasks import run as tasks
+    from rco.tasks.evaluate import EVALUATION, evaluate
+    from rco.tasks.students import PROBE, TARGETS
 
     seeds = _trained(seeds.parent.parent)
     os.environ.pop("RCO_RESUME", None)
     _train_student(seeds, seeds / "distilled")
     folders = {"student": seeds / "distilled", "anchor": seeds / "anchor", "evaluation": seeds / "evaluation"}
-    tasks.evaluate(_training_settings()["evaluate"], dataset=seeds / "data", **folders)
+    evaluate(_training_settings()["evaluate"], dataset=seeds / "data", **folders)
     vectors, labels = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
-    told = read_json(seeds / "evaluation" / tasks.EVALUATION)
+    told = read_json(seeds / "evaluation" / EVALUATION)
     unseen = {name: openset.measure(vectors, labels, trials=2) for name in ("student", "teacher")}
     with_open = jsonable({**told, "open_set": {"classes": ["x", "y", "z"], **unseen}})
-    files = [f"anchor/{tasks.TARGETS}", f"distilled/{tasks.PROBE}", "evaluation/example.safetensors"]
+    files = [f"anchor/{TARGETS}", f"distilled/{PROBE}", "evaluation/example.safetensors"]
     about = {name: load_metadata(seeds / name) for name in files}
-    first = (f"evaluation/{tasks.EVALUATION}", (seeds / "evaluation" / tasks.EVALUATION).read_bytes())
+    first = (f"evaluation/{EVALUATION}", (seeds / "evaluation" / EVALUATION).read_bytes())
     with TemporaryDirectory() as folder:
         _read_results((seeds, *first), Path(folder))  # it loads what it needs
     return st.one_of(
@@ -605,7 +609,9 @@ def _arrays(draw: st.DrawFn, arrays: dict[str, Any], about: dict[str, Any]) -> b
 def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     """What tasks make of it, up to the pictures' pixels and the doors of the registry."""
     from rco.reporting.figures import style
-    from rco.tasks import run as tasks
+    from rco.tasks import register as registering
+    from rco.tasks.report import report
+    from rco.tasks.selection import select_anchor
     from rco.tracking.context import Context
     from rco.tracking.registry import Promotion
 
@@ -620,7 +626,7 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
         return
     evaluated = {"student": folder / "distilled", "evaluation": folder / "evaluation"}
     if name.startswith("distilled"):
-        tasks.select_anchor(settings["anchors"], **_selecting(seeds, folder / "distilled", folder / "out"))
+        select_anchor(settings["anchors"], **_selecting(seeds, folder / "distilled", folder / "out"))
     context = Context(tracking_uri="http://localhost", pipeline_run="p")
     told = Promotion(champion=True, reason="it is the first")
 
@@ -631,14 +637,14 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
         return "1"
 
     with (
-        mock.patch.multiple(tasks, registered_version=mock.Mock(return_value=None), register=register),
-        mock.patch.object(tasks, "promote", mock.Mock(return_value=told)),
+        mock.patch.multiple(registering, registered_version=mock.Mock(return_value=None), register=register),
+        mock.patch.object(registering, "promote", mock.Mock(return_value=told)),
         mock.patch.object(Context, "from_environment", mock.Mock(return_value=context)),
     ):
-        registered = tasks.register_student(settings["filing"], **evaluated)
+        registered = registering.register_student(settings["filing"], **evaluated)
     with mock.patch.multiple(style, save=mock.Mock(), data_uri=mock.Mock(return_value="")):
         folders = {"route_index": seeds / "index", "anchors": seeds / "anchors", "folder": folder / "report"}
-        tasks.report(settings["filing"], registered=registered, **evaluated, **folders)
+        report(settings["filing"], registered=registered, **evaluated, **folders)
 
 
 # --- settings ---
@@ -726,15 +732,16 @@ def _setting_cases(seeds: Path) -> st.SearchStrategy[tuple[str, bytes]]:
 def _read_settings(case: tuple[str, bytes], folder: Path) -> None:
     import typing
 
-    from rco.tasks import run as tasks
-    from rco.tasks.preflight import Settings
+    from rco.tasks.process import arguments_of
+    from rco.tasks.settings import Settings
+    from rco.tasks.students import init_student
 
     name, content = case
     path = folder / "arguments.json"
     path.write_bytes(content)
     with_suppressed: list[InputError] = []
     try:
-        tasks._arguments(tasks.TASKS["init_student"], path)
+        arguments_of(init_student, path)
     except InputError as error:
         with_suppressed.append(error)
     cls = typing.get_type_hints(Settings)[name]

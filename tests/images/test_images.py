@@ -128,7 +128,7 @@ def test_a_canary_in_a_layer_would_be_found(built: Built, tmp_path: Path) -> Non
 
 
 def test_any_user_can_use_it(built: Built) -> None:
-    program = "import os, getpass, tempfile, rco.tasks.run, mlflow, matplotlib.pyplot, torch._inductor.codecache;"
+    program = "import os, getpass, tempfile, rco.tasks.check, mlflow, matplotlib.pyplot, torch._inductor.codecache;"
     program += "print(os.getuid(), getpass.getuser(), tempfile.gettempdir(), os.path.expanduser('~'))"
     said = built.engine.run(built.rco, "python", "-c", program, options=("--user", "1234567:0", "--cap-drop", "ALL"))
     assert said.split() == ["1234567", "rco", "/tmp", "/tmp"]

@@ -23,7 +23,7 @@ import requests
 
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
-from rco.tasks import run as tasks
+from rco.tasks.check import check
 from rco.tasks.services import FAIL, OK, Finding
 from rco.tracking.context import Context
 from rco.tracking.probe import probe
@@ -238,7 +238,7 @@ class TestFirstTask:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"RCO_PIPELINE_RUN": run, **environment}.items():
                 patch.setenv(name, value)
-            return tasks.check({p.name: p.default for p in PARAMETERS.values()} | {"check_services": True}, max_stages=4)
+            return check({p.name: p.default for p in PARAMETERS.values()} | {"check_services": True}, max_stages=4)
 
     def test_the_runs_own_parent_is_what_is_written(self, store: Seaweed) -> None:
         before = experiments()

@@ -21,8 +21,10 @@ from rco.core.tensors import load_arrays
 from rco.data.dataset import Dataset
 from rco.models.normalized import Normalized
 from rco.models.spec import NetworkSpec, load_network
-from rco.tasks import run as tasks
+from rco.tasks.evaluate import EVALUATION, write_example
 from rco.tasks.preflight import preflight
+from rco.tasks.register import register_student
+from rco.tasks.students import STUDENT, data_summary, init_student
 from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.runs import open_parent
@@ -76,16 +78,16 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[S
         environment.setenv("RCO_PIPELINE_RUN", "serving")
         open_parent(Context.from_environment(), "serving", "serving", {})
         student, evaluation = folder / "student", folder / "evaluation"
-        tasks.init_student(jsonable(settings.student), dataset=digits, student=student)
+        init_student(jsonable(settings.student), dataset=digits, student=student)
         data = Dataset.open(digits)
-        network = load_network(student / tasks.STUDENT, spec=NetworkSpec.of(config.student, data.manifest))
-        tasks._write_example(evaluation, data, network)
-        Record(key="student", params={}, data=tasks._data_summary(data)).write(student)
+        network = load_network(student / STUDENT, spec=NetworkSpec.of(config.student, data.manifest))
+        write_example(evaluation, data, network)
+        Record(key="student", params={}, data=data_summary(data)).write(student)
         figures = {"accuracy": 0.1, "cross_entropy": 2.3, "ece": 0.0, "parameters": 1, "macs": 1, "latency_ms": 1.0}
         figures |= {"confusion": [[1, 0], [0, 1]]}
         about = {"congruence_kl": 0.0, "tau": 4.0, "class_names": ["a", "b"], "device": "cpu"}
-        write_json(evaluation / tasks.EVALUATION, {"student": figures, "teacher": figures, **about})
-        registered = tasks.register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
+        write_json(evaluation / EVALUATION, {"student": figures, "teacher": figures, **about})
+        registered = register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
         assert (registered["version"], registered["champion"]) == ("1", True)
         arrays, _ = load_arrays(evaluation / "example.safetensors")
         eager = Normalized(network, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()

@@ -12,7 +12,7 @@ from components.prepare_data import prepare_data
 from rco.core.settings import jsonable
 from rco.data.config import DataConfig
 from rco.data.sources.kinds import source_digest
-from rco.tasks.preflight import DataSettings
+from rco.tasks.settings import DataSettings
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
-from rco.tasks.comparison_preflight import SlotSettings
+from rco.tasks.settings import SlotSettings
 
 SLOTS = (1, 1, 3)
 
@@ -383,7 +383,7 @@ class Net(torch.nn.Module):
 
 
 def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> None:
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     checked = comparison_tasks.check_comparison({**TINY, "branches": ["kd", "scratch"]}, slots=[1, 2, 1, 4], outputs=MOST)
     used = [k for k in range(1, MOST + 1) if checked[f"branch_{k}"]]
@@ -417,7 +417,7 @@ def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> Non
 
 
 def test_more_branches_than_slots_are_refused_by_the_check() -> None:
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
 
     with pytest.raises(InputError, match=r"branches = 'greedy': needs 3 steps, .* Compile with --slots"):
         comparison_tasks.check_comparison({**TINY, "branches": ["kd", "greedy"]}, slots=[1, 2])

@@ -450,17 +450,22 @@ def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypat
 
 def _uninterrupted(folder: Path, parameters: dict[str, Any]) -> dict[str, Record]:
     """The same tasks, by hand, in this process; returns the records."""
-    from rco.tasks import run as tasks
+    from rco.tasks.check import check
+    from rco.tasks.data import prepare_data
+    from rco.tasks.distill import distill_stage
+    from rco.tasks.selection import select_anchor
+    from rco.tasks.students import init_student
+    from rco.tasks.teacher import train_teacher
 
-    settings = tasks.check({**TINY, **parameters}, max_stages=1)
+    settings = check({**TINY, **parameters}, max_stages=1)
     data, index = folder / "data", folder / "index"
-    tasks.prepare_data(settings["data"], dataset=data)
-    tasks.train_teacher(settings["teacher"], dataset=data, route=folder / "route", route_index=index)
-    tasks.init_student(settings["student"], dataset=data, student=folder / "initial")
+    prepare_data(settings["data"], dataset=data)
+    train_teacher(settings["teacher"], dataset=data, route=folder / "route", route_index=index)
+    init_student(settings["student"], dataset=data, student=folder / "initial")
     choice = {"route": folder / "route", "route_index": index, "student": folder / "initial"}
     anchor = {"anchor": folder / "anchor", "anchors": folder / "anchors"}
-    selection = tasks.select_anchor(settings["anchors"], previous={}, **choice, **anchor)
-    tasks.distill_stage(
+    selection = select_anchor(settings["anchors"], previous={}, **choice, **anchor)
+    distill_stage(
         settings["stage"],
         selection=selection,
         dataset=data,

@@ -100,8 +100,8 @@ def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp
     from rco.core.settings import jsonable
     from rco.models.config import ModelConfig
     from rco.reporting.comparison_report import Student
-    from rco.tasks import comparison_tasks
-    from rco.tasks.comparison_preflight import MeasureSettings
+    from rco.tasks import comparison as comparison_tasks
+    from rco.tasks.settings import MeasureSettings
     from rco.tracking.record import Record
     from rco.training.config import ComputeConfig
 

@@ -94,7 +94,7 @@ def test_every_component_has_a_class() -> None:
 
 
 def test_what_computes_on_the_device_is_one_class() -> None:
-    from rco.tasks import comparison_tasks
+    from rco.tasks import comparison as comparison_tasks
     from rco.tasks import run as tasks
 
     found = {

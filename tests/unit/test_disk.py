@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from rco.core.errors import DiskFullError, disk_full
-from rco.tasks.run import TASKS, log, task
+from rco.tasks.process import TASKS, log, task
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from rco.core.errors import InputError, why_unreachable
 from rco.core.storage import probe as storage_probe
 from rco.core.storage.probe import StoreProbe, probe_store
 from rco.core.storage.s3 import connection
-from rco.tasks import run as tasks
 from rco.tasks import services
+from rco.tasks.check import check
 from rco.tasks.preflight import preflight
 from rco.tasks.services import FAIL, OK, WARN, Finding
 from rco.tracking.context import Context, forgiving, without_credentials
@@ -363,7 +363,7 @@ class TestFirstTask:
     """The pipeline's parameter check_services."""
 
     def check(self, **parameters: Any) -> Any:
-        return tasks.check({p.name: p.default for p in PARAMETERS.values()} | parameters, max_stages=4)
+        return check({p.name: p.default for p in PARAMETERS.values()} | parameters, max_stages=4)
 
     def test_a_server_that_is_away_ends_the_run_before_it_begins(
         self, monkeypatch: pytest.MonkeyPatch, closed_port: int

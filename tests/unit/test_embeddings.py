@@ -24,7 +24,8 @@ from rco.models.taps import Output, Taps, observe
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.embedding import EmbeddingLoss, mimic_embedding
 from rco.objectives.route import Labels, RouteLoss
-from rco.tasks.preflight import Settings, preflight
+from rco.tasks.preflight import preflight
+from rco.tasks.settings import Settings
 from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, train_stage

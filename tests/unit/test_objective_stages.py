@@ -21,8 +21,10 @@ from rco.objectives.base import Objective
 from rco.objectives.config import OBJECTIVES, ObjectiveConfig
 from rco.objectives.make import make_objective
 from rco.strategies.config import AnchorConfig
-from rco.tasks import run as tasks
+from rco.tasks import distill, students, teacher
+from rco.tasks.check import check
 from rco.tasks.preflight import preflight
+from rco.tasks.selection import select_anchor
 from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, distill_route, train_stage
@@ -218,15 +220,15 @@ class Stages:
     """The tasks of a pipeline run, by hand, as the components call them."""
 
     def __init__(self, folder: Path, digits: Path, route: Route, **parameters: Any) -> None:
-        self.settings = tasks.check({**FLAT, "route": str(route.folder), **parameters}, max_stages=3)
+        self.settings = check({**FLAT, "route": str(route.folder), **parameters}, max_stages=3)
         self.folder, self.digits = folder, digits
-        tasks.train_teacher(self.settings["teacher"], dataset=digits, route=folder / "route", route_index=folder / "index")
-        tasks.init_student(self.settings["student"], dataset=digits, student=folder / "student-0")
+        teacher.train_teacher(self.settings["teacher"], dataset=digits, route=folder / "route", route_index=folder / "index")
+        students.init_student(self.settings["student"], dataset=digits, student=folder / "student-0")
 
     def run(self, stages: int) -> None:
         previous: dict[str, Any] = {}
         for k in range(1, stages + 1):
-            previous = tasks.select_anchor(
+            previous = select_anchor(
                 self.settings["anchors"],
                 previous=previous,
                 route=self.folder / "route",
@@ -238,7 +240,7 @@ class Stages:
             self.distil(k, previous)
 
     def distil(self, k: int, selection: dict[str, Any], student: Path | None = None) -> None:
-        tasks.distill_stage(
+        distill.distill_stage(
             self.settings["stage"],
             selection=selection,
             dataset=self.digits,
@@ -247,7 +249,7 @@ class Stages:
             distilled=self.folder / f"student-{k}",
         )
 
-    def weights(self, k: int, file: str = tasks.STUDENT) -> dict[str, Tensor]:
+    def weights(self, k: int, file: str = students.STUDENT) -> dict[str, Tensor]:
         return load_state(self.folder / f"student-{k}" / file)[0]
 
 
@@ -257,11 +259,11 @@ class TestTasks:
     ) -> None:
         stages = Stages(tmp_path, digits, route, objective="hint", **TAPS)
         stages.run(3)  # the third passes through
-        assert not (tmp_path / "student-0" / tasks.OBJECTIVE).exists()
-        first, second = stages.weights(1, tasks.OBJECTIVE), stages.weights(2, tasks.OBJECTIVE)
+        assert not (tmp_path / "student-0" / students.OBJECTIVE).exists()
+        first, second = stages.weights(1, students.OBJECTIVE), stages.weights(2, students.OBJECTIVE)
         assert set(first) == {"regressor.weight", "regressor.bias"}
         assert not same(first, second)
-        assert same(stages.weights(3, tasks.OBJECTIVE), second), "a stage that passes the student through passes this too"
+        assert same(stages.weights(3, students.OBJECTIVE), second), "a stage that passes the student through passes this too"
         assert set(stages.weights(2)) == set(NETWORK.build(0).state_dict()), "the student's file holds the student"
         # The tasks, each a process of its own, and the library, all in memory, are the same method.
         student, _ = walked(route, data, config("hint"), train=RunConfig.from_flat(FLAT).student_train)
@@ -272,7 +274,7 @@ class TestTasks:
         stages.run(1)
         lost = tmp_path / "lost"
         shutil.copytree(tmp_path / "student-1", lost)
-        (lost / tasks.OBJECTIVE).unlink()
+        (lost / students.OBJECTIVE).unlink()
         selection = {"skip": False, "stage": 2, "epochs": 2, "first_epoch": 3, "chosen": [0, 1], "epoch": 2, "reason": ""}
         shutil.copytree(tmp_path / "anchor-1", tmp_path / "anchor-2")
         with pytest.raises(InputError, match=r"objective\.safetensors.*is missing"):

@@ -13,7 +13,7 @@ from pipelines.cli.main import main
 from rco.core.documents import write_json
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
-from rco.tasks import run as tasks
+from rco.tasks.report import sync
 from rco.tracking import outbox
 from rco.tracking.context import Context
 from rco.tracking.delivery import run_deliveries
@@ -54,7 +54,7 @@ def test_everything_arrives_later_and_once(server: Path, report: Path) -> None:
 
     where = kept(server, report, "later")
     assert outbox.waiting(report)
-    run_id = tasks.sync(report)
+    run_id = sync(report)
     assert not outbox.waiting(report)
     assert not (report / outbox.FOLDER).exists()
     client = where.client()
@@ -73,7 +73,7 @@ def test_everything_arrives_later_and_once(server: Path, report: Path) -> None:
         assert sha256_of(folder / "anchor.safetensors") == model.tags["rco.sha256"]
 
     again = kept(server, report, "later")
-    assert tasks.sync(report) == run_id
+    assert sync(report) == run_id
     assert {r.info.run_id for r in children(client, "later")} == {r.info.run_id for r in runs.values()}
     assert steps(client, runs["student"].info.run_id) == [1, 2, 3]
     assert again == where
@@ -84,7 +84,7 @@ def test_while_the_server_is_away_all_is_kept(server: Path, report: Path) -> Non
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     before = sorted(path for path in report.rglob("*") if path.is_file())
-    assert tasks.sync(report, anywhere=True) == ""
+    assert sync(report, anywhere=True) == ""
     assert sorted(path for path in report.rglob("*") if path.is_file()) == before
 
 
@@ -92,7 +92,7 @@ def test_another_server_gets_nothing_by_accident(server: Path, report: Path) -> 
     kept(server, report, "elsewhere")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{report}/other.db"
     with pytest.raises(InputError, match=r"is not where run elsewhere was tracked\. Set it to sqlite:"):
-        tasks.sync(report)
+        sync(report)
     assert outbox.waiting(report)
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_outbox_is_refused(server: Path, report: Path, damage: str) ->
     else:
         write_json(folder / "models" / "1" / "epoch-0004" / "anchor.json", {"epoch": 4, "sha256": "../../x"})
     with pytest.raises(InputError, match=r"Copy|Run the task again"):
-        tasks.sync(report)
+        sync(report)
     assert outbox.waiting(report)
 
 

@@ -14,8 +14,9 @@ from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import from_dict
 from rco.models.route import Route
-from rco.tasks.preflight import Settings, preflight, stages_needed
-from rco.tasks.run import check
+from rco.tasks.check import check
+from rco.tasks.preflight import preflight, stages_needed
+from rco.tasks.settings import Settings
 
 
 def settings(**flat: Any) -> Settings:
@@ -220,7 +221,7 @@ class TestNotebook:
         import sys
 
         code = (
-            "import rco.tasks.run, rco.strategies.anchors, rco.models.route, sys;"
+            "import rco.tasks.selection, rco.strategies.anchors, rco.models.route, sys;"
             "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'boto3', 'matplotlib', 'sklearn')))"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

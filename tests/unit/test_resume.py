@@ -38,8 +38,12 @@ from rco.models.weights import state_digest
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import Labels
 from rco.strategies.config import AnchorConfig
-from rco.tasks import comparison_tasks
-from rco.tasks import run as tasks
+from rco.tasks import comparison as comparison_tasks
+from rco.tasks import distill, students, teacher
+from rco.tasks.check import check
+from rco.tasks.process import log, main
+from rco.tasks.report import close_run
+from rco.tasks.selection import select_anchor
 from rco.tracking import epochs
 from rco.tracking.context import Context
 from rco.tracking.record import Record
@@ -72,8 +76,8 @@ def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """What was told to people so far."""
-    monkeypatch.setattr(tasks.log, "propagate", True)
-    monkeypatch.setattr(tasks.log, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
     with caplog.at_level(logging.INFO, "rco"):
         yield lambda: caplog.text
 
@@ -707,18 +711,18 @@ class Pipeline:
 
     def __init__(self, folder: Path, digits: Path, **parameters: Any) -> None:
         self.folder, self.digits = folder, digits
-        self.settings = tasks.check({**FLAT, **parameters}, max_stages=1)
+        self.settings = check({**FLAT, **parameters}, max_stages=1)
 
     def teacher(self, attempt: str = "") -> dict[str, str]:
         route = self.folder / f"route{attempt}"
-        tasks.train_teacher(
+        teacher.train_teacher(
             self.settings["teacher"], dataset=self.digits, route=route, route_index=self.folder / f"index{attempt}"
         )
         return hashes(route)
 
     def ready(self) -> None:
-        tasks.init_student(self.settings["student"], dataset=self.digits, student=self.folder / "student-0")
-        self.selection = tasks.select_anchor(
+        students.init_student(self.settings["student"], dataset=self.digits, student=self.folder / "student-0")
+        self.selection = select_anchor(
             self.settings["anchors"],
             previous={},
             route=self.folder / "route",
@@ -730,7 +734,7 @@ class Pipeline:
 
     def student(self, attempt: str = "") -> Path:
         out = self.folder / f"distilled{attempt}"
-        tasks.distill_stage(
+        distill.distill_stage(
             self.settings["stage"],
             selection=self.selection,
             dataset=self.digits,
@@ -859,14 +863,14 @@ class TestTasks:
         once, again = pipeline.student("-1"), pipeline.student()
         assert {**hashes(once), "record.json": ""} == {**hashes(again), "record.json": ""}
         assert len(Record.read(again).stages) == 1
-        tasks.close_run(succeeded=False)
+        close_run(succeeded=False)
         there = sorted(kept.rglob("point-*"))
         assert {path.relative_to(kept).parts[:2] for path in there} == {("one", "train_teacher"), ("one", "distill_stage")}
         monkeypatch.setenv("RCO_PIPELINE_RUN", "two")
-        tasks.close_run(succeeded=True)
+        close_run(succeeded=True)
         assert sorted(kept.rglob("point-*")) == there, "another run's"
         monkeypatch.setenv("RCO_PIPELINE_RUN", "one")
-        tasks.close_run(succeeded=True)
+        close_run(succeeded=True)
         assert not list(kept.rglob("point-*"))
 
     def test_a_divergence_is_one_paragraph_and_does_not_repeat_itself(
@@ -891,7 +895,7 @@ class TestTasks:
         arguments = tmp_path / "arguments.json"
         paths = {name: str(tmp_path / name) for name in ("route", "route_index")}
         write_json(arguments, {"settings": pipeline.settings["teacher"], "dataset": str(digits), **paths})
-        assert tasks.main(["train_teacher", str(arguments)]) == 1
+        assert main(["train_teacher", str(arguments)]) == 1
         assert "Traceback" not in capsys.readouterr().err
 
     def test_a_gpu_gets_a_second_chance(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -932,7 +936,7 @@ def test_a_branch_does_not_train_its_finished_seeds_again(
     comparison = {**flat, "branches": ["kd", "equal-interval"], "n_anchors": 2, "epochs": 4, "seeds": [0, 1]}
     settings_ = comparison_tasks.check_comparison(Comparison.of(comparison).to_parameters(), slots=[1, 1])
     (slot,) = [k for k in (1, 2) if settings_[f"branch_{k}"]["branch"] == "equal-interval"]
-    tasks.train_teacher(settings_["teacher"], dataset=digits, route=tmp_path / "route", route_index=tmp_path / "index")
+    teacher.train_teacher(settings_["teacher"], dataset=digits, route=tmp_path / "route", route_index=tmp_path / "index")
     comparison_tasks.init_students(settings_[f"students_{slot}"], dataset=digits, students=tmp_path / "students")
     selection = comparison_tasks.select_anchors(
         settings_[f"choice_{slot}"],
@@ -952,7 +956,7 @@ def test_a_branch_does_not_train_its_finished_seeds_again(
             students=tmp_path / "students",
             distilled=tmp_path / name,
         )
-        return {f"{seed}": sha256_of(tmp_path / name / f"seed-{seed}" / tasks.STUDENT) for seed in (0, 1)}
+        return {f"{seed}": sha256_of(tmp_path / name / f"seed-{seed}" / students.STUDENT) for seed in (0, 1)}
 
     whole = distil("whole")
     assert not [path for path in kept.rglob("*") if path.is_file()]
@@ -1021,7 +1025,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
     prepare(config, tmp_path / "data", source_digest(config))
     data = {"dataset": str(tmp_path / "images"), "workers": workers, "teacher_batch_size": 8, "checkpoint_every": 1000}
     flat = {**FLAT, **data, "teacher_epochs": 1000, "anchor_epochs": [1000], "probe_size": 4}
-    settings_ = tasks.check(flat, max_stages=1)["teacher"]
+    settings_ = check(flat, max_stages=1)["teacher"]
     arguments = tmp_path / "arguments.json"
     assert Dataset.open(tmp_path / "data").manifest.storage == "files"
     paths = {"dataset": "data", "route": "route", "route_index": "index"}

@@ -35,7 +35,8 @@ from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import read_state
 from rco.reporting import comparison_report
-from rco.tasks import run as tasks
+from rco.tasks.evaluate import read_evaluation
+from rco.tasks.students import PROBE, STUDENT, load_student, save_student
 from rco.tracking.record import Record
 from rco.training.config import RouteConfig
 from tests.hostile import Touch, hostile_pickle, with_record
@@ -386,21 +387,21 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
 )
 def test_evaluations_that_are_none(tmp_path: Path, document: Any) -> None:
     write_json(tmp_path / "evaluation.json", document)
-    for read in (tasks.read_evaluation, comparison_report.Student.read):
+    for read in (read_evaluation, comparison_report.Student.read):
         with pytest.raises(InputError, match=r"evaluate again|evaluation of its branch"):
             read(tmp_path)
 
 
 def test_a_student_that_was_exchanged_is_noticed(tmp_path: Path) -> None:
     spec = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
-    tasks._save_student(tmp_path, spec.build(0), spec, np.zeros((1, 10), np.float32))
-    tasks.load_student(tmp_path, spec)
-    save_network(tmp_path / tasks.STUDENT, spec.build(1), spec)
+    save_student(tmp_path, spec.build(0), spec, np.zeros((1, 10), np.float32))
+    load_student(tmp_path, spec)
+    save_network(tmp_path / STUDENT, spec.build(1), spec)
     with pytest.raises(InputError, match="sha256"):
-        tasks.load_student(tmp_path, spec)
-    save_arrays(tmp_path / tasks.PROBE, {"logits": np.zeros((1, 10), np.float32)})
+        load_student(tmp_path, spec)
+    save_arrays(tmp_path / PROBE, {"logits": np.zeros((1, 10), np.float32)})
     with pytest.raises(InputError, match="does not say which student"):
-        tasks.load_student(tmp_path, spec)
+        load_student(tmp_path, spec)
 
 
 def test_addresses_that_are_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tasks of a comparison: those of a single run (`rco.tasks.run`), done for all seeds of one branch in one process.
+"""The tasks of a comparison: those of a single run (`rco.tasks`), done for all seeds of one branch in one process.
 
 What a task hands on has one folder for each seed ("seed-0") with what the single task would have written. A slot of a
 compiled pipeline that no branch uses has empty settings: its tasks end at once, and write empty folders.
@@ -27,17 +27,15 @@ from rco.evaluation.statistics import require_same_data
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.hardness import relative, route_hardness
-from rco.tasks import run as tasks
-from rco.tasks.comparison_preflight import (
-    BranchSettings,
-    ChoiceSettings,
-    MeasureSettings,
-    StudentsSettings,
-    preflight_comparison,
-    slot_outputs,
-    steps_needed,
-)
-from rco.tasks.preflight import StudentSettings
+from rco.tasks.check import require_services
+from rco.tasks.comparison_preflight import preflight_comparison, slot_outputs, steps_needed
+from rco.tasks.distill import distill_stage
+from rco.tasks.evaluate import EVALUATION, measure_unseen
+from rco.tasks.process import log, read_settings, task
+from rco.tasks.report import tell
+from rco.tasks.selection import next_stage, write_anchor
+from rco.tasks.settings import BranchSettings, ChoiceSettings, MeasureSettings, StudentSettings, StudentsSettings
+from rco.tasks.students import PROBE, STUDENT, init_student, load_student, read_logits
 from rco.tracking import outbox
 from rco.tracking.context import Context, forgiving
 from rco.tracking.delivery import Delivery
@@ -48,8 +46,6 @@ from rco.training import resume
 if TYPE_CHECKING:
     from rco.reporting.comparison_report import Student
     from rco.training.resume import ResumePoints
-
-log, task = tasks.log, tasks.task
 
 
 @task
@@ -76,7 +72,7 @@ def check_comparison(
     log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
     context = Context.from_environment()
     if comparison.shared["check_services"]:
-        tasks.require_services(context, partial(open_parent, context, **_parent(settings.filing)))
+        require_services(context, partial(open_parent, context, **_parent(settings.filing)))
     elif context.active:
         with forgiving("The parent run"):
             open_parent(context, **_parent(settings.filing))
@@ -113,13 +109,13 @@ def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path)
     students.mkdir(parents=True, exist_ok=True)
     if not settings:
         return
-    s = tasks.read_settings(StudentsSettings, settings)
+    s = read_settings(StudentsSettings, settings)
     digest = Dataset.open(dataset).manifest.digest
     if s.route_data and s.route_data != digest:
         require_same_data({"the prepared data": digest, "the route": s.route_data})
     for seed in s.seeds:
         single = StudentSettings(student=s.student, seed=seed, compute=s.compute, code=s.code)
-        tasks.init_student(jsonable(single), dataset=dataset, student=_folder(students, seed))
+        init_student(jsonable(single), dataset=dataset, student=_folder(students, seed))
 
 
 @task
@@ -141,19 +137,19 @@ def select_anchors(
     anchors.mkdir(parents=True, exist_ok=True)
     if not settings:
         return {}
-    s = tasks.read_settings(ChoiceSettings, settings)
+    s = read_settings(ChoiceSettings, settings)
     index = Route.open(route_index)
     _, route_logits = index.probe()
     one_at_a_time = s.anchors.anchors.strategy == "greedy"
     selection: dict[str, Any] = {}
     needed = {len(index.epochs) - 1}
     for seed in s.seeds:
-        (answers,) = tasks.read_logits(_folder(students, seed) / tasks.PROBE, route_logits.shape[1:], "logits")
+        (answers,) = read_logits(_folder(students, seed) / PROBE, route_logits.shape[1:], "logits")
         hardness = route_hardness(route_logits, answers, s.anchors.tau)
         last = dict(previous.get(str(seed), {}).get("last", {}))
         todo: list[dict[str, Any]] = []
         while not (one_at_a_time and todo):
-            stage = tasks.next_stage(s.anchors, index, last, hardness, f"seed {seed}, ")
+            stage = next_stage(s.anchors, index, last, hardness, f"seed {seed}, ")
             if stage["skip"]:
                 break
             todo.append(stage)
@@ -196,7 +192,7 @@ def distill_students(
     distilled.mkdir(parents=True, exist_ok=True)
     if not settings:
         return {}
-    s = tasks.read_settings(BranchSettings, settings)
+    s = read_settings(BranchSettings, settings)
     # Kubeflow's MLflow plugin makes one run for this task. It is no student's: several would mix their epochs in it.
     os.environ.pop("MLFLOW_RUN_ID", None)
     trained = 0
@@ -232,7 +228,7 @@ def _stage(
     points."""
     _write_anchor(anchor, Route.open(anchors), int(stage["chosen"][-1]), student, s.stage.objective.tau)
     single = replace(s.stage, train=replace(s.stage.train, seed=seed))
-    tasks.distill_stage(
+    distill_stage(
         jsonable(single),
         selection={**stage, "skip": False},
         dataset=dataset,
@@ -259,10 +255,10 @@ def _before(student: Path) -> int | None:
 
 def _write_anchor(folder: Path, route: Route, i: int, student: Path, tau: float) -> None:
     _, route_logits = route.probe()
-    (answers,) = tasks.read_logits(student / tasks.PROBE, route_logits.shape[1:], "logits")
+    (answers,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
     hardness, before = route_hardness(route_logits, answers, tau), _before(student)
     ratio = relative(hardness, before) if before is not None else None
-    tasks.write_anchor(folder, route, i, route_logits, hardness, ratio)
+    write_anchor(folder, route, i, route_logits, hardness, ratio)
 
 
 @task
@@ -279,7 +275,7 @@ def evaluate_students(
     evaluation.mkdir(parents=True, exist_ok=True)
     if not settings:
         return {}
-    s = tasks.read_settings(MeasureSettings, settings)
+    s = read_settings(MeasureSettings, settings)
     from rco.evaluation import classification as measure
     from rco.models.predict import predict
     from rco.strategies.hardness import kl
@@ -297,7 +293,7 @@ def evaluate_students(
         return logits, {name: figures[name] for name in ("accuracy", "cross_entropy", "ece", "n")} | {
             "parameters": measure.parameter_count(model),
             "macs": measure.count_macs(model, manifest.image_shape),
-            **({"open_set": openset.figures(tasks.measure_unseen(model, data, s.compute))} if manifest.open_classes else {}),
+            **({"open_set": openset.figures(measure_unseen(model, data, s.compute))} if manifest.open_classes else {}),
         }
 
     weights, spec = anchors / converged.file, NetworkSpec.of(s.teacher, manifest)
@@ -305,7 +301,7 @@ def evaluate_students(
     accuracies = []
     for seed in s.seeds:
         student = _folder(students, seed)
-        logits, figures = answers(tasks.load_student(student, NetworkSpec.of(s.student, manifest)))
+        logits, figures = answers(load_student(student, NetworkSpec.of(s.student, manifest)))
         accuracies.append(figures["accuracy"])
         out = _folder(evaluation, seed)
         document = {
@@ -315,10 +311,10 @@ def evaluate_students(
             "teacher": teacher,
             "congruence_kl": kl(teacher_logits, logits, s.tau),
             "tau": s.tau,
-            "student_sha256": sha256_of(student / tasks.STUDENT),
+            "student_sha256": sha256_of(student / STUDENT),
             "teacher_sha256": converged.sha256,
         }
-        write_json(out / tasks.EVALUATION, document)
+        write_json(out / EVALUATION, document)
         Record.read(student).write(out)
         log.info("%s: test accuracy %.2f %%", _key(s.branch, seed), 100 * figures["accuracy"])
     return {"test_accuracy_mean": sum(accuracies) / len(accuracies), "teacher_test_accuracy": teacher["accuracy"]}
@@ -339,7 +335,7 @@ def report_comparison(
     Returns:
         the summary.
     """
-    s = tasks.read_settings(ComparisonFiling, settings)
+    s = read_settings(ComparisonFiling, settings)
     from rco.reporting import comparison_report as telling
 
     context = Context.from_environment()
@@ -364,7 +360,7 @@ def report_comparison(
             headline=telling.headline_metrics(summary),
             note=telling.note(summary),
         )
-        tasks.tell(context, letter, folder)
+        tell(context, letter, folder)
     return summary
 
 
@@ -389,5 +385,5 @@ def _anchor_of(route: Path, record: Record, k: int) -> Iterator[Path]:
     hardness = np.asarray(stage["hardness_before"])
     ratio = relative(hardness, int(record.stages[k - 1]["anchor_index"])) if k else None
     with TemporaryDirectory() as scratch:
-        tasks.write_anchor(Path(scratch), weights, int(stage["anchor_index"]), logits, hardness, ratio)
+        write_anchor(Path(scratch), weights, int(stage["anchor_index"]), logits, hardness, ratio)
         yield Path(scratch)

@@ -1,0 +1,88 @@
+"""The task that puts the student into the model registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rco.core.errors import InputError
+from rco.core.files import sha256_of
+from rco.core.tensors import load_arrays, load_state
+from rco.models.spec import described, load_network
+from rco.tasks.evaluate import read_evaluation
+from rco.tasks.process import log, read_settings, task
+from rco.tasks.settings import (
+    FilingSettings,
+)
+from rco.tasks.students import (
+    STUDENT,
+)
+from rco.tracking.context import Context, forgiving
+from rco.tracking.record import Record
+from rco.tracking.registry import promote, register, registered_version
+
+
+@task
+def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: Path) -> dict[str, Any]:
+    """Put the student into the MLflow model registry, unless these very weights are there already, and make it the champion
+    if it is better than the one that is.
+
+    Returns:
+        name, version, champion (whether it is now) and reason; or nothing if no registry is used.
+    """
+    s = read_settings(FilingSettings, settings)
+    context = Context.from_environment()
+    if not s.registered_model or not context.active:
+        log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
+        return {}
+    weights = student / STUDENT
+    digest = sha256_of(weights)
+    measured = read_evaluation(evaluation)
+    with forgiving("The registration of the student"):
+        version = registered_version(context, s.registered_model, digest)
+        if version is None:
+            log.info("exporting the student")
+            version = _register(s, context, weights, digest, evaluation)
+            log.info("registered as %s version %s", s.registered_model, version)
+        else:
+            log.info("these weights are %s version %s already", s.registered_model, version)
+        promotion = promote(
+            context,
+            s.registered_model,
+            version,
+            accuracy=measured["student"]["accuracy"],
+            data_digest=Record.read(student).data["digest"],
+            margin=s.champion_margin,
+        )
+        log.info(
+            "version %s is %s: %s", version, "the champion" if promotion.champion else "not the champion", promotion.reason
+        )
+        return {"name": s.registered_model, "version": version, **promotion._asdict()}
+    return {}
+
+
+def _register(s: FilingSettings, context: Context, weights: Path, digest: str, evaluation: Path) -> str:
+    import torch
+
+    from rco.models.normalized import Normalized
+
+    arrays, _ = load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
+    _, metadata = load_state(weights)
+    spec = described(metadata, weights)
+    if spec.model != s.student.model:
+        raise InputError("student", s.student.model, f"is not the {spec.model} that was trained", "Run evaluate again")
+    model = Normalized(
+        load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
+    ).eval()
+    return register(
+        context,
+        s.registered_model,
+        model,
+        Record.read(weights.parent),
+        example=arrays["pixels"],
+        expected=arrays["logits"],
+        weights=weights,
+        sha256=digest,
+        params={"model": spec.model, "image_size": spec.image_size, "num_classes": spec.num_classes},
+    )

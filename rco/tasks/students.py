@@ -1,0 +1,107 @@
+"""What tasks share: the files of a student and an anchor between tasks, and what a record says of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rco.core.errors import InputError
+from rco.core.settings import jsonable
+from rco.core.tensors import load_arrays, load_metadata, save_arrays
+from rco.data.dataset import Dataset
+from rco.models.spec import NetworkSpec, load_network, save_network
+from rco.tasks.process import log, read_settings, task
+from rco.tasks.settings import (
+    StageSettings,
+    StudentSettings,
+    TeacherSettings,
+)
+from rco.tracking.record import Record
+from rco.training import resume
+
+STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
+TARGETS = "targets.safetensors"
+OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
+
+
+def logged(row: Mapping[str, Any]) -> dict[str, float]:
+    """An epoch's row as metrics."""
+    return {name: float(value) for name, value in row.items() if name != "epoch"}
+
+
+def data_summary(data: Dataset) -> dict[str, Any]:
+    """The data set, as a record describes it."""
+    m = data.manifest
+    return {"name": m.source, "source": m.source, "digest": m.digest, "num_classes": m.num_classes, "sizes": dict(m.sizes)}
+
+
+def taken_up(points: resume.ResumePoints, record: Record) -> Record:
+    """The record as an interrupted training left it, if there is one to go on with; it is kept from now on."""
+    before = points.take("record")
+    current = record if before is None else Record.of(before, "a resume point's record")
+    points.add("record", lambda: jsonable(current))
+    return current
+
+
+@task
+def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
+    """Make the initial student, a function of its seed."""
+    s = read_settings(StudentSettings, settings)
+    from rco.training import distillation
+    from rco.training.device import prepare_process
+
+    prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    spec = NetworkSpec.of(s.student, data.manifest)
+    model = spec.build(s.seed)
+    save_student(student, model, spec, distillation.probe_logits(model.to(s.compute.device), data, s.compute))
+    log.info("initial student %s, seed %d", spec.model, s.seed)
+
+
+def save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray) -> str:
+    """Write a student and its logits (N, K) on the probe samples; returns the sha256 of its weights."""
+    digest = save_network(folder / STUDENT, model, spec)
+    save_arrays(folder / PROBE, {"logits": logits}, {"student_sha256": digest})
+    return digest
+
+
+def read_logits(path: Path, shape: tuple[int, ...], *names: str) -> list[np.ndarray]:
+    """Answers on the probe samples, (N, K) float32.
+
+    Raises:
+        InputError: they are missing, or of another shape, or no numbers.
+    """
+    arrays, _ = load_arrays(path, *names)
+    for name in names:
+        if arrays[name].shape != tuple(shape) or arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
+            problem = f"has no finite {name} of shape {tuple(shape)}"
+            raise InputError("file", str(path), problem, "Run the step that writes it again")
+    return [arrays[name] for name in names]
+
+
+def load_student(folder: Path, spec: NetworkSpec) -> Any:
+    """The student in an artifact's folder, as it was written there.
+
+    Raises:
+        InputError: as `rco.models.spec.load_network`; or the file is not what was written.
+    """
+    expected = load_metadata(folder / PROBE).get("student_sha256")
+    if not isinstance(expected, str):
+        raise InputError(
+            "student", str(folder / PROBE), "does not say which student it is of", "Run the task that made it again"
+        )
+    return load_network(folder / STUDENT, expected_sha256=expected, spec=spec)
+
+
+def settings_as_params(s: TeacherSettings | StageSettings) -> dict[str, Any]:
+    """Settings as MLflow parameters: flat names, one level of dots."""
+    flat: dict[str, Any] = {}
+    for name, value in jsonable(s).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        elif value not in (None, ""):
+            flat[name] = value
+    return flat
