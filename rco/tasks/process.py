@@ -116,11 +116,16 @@ def arguments_of(function: Callable[..., Any], file: Path) -> dict[str, Any]:
         raise InputError("arguments", str(file), f"are not those of the task ({error})", "Name them as it does") from None
 
 
+def register_all() -> None:
+    """Import every module of tasks, so that `TASKS` has them all."""
+    for module in _MODULES:
+        import_module(f"rco.tasks.{module}")
+
+
 def main(arguments: list[str]) -> int:
     """`python -m rco.tasks NAME arguments.json`: the keyword arguments of a task as JSON; paths as text. Returns the exit
     status: 1 for a training that came to nothing or a full disk, 2 for bad input."""
-    for module in _MODULES:
-        import_module(f"rco.tasks.{module}")
+    register_all()
     if len(arguments) != 2 or arguments[0] not in TASKS:
         print(f"usage: python -m rco.tasks {{{','.join(TASKS)}}} arguments.json", file=sys.stderr)
         return 2

@@ -94,13 +94,12 @@ def test_every_component_has_a_class() -> None:
 
 
 def test_what_computes_on_the_device_is_one_class() -> None:
-    from rco.tasks import comparison as comparison_tasks
-    from rco.tasks import run as tasks
+    from rco.tasks.process import TASKS, register_all
 
+    register_all()
     found = {
         name.replace("_", "-")
-        for module in (tasks, comparison_tasks)
-        for name, function in inspect.getmembers(module, inspect.isfunction)
+        for name, function in TASKS.items()
         if name.replace("_", "-") in CLASS_OF and "prepare_process(" in inspect.getsource(function)
     }
     for_all_seeds = {"init-students", "distill-students"}  # they call the task of one student
