@@ -78,7 +78,7 @@ class Contender:
 
 def flops(setup: Setup) -> dict[str, float]:
     """Floating-point operations of one image: the teacher forward; the student forward and backward (twice its forward)."""
-    from rco.evaluation.classification import count_macs
+    from rco.evaluation.cost import count_macs
     from rco.models.build import build_network
 
     shape = {"in_channels": 3, "num_classes": 10, "image_size": 32}

@@ -32,7 +32,7 @@ def checks(
 
     Args:
         home: directory of local state; its MLflow is checked if the environment names none.
-        device: as for `rco.doctor.here`.
+        device: as for `rco.doctor.machine_checks`.
         addresses: s3:// addresses.
         endpoint: of Kubeflow Pipelines; without one it is not checked.
         namespace: of the runs there.
@@ -45,7 +45,7 @@ def checks(
         pipeline_run="",
         artifact_root=environment.get("RCO_ARTIFACT_ROOT", ""),
     )
-    found: dict[str, Check] = {**doctor.here(home, device, limit)}
+    found: dict[str, Check] = {**doctor.machine_checks(home, device, limit)}
     if state.environment and not (state.root / "mlflow.db").exists():
         local = "MLFLOW_TRACKING_URI is not set; local runs are tracked in the state directory, from the first one on"
         found["MLflow"] = partial(skip, "MLflow", local)

@@ -1,4 +1,4 @@
-"""Route Constrained Optimization: a student distils better if it follows the route its teacher took (Jin et al., ICCV 2019).
+"""Route Constrained Optimization: a student distils better if it follows its teacher's route (Jin et al., ICCV 2019).
 
     import rco
 
@@ -13,7 +13,7 @@ Nothing heavy is imported until it is used.
 from importlib import import_module
 from typing import Any
 
-_WHERE = {
+_MODULES = {
     "prepare_dataset": "rco.api",
     "train_route": "rco.api",
     "distill_student": "rco.api",
@@ -23,12 +23,12 @@ _WHERE = {
     "Route": "rco.models.route",
     "RunConfig": "rco.config.parameters",
 }
-__all__ = sorted(_WHERE)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'rco' has no attribute {name!r}")
 
 

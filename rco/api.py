@@ -29,8 +29,8 @@ def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset
     """Read, split and store a data set.
 
     Args:
-        dataset: name, folder or s3:// address; see `rco.data.config.DataConfig` for it and the options.
-        folder: where the prepared data set is written.
+        dataset: name, folder or s3:// address; see `rco.data.config.DataConfig` for this and the options.
+        folder: for the prepared data set.
     """
     config = DataConfig(dataset=dataset, **options)
     prepare(config, Path(folder), source_digest(config))
@@ -49,7 +49,7 @@ def train_route(
     compute: ComputeConfig | None = None,
     resume: str | Path = "",
 ) -> Route:
-    """Train a teacher and keep its route in `folder`.
+    """Train a teacher and write its route into `folder`.
 
     Args:
         resume: folder or s3:// address for resume points, from which the same call goes on after an interruption; empty: none.
@@ -113,10 +113,10 @@ def distill_student(
     points = ResumePoints(str(resume), identity)
     rows = list(points.take("rows") or [])
     points.add("rows", lambda: rows)
-    walk = distill_route(
+    epochs = distill_route(
         module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved, checkpointer=points
     )
-    for row in walk:
+    for row in epochs:
         rows.append(row)  # noqa: PERF402 (a point may be written between two rows)
     points.clear()
     return module.eval(), rows

@@ -1,4 +1,4 @@
-"""What must be right of this machine before a run can be. As for the services (`rco.tasks.services`), one function a check."""
+"""Checks of this machine before a run, one function a check, as for the services (`rco.tasks.services`)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SHARED_MEMORY = 2**30
 _FIX_INSTALL = "Run: make setup"
 
 
-def here(home: Path, device: str = "auto", limit: float = LIMIT) -> dict[str, Check]:
+def machine_checks(home: Path, device: str = "auto", limit: float = LIMIT) -> dict[str, Check]:
     """The checks of this machine.
 
     Args:
         home: directory of local state.
-        device: auto, cpu or cuda; cuda: that there is no GPU is wrong.
-        limit: seconds that PyTorch may take to compute something.
+        device: auto, cpu or cuda; with cuda a missing GPU is a failure.
+        limit: seconds for the import of PyTorch and a small computation.
     """
     return {
         "Python": python,
@@ -38,7 +38,7 @@ def here(home: Path, device: str = "auto", limit: float = LIMIT) -> dict[str, Ch
 
 
 def python() -> list[Finding]:
-    """This interpreter against the range that the project supports."""
+    """Check this interpreter against the supported range."""
     from packaging.specifiers import SpecifierSet
 
     version = ".".join(map(str, sys.version_info[:3]))
@@ -55,7 +55,7 @@ def python() -> list[Finding]:
 
 
 def libraries() -> list[Finding]:
-    """Every dependency of the project against its range."""
+    """Check every dependency of the project against its range."""
     from packaging.requirements import Requirement
 
     versions: dict[str, str] = {}
@@ -73,12 +73,12 @@ def libraries() -> list[Finding]:
             wrong.append(f"{requirement.name} {version} (needs {requirement.specifier})")
     if wrong:
         return [Finding(name="libraries", status=FAIL, found=", ".join(wrong), next_step=_FIX_INSTALL)]
-    told = ", ".join(f"{name} {versions[name]}" for name in ("mlflow", "kfp", "boto3") if name in versions)
-    return [Finding(name="libraries", status=OK, found=f"all {len(versions)} are in range: {told}")]
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("mlflow", "kfp", "boto3") if name in versions)
+    return [Finding(name="libraries", status=OK, found=f"all {len(versions)} are in range: {shown}")]
 
 
 def pytorch(device: str, limit: float) -> list[Finding]:
-    """Whether PyTorch can be imported, and computes on the device. In a process of its own: it may crash or hang."""
+    """Check that PyTorch can be imported and computes on the device, in a process of its own: it may crash or hang."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "rco.doctor", device], capture_output=True, text=True, errors="replace", timeout=limit
@@ -94,7 +94,7 @@ def pytorch(device: str, limit: float) -> list[Finding]:
 
 
 def judge_pytorch(facts: Mapping[str, Any], device: str) -> list[Finding]:
-    """What the facts of `look_at_pytorch` mean."""
+    """The findings that follow from the facts of `pytorch_facts`."""
 
     def finding(name: str, status: str, found: str, next_step: str = "") -> Finding:
         return Finding(name=name, status=status, found=found, next_step=next_step)
@@ -114,21 +114,21 @@ def judge_pytorch(facts: Mapping[str, Any], device: str) -> list[Finding]:
     driver = f"NVIDIA driver {facts['driver'] or 'of unknown version'}"
     if facts["driver_cuda"]:
         driver += f" (for CUDA up to {facts['driver_cuda']})"
-    there = bool(facts["driver"] or facts["driver_cuda"])
+    has_driver = bool(facts["driver"] or facts["driver_cuda"])
     wanted = FAIL if device == "cuda" else WARN
     if facts["gpus"]:
-        told = f"{', '.join(facts['gpus'])}; {driver}"
+        gpus = f"{', '.join(facts['gpus'])}; {driver}"
         if facts["failed"]:
             step = "Check nvidia-smi; a GPU older or newer than the build needs another build of PyTorch"
-            findings.append(finding("device", FAIL, f"{told}; cannot compute there ({facts['failed']})", step))
+            findings.append(finding("device", FAIL, f"{gpus}; cannot compute there ({facts['failed']})", step))
         else:
-            findings.append(finding("device", OK, told))
+            findings.append(finding("device", OK, gpus))
     elif facts["failed"]:
         findings.append(finding("device", FAIL, f"cannot compute on the CPU ({facts['failed']})", _FIX_INSTALL))
-    elif there and not facts["cuda_build"]:
+    elif has_driver and not facts["cuda_build"]:
         step = "Install PyPI's build: make setup (without TORCH_BACKEND)"
         findings.append(finding("device", wanted, f"{driver}, but PyTorch is built for the CPU alone", step))
-    elif there:
+    elif has_driver:
         old = facts["driver_cuda"] and number(facts["driver_cuda"]) < number(facts["cuda_build"])
         step = f"Update the driver to one for CUDA {facts['cuda_build']}, or install an older PyTorch (2.11 or newer)"
         found = f"{driver}, but PyTorch, {build}, finds no GPU that it can use"
@@ -142,8 +142,8 @@ def judge_pytorch(facts: Mapping[str, Any], device: str) -> list[Finding]:
     return findings
 
 
-def look_at_pytorch(device: str) -> dict[str, Any]:
-    """Facts of PyTorch, the driver and the GPU, with a tiny computation; for a process of its own."""
+def pytorch_facts(device: str) -> dict[str, Any]:
+    """Facts about PyTorch, the driver and the GPU, with a tiny computation; for a process of its own."""
     facts: dict[str, Any] = {"problem": "", "cuda_build": "", "gpus": [], "failed": ""}
     for name in ("torch", "torchvision"):
         try:
@@ -158,13 +158,13 @@ def look_at_pytorch(device: str) -> dict[str, Any]:
         facts["problem"] = (str(error).splitlines() or [type(error).__name__])[0][:120]
         return facts
     facts["cuda_build"] = torch.version.cuda or ""
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if place == "cuda":
+    target = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if target == "cuda":
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
             facts["gpus"].append(f"{about.name} ({about.total_memory / 2**30:.0f} GiB)")
     try:
-        ones = torch.ones(64, 64, device=place)
+        ones = torch.ones(64, 64, device=target)
         if float((ones @ ones).sum()) != 64.0**3:
             facts["failed"] = "the result is wrong"
     except Exception as error:
@@ -173,13 +173,13 @@ def look_at_pytorch(device: str) -> dict[str, Any]:
 
 
 def _driver() -> tuple[str, str]:
-    """Version of the NVIDIA driver, and the newest CUDA that it is for; empty where there is none."""
+    """Version of the NVIDIA driver, and the newest CUDA that it supports; empty without a driver."""
     import ctypes
 
     version = cuda = ""
     try:
-        told = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
-        version = told[0] if told else ""
+        match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        version = match[0] if match else ""
     except OSError:
         pass
     try:
@@ -192,7 +192,7 @@ def _driver() -> tuple[str, str]:
 
 
 def machine() -> list[Finding]:
-    """Cores, memory and shared memory that this process may use."""
+    """Check the cores, memory and shared memory that this process may use."""
     from joblib import cpu_count
 
     total, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit()
@@ -219,4 +219,4 @@ def _container_limit() -> int | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(look_at_pytorch(sys.argv[1])))
+    print(json.dumps(pytorch_facts(sys.argv[1])))

@@ -1,1 +1,1 @@
-"""Floor 3: what a trained network is worth."""
+"""Floor 3: measures of trained networks, and statistics of comparisons."""

@@ -44,8 +44,8 @@ class Verification:
         thresholds: (P,) t, decreasing; the first is one step above all similarities and accepts nothing.
         true_accepts: (P,) genuine pairs (of one identity) that are accepted; not decreasing.
         false_accepts: (P,) impostor pairs (of two) that are accepted; not decreasing.
-        genuine: how many genuine pairs there are.
-        impostors: how many impostor pairs there are.
+        genuine: number of genuine pairs.
+        impostors: number of impostor pairs.
         tar_at_far: TAR at each FAR that was asked for; NaN if FAR * impostors < 1, see `smallest_far`.
         threshold_at_far: the t that goes with it; NaN likewise.
     """
@@ -60,7 +60,7 @@ class Verification:
 
     @property
     def smallest_far(self) -> float:
-        """The smallest FAR above 0 that so many impostor pairs can show: that of one false accept."""
+        """The smallest FAR above 0 that the impostor pairs can show: one false accept."""
         return 1 / self.impostors
 
     def roc(self, points: int = 100) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -176,30 +176,30 @@ def identification(
         raise InputError("sizes", list(sizes), "do not increase from 1 or more", "Give numbers of distractors such as 1,10,100")
     units = _units(probes, labels, "probes")
     if distractors is None:
-        others, of = units, np.asarray(labels)
+        others, identity = units, np.asarray(labels)
     else:
         free = int(labels.max()) + 1
-        of = np.full(len(distractors), free) if distractor_labels is None else distractor_labels
-        others = _units(distractors, of, "distractors")
+        identity = np.full(len(distractors), free) if distractor_labels is None else distractor_labels
+        others = _units(distractors, identity, "distractors")
     if units.shape[1] != others.shape[1]:
         raise InputError("distractors", others.shape, f"are not of the probes' {units.shape[1]} dimensions", "Use one model")
     identities = [c for c, n in zip(*np.unique(labels, return_counts=True), strict=True) if n > 1]
     if not identities:
         raise InputError("labels", f"{len(labels)} images", "have no two of one identity", "A probe needs a mate")
-    available = min(int((of != c).sum()) for c in identities)
+    available = min(int((identity != c).sum()) for c in identities)
     if sizes[-1] > available:
         raise InputError("sizes", list(sizes), f"go beyond the {available} distractors that there are", "Leave out the largest")
     orders = [np.random.Generator(np.random.PCG64((seed, trial))).permutation(len(others)) for trial in range(trials)]
-    right = np.zeros((trials, len(sizes)), np.int64)
+    correct = np.zeros((trials, len(sizes)), np.int64)
     searches = 0
     for c in identities:
         members = np.flatnonzero(labels == c)
         searches += len(members) * (len(members) - 1)
-        queues = [order[of[order] != c] for order in orders]
+        queues = [order[identity[order] != c] for order in orders]
         for start in range(0, len(members), _BLOCK):
             block = units[members[start : start + _BLOCK]]
             mates = _similarities(block, units[members])
-            mates[np.arange(len(block)), start + np.arange(len(block))] = _BELOW_ALL  # an image is no mate of its own
+            mates[np.arange(len(block)), start + np.arange(len(block))] = _BELOW_ALL  # an image is not its own mate
             for trial, queue in enumerate(queues):
                 nearest = np.full(len(block), _BELOW_ALL)
                 done = 0
@@ -208,14 +208,14 @@ def identification(
                         chunk = others[queue[first : min(first + _BLOCK, size)]]
                         nearest = np.maximum(nearest, _similarities(block, chunk).max(axis=1))
                     done = size
-                    right[trial, column] += (mates > nearest[:, None]).sum()
-    return Identification(tuple(sizes), right / searches, searches)
+                    correct[trial, column] += (mates > nearest[:, None]).sum()
+    return Identification(tuple(sizes), correct / searches, searches)
 
 
 def measure(embeddings: Floats, labels: Ints, *, trials: int = TRIALS, seed: int = 0) -> dict[str, Any]:
-    """Verification at `FARS`, and identification at those of `DISTRACTORS` that there are images for, JSON-ready.
+    """Verification at `FARS`, and identification at `DISTRACTORS` as far as there are so many images, JSON-ready.
 
-    Each image's distractors are the images of the other identities: nobody that was trained on helps or hinders.
+    Each image's distractors are the images of the other identities; images of training classes play no part.
 
     Args:
         embeddings: (N, d).
@@ -259,7 +259,7 @@ class Roc:
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """What is needed of what `measure` returns."""
+    """The fields of `measure`'s result that later tasks read."""
 
     images: int
     genuine_pairs: int
@@ -277,12 +277,12 @@ class Unseen:
         if min(self.rank1_std.values()) < 0:
             raise InputError("rank1_std", self.rank1_std, "has a deviation below 0", "Measure it again")
         if not self.roc.far or len(self.roc.far) != len(self.roc.tar):
-            raise InputError("roc", len(self.roc.far), "is no curve", "Measure it again")
+            raise InputError("roc", len(self.roc.far), "is not a curve", "Measure it again")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSet:
-    """`measure` of both networks."""
+    """The results of `measure` for teacher and student."""
 
     classes: tuple[str, ...]
     teacher: Unseen
@@ -295,20 +295,20 @@ class OpenSet:
 
 
 def figures(measured: Mapping[str, Any]) -> dict[str, float]:
-    """What `measure` gave as metrics: open_tar_at_far_F and open_rank1_at_D. A TAR that is not known is left out."""
+    """The result of `measure` as metrics: open_tar_at_far_F and open_rank1_at_D. An unknown TAR is left out."""
     tar = {f"open_tar_at_far_{far}": value for far, value in measured["tar_at_far"].items() if value is not None}
     return tar | {f"open_rank1_at_{size}": value for size, value in measured["rank1"].items()}
 
 
 def both_figures(open_set: Mapping[str, Any] | None) -> dict[str, float]:
-    """`figures` of "teacher" and "student", each with its prefix; none if there is no open set."""
+    """`figures` of "teacher" and "student", each with its prefix; empty without an open set."""
     if open_set is None:
         return {}
     return {f"{role}_{name}": value for role in ("teacher", "student") for name, value in figures(open_set[role]).items()}
 
 
 def sentence(open_set: Mapping[str, Any]) -> str:
-    """The result at the most distractors there are, in one sentence."""
+    """The result with the largest gallery, in one sentence."""
     size, rate = list(open_set["student"]["rank1"].items())[-1]
     return (
         f"Of {len(open_set['classes'])} classes never trained on it finds the right image among {int(size):,} distractors in "
@@ -320,7 +320,7 @@ def table(open_set: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column heads and rows of text: one row a measure, teacher beside student.
 
     Args:
-        open_set: `measure` of "teacher" and "student", by these names.
+        open_set: results of `measure` for "teacher" and "student", by these names.
     """
     models = [open_set[role] for role in ("teacher", "student")]
     first = models[0]
@@ -342,7 +342,7 @@ def _keyed(by_far: Mapping[float, float]) -> dict[str, float | None]:
 
 
 def _units(embeddings: Floats, labels: Ints, name: str) -> NDArray[np.float64]:
-    """Embeddings brought to length 1 (zero stays zero), in float64."""
+    """Embeddings scaled to length 1 (zero stays zero), in float64."""
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not embeddings.size:
         raise InputError(name, embeddings.shape, f"do not fit labels of {labels.shape}", "Give (N, d) and (N,), N of 1 or more")
     vectors = embeddings.astype(np.float64)

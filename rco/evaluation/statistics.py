@@ -1,4 +1,4 @@
-"""What the figures of a comparison say: paired differences, intervals, and a verdict in words. Pure functions.
+"""Statistics of a comparison: paired differences, intervals, and a verdict in words. Pure functions.
 
 The unit of observation is the seed of the student, given one teacher and one test part. Because branches share their
 seeds, a branch is compared with its reference by the differences within seeds (a paired t interval).
@@ -20,7 +20,7 @@ def require_same_data(digests: Mapping[str, str]) -> None:
     """Refuse to compare results of different data.
 
     Args:
-        digests: what was trained -> digest of its prepared data set.
+        digests: name of a trained model -> digest of its prepared data set.
 
     Raises:
         InputError: naming those that differ from the majority.
@@ -40,7 +40,7 @@ def require_same_data(digests: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one student of one branch came to. Accuracies are 0 to 1."""
+    """The figures of one student of one branch. Accuracies are 0 to 1."""
 
     branch: str
     seed: int
@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Differences within seeds. `low`, `high` and `p` are None where a t interval cannot be had."""
+    """Differences within seeds. `low`, `high` and `p` are None where a t interval does not exist."""
 
     mean: float
     low: float | None
@@ -74,7 +74,7 @@ def paired(values: Sequence[float], reference: Sequence[float], level: float = L
     """Mean of the differences values - reference, its t interval, and the two-sided p of the paired t test.
 
     With one pair there is no interval; nor if all differences are equal: accuracy moves in steps, and a deviation
-    of zero over a few seeds is no proof of certainty.
+    of zero over a few seeds does not prove certainty.
 
     Args:
         values: (S,), one per seed.
@@ -87,14 +87,14 @@ def paired(values: Sequence[float], reference: Sequence[float], level: float = L
         return Paired(mean=mean, low=None, high=None, p=None)
     from scipy.stats import t
 
-    free = len(differences) - 1
+    degrees = len(differences) - 1
     error = deviation / math.sqrt(len(differences))
-    half = float(t.ppf(0.5 + level / 2, free)) * error
-    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(2 * t.sf(abs(mean) / error, free)))
+    half = float(t.ppf(0.5 + level / 2, degrees)) * error
+    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(2 * t.sf(abs(mean) / error, degrees)))
 
 
 def holm(ps: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Holm's step-down adjustment (1979) for several comparisons; those without a p count as comparisons that found nothing."""
+    """Holm's step-down adjustment (1979) for several comparisons; one without a p counts as a comparison that found nothing."""
     adjusted: dict[str, float | None] = dict.fromkeys(ps)
     running = 0.0
     for rank, (name, p) in enumerate(sorted(((n, p) for n, p in ps.items() if p is not None), key=lambda item: item[1])):
@@ -129,7 +129,7 @@ def compare(results: Iterable[Result], references: Mapping[str, str]) -> list[di
     """One row a branch: mean, deviation, and the paired difference to its reference, in the order of `references`.
 
     Args:
-        references: branch -> the branch it is compared with; empty for those that are references.
+        references: branch -> the branch that it is compared with; empty: the branch is a reference.
 
     Returns:
         rows, JSON-ready; accuracies and their differences are 0 to 1. `p_holm` corrects for all comparisons in the table.
@@ -170,7 +170,7 @@ def compare(results: Iterable[Result], references: Mapping[str, str]) -> list[di
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], results: Iterable[Result], routes: Sequence[str], test_images: int) -> list[str]:
-    """What the table allows one to say, in sentences.
+    """The conclusions that the table allows, in sentences.
 
     Args:
         rows: of `compare`.
@@ -180,18 +180,18 @@ def verdict(rows: Sequence[Mapping[str, Any]], results: Iterable[Result], routes
     alpha = 1 - LEVEL
     compared = [row for row in rows if row["reference"]]
     seeds = rows[0]["seeds"]
-    said = [_about(row, seeds, alpha) for row in compared]
+    sentences = [_about(row, seeds, alpha) for row in compared]
     if any(row["p_holm"] is not None for row in compared) and len(compared) > 1:
-        said.append(
+        sentences.append(
             f"{len(compared)} comparisons are made here: a difference is claimed only where the p of the paired t test, "
             f"corrected by Holm's method for all of them, is below {alpha:.2g}. The intervals are not corrected."
         )
-    said += _best(by_branch(results), routes, alpha)
-    said.append(
+    sentences += _best(by_branch(results), routes, alpha)
+    sentences.append(
         f"What was repeated is the student's seed ({seeds} of them): this speaks of this teacher and this test part of "
         f"{test_images:,} images, where one image is {100 / test_images:.2g} points. Another teacher or other data may differ."
     )
-    return said
+    return sentences
 
 
 def _about(row: Mapping[str, Any], seeds: int, alpha: float) -> str:
@@ -215,7 +215,7 @@ def _about(row: Mapping[str, Any], seeds: int, alpha: float) -> str:
 
 
 def _best(grouped: Mapping[str, Sequence[Result]], routes: Sequence[str], alpha: float) -> list[str]:
-    """Which way of following the route is best, if that can be told. Looked for afterwards, and said so."""
+    """The best branch that follows the route, if it differs from the others; picked afterwards, and the sentence says so."""
     if len(routes) < 2:
         return []
     accuracies = {name: [r.test_accuracy for r in grouped[name]] for name in routes}
@@ -227,8 +227,8 @@ def _best(grouped: Mapping[str, Sequence[Result]], routes: Sequence[str], alpha:
     best = leaders[0]
     adjusted = holm({name: paired(accuracies[best], accuracies[name]).p for name in routes if name != best})
     unsure = [name for name, p in adjusted.items() if p is None or p >= alpha]
-    told = f"not told apart from {', '.join(unsure)}" if unsure else "told apart from each of the others (Holm)"
+    certainty = f"not told apart from {', '.join(unsure)}" if unsure else "told apart from each of the others (Holm)"
     return [
-        f"Highest mean among the branches that follow the route: {best} ({100 * top:.2f} %), {told}. It was picked after "
+        f"Highest mean among the branches that follow the route: {best} ({100 * top:.2f} %), {certainty}. It was picked after "
         "looking: to confirm it, run other seeds."
     ]

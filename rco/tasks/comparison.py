@@ -276,7 +276,8 @@ def evaluate_students(
     if not settings:
         return {}
     s = read_settings(MeasureSettings, settings)
-    from rco.evaluation import classification as measure
+    from rco.evaluation.classification import measure
+    from rco.evaluation.cost import count_macs, parameter_count
     from rco.models.predict import predict
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
@@ -289,10 +290,10 @@ def evaluate_students(
     def answers(model: Any) -> tuple[Any, dict[str, Any]]:
         model.to(s.compute.device)
         logits, labels = predict(model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers)
-        figures = measure.measure(logits, labels, manifest.num_classes)
+        figures = measure(logits, labels, manifest.num_classes)
         return logits, {name: figures[name] for name in ("accuracy", "cross_entropy", "ece", "n")} | {
-            "parameters": measure.parameter_count(model),
-            "macs": measure.count_macs(model, manifest.image_shape),
+            "parameters": parameter_count(model),
+            "macs": count_macs(model, manifest.image_shape),
             **({"open_set": openset.figures(measure_unseen(model, data, s.compute))} if manifest.open_classes else {}),
         }
 

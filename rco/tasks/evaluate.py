@@ -37,7 +37,8 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
         headline figures.
     """
     s = read_settings(EvaluateSettings, settings)
-    from rco.evaluation import classification as measure
+    from rco.evaluation.classification import measure
+    from rco.evaluation.cost import count_macs, latency, parameter_count
     from rco.models.predict import predict
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
@@ -60,11 +61,11 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
             model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
         )
         logits[name] = answers
-        timing = measure.latency(model, manifest.image_shape, device=s.compute.device)
+        timing = latency(model, manifest.image_shape, device=s.compute.device)
         result[name] = {
-            **measure.measure(answers, labels, manifest.num_classes),
-            "parameters": measure.parameter_count(model),
-            "macs": measure.count_macs(model, manifest.image_shape),
+            **measure(answers, labels, manifest.num_classes),
+            "parameters": parameter_count(model),
+            "macs": count_macs(model, manifest.image_shape),
             "latency_ms": timing.median_ms,
             "latency_p95_ms": timing.p95_ms,
         }

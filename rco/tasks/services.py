@@ -1,7 +1,7 @@
-"""Checks of the services that a run is told to use: MLflow, S3, the place of resume points; and how checks are run.
+"""Checks of the services that the environment names: MLflow, S3, the store of resume points; and the function that runs checks.
 
-A check looks at one thing, leaves nothing behind, and says what it found and what to do next. Checks run side by side, each
-with a time limit. What they say is in our own words: an error's own text may quote an address with a password in it.
+A check examines one thing, leaves nothing behind, and reports its findings and what to do next. Checks run side by side, each
+with a time limit. Findings never quote an error's own text: it may hold an address with a password.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rco.tracking.probe import probe
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 #: Seconds for a check, by far more than services are given to answer: importing their clients counts, on a busy machine too.
 LIMIT = 120.0
-_SKEW_TOLD, _DISK = 60.0, 2 * 2**30
+_SKEW_REPORTED, _DISK = 60.0, 2 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        name: of what was looked at.
-        status: ok, warn (works, but may not do what is meant), fail, or skipped (nothing to look at).
+        name: of the thing that was checked.
+        status: ok, warn (works, but perhaps not as intended), fail, or skipped (nothing to check).
         found: the facts.
-        next_step: what to do about it; empty: nothing.
+        next_step: the remedy; empty: nothing to do.
     """
 
     name: str
@@ -53,8 +53,8 @@ def run(checks: Mapping[str, Check], limit: float = LIMIT) -> list[Finding]:
     """The findings of all checks, in their order. Never raises, whatever a check does.
 
     Args:
-        checks: by a name, and what each looks at if there are several of that name: "S3 s3://bucket".
-        limit: seconds that each may take. A thread that is late is left behind, and ends with the process.
+        checks: by name; several of one name are told apart by a second word: "S3 s3://bucket".
+        limit: seconds for each check. A thread that is late is left behind, and ends with the process.
     """
     found: dict[str, list[Finding]] = {}
 
@@ -76,7 +76,7 @@ def run(checks: Mapping[str, Check], limit: float = LIMIT) -> list[Finding]:
 
 
 def failed(name: str, found: str, next_step: str) -> Finding:
-    """A finding of something that is wrong; what stands after a space in `name` is left out."""
+    """A finding with status fail; its name is the first word of `name`."""
     return Finding(name=name.partition(" ")[0], status=FAIL, found=found, next_step=next_step)
 
 
@@ -90,15 +90,15 @@ def _late(name: str, limit: float) -> Finding:
 
 
 def healthy(findings: Iterable[Finding]) -> bool:
-    """Whether nothing is wrong; warnings are not."""
+    """Whether no check has failed; warnings do not count."""
     return all(finding.status != FAIL for finding in findings)
 
 
 def services(context: Context, addresses: Iterable[str] = (), open_run: Callable[[], str] | None = None) -> dict[str, Check]:
-    """The checks of MLflow, S3 and the place of resume points, as far as the environment or the arguments name them.
+    """The checks of MLflow, S3 and the store of resume points, as far as the environment or the arguments name them.
 
     Args:
-        context: whose MLflow; without an address it is not checked.
+        context: names the MLflow server; without an address it is not checked.
         addresses: s3:// addresses to check beside those of RCO_RESUME and RCO_ARTIFACT_ROOT.
         open_run: as for `rco.tracking.probe.probe`.
     """
@@ -114,10 +114,10 @@ def services(context: Context, addresses: Iterable[str] = (), open_run: Callable
 
 
 def require(checks: Mapping[str, Check], limit: float = 3 * LIMIT) -> list[Finding]:
-    """Run checks; what is wrong is bad input.
+    """Run checks; returns their findings.
 
     Raises:
-        InputError: with all that is wrong.
+        InputError: a check failed; the text has all failures.
     """
     findings = run(checks, limit)
     wrong = [finding for finding in findings if finding.status == FAIL]
@@ -133,69 +133,69 @@ def require(checks: Mapping[str, Check], limit: float = 3 * LIMIT) -> list[Findi
 
 
 def writable(name: str, folder: Path, remedy: str) -> list[Finding]:
-    """Whether a directory can be written, and how much room it has. One that is not there yet is not made.
+    """Check that a directory can be written, and its free space. A missing directory is not created: its nearest parent counts.
 
     Args:
         name: of the finding.
-        remedy: what to do if it cannot, or is full.
+        remedy: the next step if it cannot be written or is nearly full.
     """
     folder = folder.absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        with NamedTemporaryFile(dir=place) as file:
+        with NamedTemporaryFile(dir=existing) as file:
             file.write(b"rco")
             file.flush()
     except OSError as error:
         return [Finding(name=name, status=FAIL, found=f"{folder} cannot be written ({error.strerror})", next_step=remedy)]
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing).free
     little = free < _DISK
     found = f"{folder} can be written; {gib(free)} free"
     return [Finding(name=name, status=WARN if little else OK, found=found, next_step=f"Make room. {remedy}" if little else "")]
 
 
 def mlflow(context: Context, open_run: Callable[[], str] | None = None) -> list[Finding]:
-    """Whether MLflow takes a run and an artifact, gives them back, and is of a version that knows logged models."""
+    """Check that MLflow stores a run and an artifact, gives them back, and has a version with logged models."""
     found = probe(context, open_run)
     uri = without_credentials(context.tracking_uri)
-    told = f"{uri}: a run and an artifact written, read and deleted in {found.seconds:.1f} s"
+    text = f"{uri}: a run and an artifact written, read and deleted in {found.seconds:.1f} s"
     status, step = OK, ""
     if found.server:
-        told += f"; server {found.server}, client {found.client}"
+        text += f"; server {found.server}, client {found.client}"
         if number(found.server) < (3, 0):
             status, step = FAIL, "Update the server: MLflow 3 is the first that knows logged models, which anchors are"
         elif number(found.server) < number(found.client):
             status, step = WARN, "Update the server: it is older than the client"
         elif not re.match(r"(?!file:)[a-z][\w+.-]*:", found.artifacts):
             status = WARN
-            told += f"; artifacts go to {found.artifacts} on the disk of whoever writes them"
+            text += f"; artifacts go to {found.artifacts} on the disk of whoever writes them"
             step = "Unless the server is this machine, start it with --serve-artifacts, or nobody else will find them"
     if found.left:
         status = FAIL if status == FAIL else WARN
-        told += f"; {found.left} could not be deleted"
+        text += f"; {found.left} could not be deleted"
         step = step or "Remove it, or allow this login to delete"
-    return [Finding(name="MLflow", status=status, found=told, next_step=step)]
+    return [Finding(name="MLflow", status=status, found=text, next_step=step)]
 
 
 def s3(uri: str) -> list[Finding]:
-    """Whether an object can be written, read and deleted below an S3 address, and whether the clocks agree."""
+    """Check that an object can be written, read and deleted below an S3 address, and that the clocks agree."""
     found = probe_store(uri)
-    told = f"{uri} at {found.endpoint}: an object written, read and deleted in {found.seconds:.1f} s"
+    text = f"{uri} at {found.endpoint}: an object written, read and deleted in {found.seconds:.1f} s"
     status, step = OK, ""
-    if found.ahead is not None and abs(found.ahead) >= _SKEW_TOLD:
-        told += f"; this machine's clock is {describe_skew(found.ahead)} the store's"
+    if found.ahead is not None and abs(found.ahead) >= _SKEW_REPORTED:
+        text += f"; this machine's clock is {describe_skew(found.ahead)} the store's"
         step = "Set the clock (chrony, systemd-timesyncd): signatures are dated, and refused if it drifts further"
         status = WARN if abs(found.ahead) > SKEW_REFUSED else OK
     if found.left:
-        status, told = WARN, f"{told}; {found.left} could not be deleted"
+        status, text = WARN, f"{text}; {found.left} could not be deleted"
         step = step or "Remove it, and allow this key to delete there: resume points that are done with are deleted"
-    return [Finding(name="S3", status=status, found=told, next_step=step)]
+    return [Finding(name="S3", status=status, found=text, next_step=step)]
 
 
 def number(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, to compare."""
+    """Major and minor number of a version, to compare."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def gib(size: float) -> str:
-    """Bytes in words."""
+    """A size in bytes as text, in GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""The outbox: what a report could not deliver to the tracking server, as files, so that it can be delivered later.
+"""The outbox: what a report could not deliver to the tracking server, as files for a later delivery.
 
     outbox.json             which pipeline run, its parent's name and parameters, headline figures, and the models below
     models/0/record.json    the tracking record of a model, and of the anchors that it learnt from:
@@ -6,7 +6,7 @@
     weights/SHA256          the anchors' checkpoints, each once
     registration/           what the model registry still lacks, if it lacks anything
 
-It lies in the report's folder and holds all that delivery needs: the artifact of one task is enough, wherever it is.
+It is a subfolder of the report and holds all that delivery needs: a copy of this one artifact is enough.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _INDEX, _ANCHOR = "outbox.json", "anchor.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class PendingReport:
-    """What the tracking server is to be told of a pipeline run that has ended.
+    """All that the tracking server must know of a pipeline run that has ended.
 
     Attributes:
         parent: keyword arguments of `rco.tracking.runs.open_parent`.
@@ -51,7 +51,7 @@ class PendingReport:
     note: str = ""
 
     def send(self, context: Context, files: Iterable[Path]) -> str:
-        """Deliver it; returns the parent's run id. Safe to repeat: what the server has is not sent again.
+        """Deliver the report; returns the parent's run id. Safe to repeat: nothing that the server has is sent again.
 
         Args:
             files: pictures and tables for the parent's artifacts.
@@ -77,7 +77,7 @@ class _Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    """What outbox.json holds."""
+    """The content of outbox.json."""
 
     pipeline_run: str
     tracking_uri: str
@@ -87,38 +87,38 @@ class _Index:
     models: tuple[_Model, ...]
 
 
-def keep(report: Path, letter: PendingReport, context: Context, registration: Callable[[Path], object] | None = None) -> Path:
-    """Put a letter into the outbox of a report's folder; returns the outbox. A letter that is there is replaced.
+def keep(report: Path, pending: PendingReport, context: Context, registration: Callable[[Path], object] | None = None) -> Path:
+    """Write a pending report into the outbox of a report's folder, in place of an earlier one; returns the outbox.
 
     Args:
-        registration: writes into the folder that it is given whatever the registration of the model needs.
+        registration: writes the files that the registration of the model needs into the folder that it is given.
     """
     outbox = report / FOLDER
     shutil.rmtree(outbox, ignore_errors=True)
     models = []
-    for number, delivery in enumerate(letter.deliveries):
+    for number, delivery in enumerate(pending.deliveries):
         folder = outbox / "models" / str(number)
         delivery.record.write(folder)
         for epoch, anchor in delivery.anchors.items():
             with anchor() as source:
-                about = Anchor.read(source)
-                weights = outbox / "weights" / about.sha256
+                described = Anchor.read(source)
+                weights = outbox / "weights" / described.sha256
                 if not weights.exists():
                     atomically(weights, partial(shutil.copyfile, source / _ANCHOR))
-            about.write(folder / f"epoch-{epoch:04d}")
+            described.write(folder / f"epoch-{epoch:04d}")
         models.append({"metrics": delivery.metrics, "tags": delivery.tags, "anchors": list(delivery.anchors)})
     if registration is not None:
         (outbox / REGISTRATION).mkdir()
         registration(outbox / REGISTRATION)
-    # Last: an outbox without its index is one whose writing was cut short, and nobody takes it for a letter.
+    # Last: without its index an outbox is incomplete, and does not count as pending.
     write_json(
         outbox / _INDEX,
         {
             "pipeline_run": context.pipeline_run,
             "tracking_uri": without_credentials(context.tracking_uri),
-            "parent": letter.parent,
-            "headline": letter.headline,
-            "note": letter.note,
+            "parent": pending.parent,
+            "headline": pending.headline,
+            "note": pending.note,
             "models": models,
         },
     )
@@ -126,22 +126,22 @@ def keep(report: Path, letter: PendingReport, context: Context, registration: Ca
 
 
 def waiting(report: Path) -> bool:
-    """Whether a report's folder holds a letter."""
+    """Whether a report's folder holds a pending report."""
     return (report / FOLDER / _INDEX).is_file()
 
 
 def take(report: Path) -> tuple[PendingReport, str, str]:
-    """The letter in a report's folder, the pipeline run that it is about, and the server that it was meant for.
+    """The pending report in a report's folder, its pipeline run, and the address of the server that it was meant for.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: the outbox is missing or damaged.
     """
     outbox = report / FOLDER
     try:
-        told = from_dict(_Index, read_json(outbox / _INDEX))
-        from_dict(_Parent, told.parent)
-        if "\0" in told.pipeline_run:
-            raise InputError("pipeline_run", told.pipeline_run, "is no name", "")
+        index = from_dict(_Index, read_json(outbox / _INDEX))
+        from_dict(_Parent, index.parent)
+        if "\0" in index.pipeline_run:
+            raise InputError("pipeline_run", index.pipeline_run, "is not a name", "")
         deliveries = [
             Delivery(
                 record=Record.read(outbox / "models" / str(number)),
@@ -149,20 +149,20 @@ def take(report: Path) -> tuple[PendingReport, str, str]:
                 metrics=model.metrics,
                 tags=model.tags,
             )
-            for number, model in enumerate(told.models)
+            for number, model in enumerate(index.models)
         ]
     except InputError as error:
         problem = f"is damaged ({error.parameter} {error.problem})"
         raise InputError("outbox", str(outbox), problem, "Copy the report's folder again, whole") from None
     return (
-        PendingReport(parent=told.parent, deliveries=deliveries, headline=told.headline, note=told.note),
-        told.pipeline_run,
-        told.tracking_uri,
+        PendingReport(parent=index.parent, deliveries=deliveries, headline=index.headline, note=index.note),
+        index.pipeline_run,
+        index.tracking_uri,
     )
 
 
 def clear(report: Path) -> None:
-    """Forget the letter: it has been delivered."""
+    """Remove the outbox, after delivery."""
     outbox = report / FOLDER
     (outbox / _INDEX).unlink(missing_ok=True)
     shutil.rmtree(outbox, ignore_errors=True)
@@ -170,16 +170,16 @@ def clear(report: Path) -> None:
 
 @contextlib.contextmanager
 def _anchor(outbox: Path, number: int, epoch: int) -> Iterator[Path]:
-    """An anchor as a folder again."""
+    """An anchor of the outbox as the folder that a task writes."""
     folder = outbox / "models" / str(number) / f"epoch-{epoch:04d}"
     try:
-        about = Anchor.read(folder)
+        described = Anchor.read(folder)
     except InputError as error:
         problem = f"is damaged ({error.problem})"
         raise InputError("outbox", str(folder), problem, "Copy the report's folder again, whole") from None
     with TemporaryDirectory() as scratch:
-        about.write(Path(scratch))
-        weights = (outbox / "weights" / about.sha256).resolve()
-        verify(weights, about.sha256)
+        described.write(Path(scratch))
+        weights = (outbox / "weights" / described.sha256).resolve()
+        verify(weights, described.sha256)
         os.symlink(weights, Path(scratch, _ANCHOR))
         yield Path(scratch)

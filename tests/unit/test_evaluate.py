@@ -17,6 +17,7 @@ from torch import nn
 
 from rco.core.errors import InputError
 from rco.evaluation import classification as ev
+from rco.evaluation.cost import count_macs, latency, parameter_count
 from rco.models.predict import accuracy, predict, top_k_accuracy
 from rco.strategies.hardness import kl
 
@@ -346,9 +347,9 @@ def test_predict_refuses_an_empty_split_and_an_unknown_precision() -> None:
 
 OBSERVERS: dict[str, Callable[[nn.Module], object]] = {
     "predict": lambda m: predict(m, split()),
-    "count_macs": lambda m: ev.count_macs(m, (3, 8, 8)),
-    "latency": lambda m: ev.latency(m, (3, 8, 8), repeats=2, warmup=1),
-    "parameter_count": ev.parameter_count,
+    "count_macs": lambda m: count_macs(m, (3, 8, 8)),
+    "latency": lambda m: latency(m, (3, 8, 8), repeats=2, warmup=1),
+    "parameter_count": parameter_count,
 }
 
 
@@ -399,7 +400,7 @@ class Counter(nn.Module):
 
 def test_count_macs_leaves_buffers_that_evaluation_writes_to() -> None:
     model = Counter()
-    assert ev.count_macs(model, (3, 8, 8)) == 0
+    assert count_macs(model, (3, 8, 8)) == 0
     assert model.calls == 0
 
 
@@ -420,7 +421,7 @@ MACS = {
 @pytest.mark.parametrize("name", MACS)
 def test_macs_of_known_layers(name: str) -> None:
     model, expected = MACS[name]
-    assert ev.count_macs(model, (3, 8, 8)) == expected
+    assert count_macs(model, (3, 8, 8)) == expected
 
 
 class Attention(nn.Module):
@@ -440,19 +441,19 @@ def test_macs_of_attention_are_counted_though_it_could_run_fused(frozen: bool) -
     model = Attention(width).requires_grad_(not frozen)
     projections = tokens * width * width * 4  # query, key, value, output
     products = 2 * tokens * tokens * width  # scores, and their use on the values
-    assert ev.count_macs(model, (tokens, 4, 4)) == projections + products
+    assert count_macs(model, (tokens, 4, 4)) == projections + products
 
 
 def test_macs_of_a_half_precision_model_are_the_same() -> None:
     model = nn.Conv2d(3, 4, 3)
-    assert ev.count_macs(model.bfloat16(), (3, 8, 8)) == 36 * 4 * 27
+    assert count_macs(model.bfloat16(), (3, 8, 8)) == 36 * 4 * 27
 
 
 def test_parameters_are_counted_once_and_frozen_ones_too() -> None:
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, shared, nn.BatchNorm1d(4))
     shared.requires_grad_(False)
-    assert ev.parameter_count(model) == 4 * 4 + 4 + 2 * 4
+    assert parameter_count(model) == 4 * 4 + 4 + 2 * 4
 
 
 class Sleeper(nn.Module):
@@ -472,7 +473,7 @@ class Sleeper(nn.Module):
 
 def test_latency_is_the_time_of_a_pass_after_warm_up() -> None:
     model = Sleeper(0.002)
-    result = ev.latency(model, (1, 2, 3), batch_size=4, repeats=5, warmup=3)
+    result = latency(model, (1, 2, 3), batch_size=4, repeats=5, warmup=3)
     assert (model.calls, result.repeats) == (8, 5)
     assert model.seen == {((4, 1, 2, 3), False, True)}
     # Passes 4 to 8 sleep 8, 10, 12, 14, 16 ms; a busy machine only adds.
@@ -483,22 +484,22 @@ def test_latency_is_the_time_of_a_pass_after_warm_up() -> None:
 
 def test_latency_ends_in_time() -> None:
     slow = Sleeper(0.02)
-    assert ev.latency(slow, (1, 2, 2), repeats=1000, warmup=1000, seconds=0.2).repeats >= 1
+    assert latency(slow, (1, 2, 2), repeats=1000, warmup=1000, seconds=0.2).repeats >= 1
     assert slow.calls < 10
     hopeless = Sleeper(0.05)
-    assert ev.latency(hopeless, (1, 2, 2), seconds=0.01).repeats == 1
+    assert latency(hopeless, (1, 2, 2), seconds=0.01).repeats == 1
     assert hopeless.calls == 2
 
 
 @pytest.mark.parametrize("name", ["repeats", "warmup", "batch_size"])
 def test_latency_refuses_to_time_nothing(name: str) -> None:
     with pytest.raises(InputError, match=name):
-        ev.latency(nn.ReLU(), (1, 2, 2), **{name: 0})  # type: ignore[arg-type]
+        latency(nn.ReLU(), (1, 2, 2), **{name: 0})  # type: ignore[arg-type]
 
 
 def test_latency_elsewhere_times_a_copy() -> None:
     model = nn.Linear(4, 4)
-    ev.latency(model, (1, 2, 4), device="meta", repeats=1, warmup=1)
+    latency(model, (1, 2, 4), device="meta", repeats=1, warmup=1)
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
