@@ -96,7 +96,7 @@ class Branch:
         return self.kind not in BASELINES
 
 
-def said(branch: str, kind: str, config: StudentConfig) -> dict[str, Any]:
+def branch_params(branch: str, kind: str, config: StudentConfig) -> dict[str, Any]:
     """What people compare a branch by, as MLflow parameters. Temperature and weight say nothing where labels alone teach."""
     objective = config.objective
     return {

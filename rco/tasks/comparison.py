@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rco.config.branches import Comparison, ComparisonFiling, assign, said
+from rco.config.branches import Comparison, ComparisonFiling, assign, branch_params
 from rco.core.documents import write_json
 from rco.core.files import atomically, sha256_of, verify
 from rco.core.settings import jsonable
@@ -29,11 +29,11 @@ from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.hardness import relative, route_hardness
 from rco.tasks.check import require_services
 from rco.tasks.comparison_preflight import preflight_comparison, slot_outputs, steps_needed
-from rco.tasks.distill import distill_stage
+from rco.tasks.distill import distil
 from rco.tasks.evaluate import EVALUATION, measure_unseen
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.report import tell
-from rco.tasks.selection import next_stage, write_anchor
+from rco.tasks.selection import Stage, next_stage, write_anchor
 from rco.tasks.settings import BranchSettings, ChoiceSettings, MeasureSettings, StudentSettings, StudentsSettings
 from rco.tasks.students import PROBE, STUDENT, init_student, load_student, read_logits
 from rco.tracking import outbox
@@ -45,7 +45,6 @@ from rco.training import resume
 
 if TYPE_CHECKING:
     from rco.reporting.comparison_report import Student
-    from rco.training.resume import ResumePoints
 
 
 @task
@@ -78,14 +77,14 @@ def check_comparison(
             open_parent(context, **_parent(settings.filing))
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
-    told = {
+    outputs_of = {
         "data": jsonable(settings.data),
         "teacher": jsonable(settings.teacher),
         "filing": jsonable(settings.filing),
         **slot_outputs(settings, taken, outputs or len(sizes)),
     }
     # KFP passes no nulls; what is left out is None again when the settings are rebuilt.
-    return {name: {key: value for key, value in values.items() if value is not None} for name, values in told.items()}
+    return {name: {key: value for key, value in values.items() if value is not None} for name, values in outputs_of.items()}
 
 
 def _parent(s: ComparisonFiling) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def select_anchors(
         anchors: becomes a route with the chosen weights only, and the converged teacher's.
 
     Returns:
-        by seed: last (its last stage so far) and todo (the stages of this step; empty: the route has been walked).
+        by seed: last (its last stage so far) and stages (those of this step; empty: the route has been walked).
     """
     anchors.mkdir(parents=True, exist_ok=True)
     if not settings:
@@ -144,18 +143,19 @@ def select_anchors(
     selection: dict[str, Any] = {}
     needed = {len(index.epochs) - 1}
     for seed in s.seeds:
-        (answers,) = read_logits(_folder(students, seed) / PROBE, route_logits.shape[1:], "logits")
-        hardness = route_hardness(route_logits, answers, s.anchors.tau)
-        last = dict(previous.get(str(seed), {}).get("last", {}))
-        todo: list[dict[str, Any]] = []
-        while not (one_at_a_time and todo):
+        (student_logits,) = read_logits(_folder(students, seed) / PROBE, route_logits.shape[1:], "logits")
+        hardness = route_hardness(route_logits, student_logits, s.anchors.tau)
+        before = previous.get(str(seed), {}).get("last")
+        last = Stage.of(before) if before else None
+        stages: list[Stage] = []
+        while not (one_at_a_time and stages):
             stage = next_stage(s.anchors, index, last, hardness, f"seed {seed}, ")
-            if stage["skip"]:
+            if stage.skip:
                 break
-            todo.append(stage)
-            needed.add(stage["chosen"][-1])
+            stages.append(stage)
+            needed.add(stage.chosen[-1])
             last = stage
-        selection[str(seed)] = {"last": last, "todo": _restarted(todo, s.lengths)}
+        selection[str(seed)] = {"last": jsonable(last) if last else {}, "stages": jsonable(_restarted(stages, s.lengths))}
     weights = Route.open(route)
     weights.write_index(anchors)
     for i in needed:
@@ -165,13 +165,13 @@ def select_anchors(
     return selection
 
 
-def _restarted(todo: list[dict[str, Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+def _restarted(stages: list[Stage], lengths: Sequence[int]) -> list[Stage]:
     """One stage cut into several of the same anchor: each starts optimiser and schedule anew."""
-    if not todo or not lengths:
-        return todo
-    (whole,) = todo
+    if not stages or not lengths:
+        return stages
+    (whole,) = stages
     return [
-        {**whole, "stage": k, "epochs": length, "first_epoch": 1 + sum(lengths[: k - 1]), "reason": "the converged teacher"}
+        replace(whole, stage=k, epochs=length, first_epoch=1 + sum(lengths[: k - 1]), reason="the converged teacher")
         for k, length in enumerate(lengths, start=1)
     ]
 
@@ -180,7 +180,8 @@ def _restarted(todo: list[dict[str, Any]], lengths: Sequence[int]) -> list[dict[
 def distill_students(
     settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchors: Path, students: Path, distilled: Path
 ) -> dict[str, Any]:
-    """Train the student of every seed through the stages of this step.
+    """Train the student of every seed through the stages of this step. A retried task finds those that are finished among the
+    resume points.
 
     Args:
         students: as the step before left them.
@@ -193,53 +194,36 @@ def distill_students(
     if not settings:
         return {}
     s = read_settings(BranchSettings, settings)
-    # Kubeflow's MLflow plugin makes one run for this task. It is no student's: several would mix their epochs in it.
+    # Kubeflow's MLflow plugin makes one run for this task. It is not of one student: several would mix their epochs in it.
     os.environ.pop("MLFLOW_RUN_ID", None)
     trained = 0
-    finished: list[ResumePoints] = []
-    for seed in s.seeds:
-        todo = selection[str(seed)]["todo"]
-        with TemporaryDirectory(dir=distilled.parent) as scratch:
-            folder = _folder(students, seed)
-            for i, stage in enumerate(todo):
-                out = _folder(distilled, seed) if i == len(todo) - 1 else Path(scratch) / f"stage-{stage['stage']}"
-                _stage(s, seed, stage, dataset, anchors, folder, out, Path(scratch) / "anchor", finished)
-                folder = out
-        if not todo:
-            shutil.copytree(_folder(students, seed), _folder(distilled, seed))
-        trained += bool(todo)
-    resume.clear_finished(finished)
+    with resume.group() as group:
+        for seed in s.seeds:
+            stages = [Stage.of(stage) for stage in selection[str(seed)]["stages"]]
+            with TemporaryDirectory(dir=distilled.parent) as scratch:
+                folder = _folder(students, seed)
+                for i, stage in enumerate(stages):
+                    out = _folder(distilled, seed) if i == len(stages) - 1 else Path(scratch) / f"stage-{stage.stage}"
+                    anchor = Path(scratch) / "anchor"
+                    _write_anchor(anchor, Route.open(anchors), stage.chosen[-1], folder, s.stage.objective.tau)
+                    distil(
+                        replace(s.stage, train=replace(s.stage.train, seed=seed)),
+                        stage,
+                        dataset=dataset,
+                        anchor=anchor,
+                        student=folder,
+                        distilled=out,
+                        key=_key(s.branch, seed),
+                        params={**branch_params(s.branch, s.kind, s.stage), "seed": seed},
+                        tags={"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind},
+                        resumable=group.resumable,
+                    )
+                    folder = out
+            if not stages:
+                shutil.copytree(_folder(students, seed), _folder(distilled, seed))
+            trained += bool(stages)
     log.info("%s: %d students trained, %d passed on", s.branch, trained, len(s.seeds) - trained)
     return {"branch": s.branch, "trained": trained}
-
-
-def _stage(
-    s: BranchSettings,
-    seed: int,
-    stage: Mapping[str, Any],
-    dataset: Path,
-    anchors: Path,
-    student: Path,
-    out: Path,
-    anchor: Path,
-    finished: list[ResumePoints],
-) -> None:
-    """One stage of one student, by the task of a single run. A retried task finds those that are finished among the resume
-    points."""
-    _write_anchor(anchor, Route.open(anchors), int(stage["chosen"][-1]), student, s.stage.objective.tau)
-    single = replace(s.stage, train=replace(s.stage.train, seed=seed))
-    distill_stage(
-        jsonable(single),
-        selection={**stage, "skip": False},
-        dataset=dataset,
-        anchor=anchor,
-        student=student,
-        distilled=out,
-        key=_key(s.branch, seed),
-        params={**said(s.branch, s.kind, s.stage), "seed": seed},
-        tags={"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind},
-        finished=finished,
-    )
 
 
 def _key(branch: str, seed: int) -> str:

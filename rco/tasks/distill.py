@@ -1,23 +1,25 @@
-"""The task that trains a student on one anchor."""
+"""The task that trains a student on one anchor: load what it needs, run the stage, write what came out."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
+from rco.core.settings import jsonable
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, load_network
 from rco.models.weights import load_weights
 from rco.tasks.process import EpochLines, log, read_settings, task
-from rco.tasks.settings import (
-    StageSettings,
-)
+from rco.tasks.selection import Stage
+from rco.tasks.settings import StageSettings
 from rco.tasks.students import (
     ANCHOR,
     OBJECTIVE,
@@ -32,16 +34,82 @@ from rco.tasks.students import (
     taken_up,
 )
 from rco.tracking.context import Context
+from rco.tracking.record import FILE as RECORD
 from rco.tracking.record import Record
 from rco.tracking.tracker import tracked
 from rco.training import resume
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rco.objectives.base import Objective
+    from rco.training.distillation import ProbeTargets
+
+_RESULTS = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """All that one stage works with.
+
+    Attributes:
+        about: of the anchor.
+        anchor_folder: of the anchor's files.
+        objective: as the stage before left it.
+        record: of the student, as the stage before left it.
+        passes: images that the anchor answers in this stage.
+        images: of an epoch.
+        identity: all that the result depends on.
+    """
+
+    key: str
+    settings: StageSettings
+    stage: Stage
+    data: Dataset
+    spec: NetworkSpec
+    student: nn.Module
+    anchor: nn.Module
+    about: Anchor
+    anchor_folder: Path
+    targets: ProbeTargets
+    objective: Objective
+    record: Record
+    passes: int
+    images: int
+    identity: dict[str, Any]
+
+    @property
+    def learns(self) -> bool:
+        """Whether the objective has weights of its own."""
+        return any(True for _ in self.objective.parameters())
+
 
 @task
 def distill_stage(
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchor: Path, student: Path, distilled: Path
+) -> dict[str, Any]:
+    """Train the student on one anchor; passes it through if the route has been walked.
+
+    Args:
+        selection: what `rco.tasks.selection.select_anchor` returned for this stage.
+        student: the student's folder as the stage before left it.
+        distilled: the same after this stage.
+
+    Returns:
+        figures for the artifact's metadata.
+    """
+    s, stage = read_settings(StageSettings, settings), Stage.of(selection)
+    if stage.skip:
+        shutil.copytree(student, distilled, dirs_exist_ok=True)
+        log.info("nothing to do in this stage")
+        return {"skipped": True}
+    return distil(s, stage, dataset=dataset, anchor=anchor, student=student, distilled=distilled)
+
+
+def distil(
+    s: StageSettings,
+    stage: Stage,
     *,
-    selection: Mapping[str, Any],
     dataset: Path,
     anchor: Path,
     student: Path,
@@ -49,121 +117,161 @@ def distill_stage(
     key: str = "student",
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
-    finished: list[resume.ResumePoints] | None = None,
+    resumable: Callable[..., AbstractContextManager[resume.ResumePoints]] = resume.resumable,
 ) -> dict[str, Any]:
-    """Train the student on one anchor; passes it through if the route has been walked.
+    """One stage of one student, from folder to folder.
 
     Args:
-        student: the student's folder as the stage before left it.
-        distilled: the same after this stage.
+        dataset, anchor, student, distilled: as for `distill_stage`.
         key: names the student among those of this pipeline run.
         params: what to record beside the settings.
         tags: of the student's run in MLflow.
-        finished: as for `rco.training.resume.resumable`.
+        resumable: `rco.training.resume.resumable`, or that of the group to which this training belongs.
 
     Returns:
-        figures for the artifact's metadata.
+        stage, anchor_epoch and results.
     """
-    s = read_settings(StageSettings, settings)
-    if selection["skip"]:
-        shutil.copytree(student, distilled, dirs_exist_ok=True)
-        log.info("nothing to do in this stage")
-        return {"skipped": True}
-    from rco.objectives.make import make_objective
-    from rco.training import distillation
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
-    data = Dataset.open(dataset)
-    student_spec, anchor_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
-    about = Anchor.read(anchor)
-    teacher_model = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=anchor_spec)
-    model = load_student(student, student_spec)
-    shape = (len(data.manifest.probe), data.manifest.num_classes)
-    targets = distillation.ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
-    has_record = (student / "record.json").is_file()
-    record = (
-        Record.read(student)
-        if has_record
-        else Record(key=key, params={**(params or {}), **settings_as_params(s)}, data=data_summary(data), tags=dict(tags or {}))
-    )
-    stage, epochs, first = int(selection["stage"]), int(selection["epochs"]), int(selection["first_epoch"])
-    loss = make_objective(s.objective, model, teacher_model, data.manifest.image_shape, seed=s.train.seed)
-    learns = any(True for _ in loss.parameters())
-    if learns and stage > 1:
-        load_weights(loss, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
-    who = "" if key == "student" else f"{key}, "
-    say = EpochLines(f"{who}stage {stage}, anchor epoch {about.epoch}", first + epochs - 1)
-    train, size = data.split("train"), s.train.batch_size
-    images = min(len(train), train.num_batches(size) * size)  # of an epoch
-    passes = images * epochs if loss.needs_anchor else 0
-    if s.objective.views and loss.needs_anchor:
-        from rco.training.anchor import check_size
-
-        views = min(s.objective.views, epochs)
-        passes = len(train) * views
-        megabytes = check_size(views, len(train), data.manifest.num_classes)
-        log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
-    identity = {
-        "settings": s,
-        "selection": selection,
-        "data": data.manifest.digest,
-        "anchor": about.sha256,
-        "targets": sha256_of(anchor / TARGETS),
-        "student": sha256_of(student / STUDENT),
-        "objective": sha256_of(student / OBJECTIVE) if learns and stage > 1 else "",
-        "record": {"key": key, "params": params or {}, "tags": tags or {}},
-    }
-    with resume.resumable(
-        f"distill_stage/{key}/stage-{stage}",
-        identity,
-        who=f"{key} {student_spec.model}, stage {stage}",
-        network=student_spec.written,
-        finished=finished,
+    new = Record(key=key, params={**(params or {}), **settings_as_params(s)}, data={}, tags=dict(tags or {}))
+    loaded = _load(s, stage, new, dataset, anchor, student)
+    loaded.identity["record"] = {"key": key, "params": params or {}, "tags": tags or {}}
+    with resumable(
+        f"distill_stage/{key}/stage-{stage.stage}",
+        loaded.identity,
+        label=f"{key} {loaded.spec.model}, stage {stage.stage}",
+        network=loaded.spec.written,
     ) as points:
-        record = taken_up(points, record)
-        with tracked(Context.from_environment(), record, first_step=first) as tracker:
-            if loss.needs_anchor:
-                tracker.log_anchor(anchor)
-            for row in distillation.train_stage(
-                model,
-                teacher_model,
-                data,
-                s.objective,
-                s.train,
-                s.compute,
-                targets,
-                stage=stage,
-                epochs=epochs,
-                first_epoch=first,
-                loss=loss,
-                anchor_id=about.sha256,
-                checkpointer=points,
-            ):
-                tracker.log(row["epoch"], logged(row))
-                say(row)
-        rows = [row["metrics"] for row in record.rows if row["step"] >= first]
-        figures = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
-        if len(rows) != epochs or not {*figures, "images_per_second"} <= set.intersection(*map(set, rows)):
-            raise InputError("resume point", key, "lacks epochs of this stage", "Delete it")
-        results = {name: rows[-1][name] for name in figures}
-        this = {
-            "stage": stage,
-            "anchor_epoch": about.epoch,
-            "anchor_index": about.index,
-            "anchor_val_accuracy": about.val_accuracy,
-            "anchor_sha256": about.sha256,
-            "reason": selection["reason"],
-            "first_epoch": first,
-            "last_epoch": first + epochs - 1,
-            "hardness_before": list(about.hardness_of_route),
-            "train_seconds": sum(images / row["images_per_second"] for row in rows),
-            "teacher_forward_passes": passes,
-            **results,
-        }
-        record.stages = [*(told for told in record.stages if told["stage"] != stage), this]
-        save_student(distilled, model, student_spec, distillation.probe_logits(model, data, s.compute))
-        if learns:
-            save_model(distilled / OBJECTIVE, loss)
-        record.write(distilled)
-    return {"stage": stage, "anchor_epoch": about.epoch, **results}
+        record = _run(loaded, points)
+        return _write(loaded, record, distilled)
+
+
+def _load(s: StageSettings, stage: Stage, new: Record, dataset: Path, anchor: Path, student: Path) -> _Loaded:
+    """Args:
+    new: the record that the student begins with, if no stage was before; its data are filled in.
+    """
+    from rco.objectives.make import make_objective
+    from rco.training.distillation import ProbeTargets
+
+    data = Dataset.open(dataset)
+    spec, about = NetworkSpec.of(s.student, data.manifest), Anchor.read(anchor)
+    teacher_spec = NetworkSpec.of(s.teacher, data.manifest)
+    anchor_network = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=teacher_spec)
+    network = load_student(student, spec)
+    shape = (len(data.manifest.probe), data.manifest.num_classes)
+    targets = ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
+    if (student / RECORD).is_file():
+        record = Record.read(student)
+    else:
+        new.data = data_summary(data)
+        record = new
+    objective = make_objective(s.objective, network, anchor_network, data.manifest.image_shape, seed=s.train.seed)
+    has_learnt = stage.stage > 1 and any(True for _ in objective.parameters())
+    if has_learnt:
+        load_weights(objective, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
+    train, size = data.split("train"), s.train.batch_size
+    images = min(len(train), train.num_batches(size) * size)
+    return _Loaded(
+        key=record.key,
+        settings=s,
+        stage=stage,
+        data=data,
+        spec=spec,
+        student=network,
+        anchor=anchor_network,
+        about=about,
+        anchor_folder=anchor,
+        targets=targets,
+        objective=objective,
+        record=record,
+        passes=_forward_passes(s, stage, data, images) if objective.needs_anchor else 0,
+        images=images,
+        identity={
+            "settings": s,
+            "selection": jsonable(stage),
+            "data": data.manifest.digest,
+            "anchor": about.sha256,
+            "targets": sha256_of(anchor / TARGETS),
+            "student": sha256_of(student / STUDENT),
+            "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
+        },
+    )
+
+
+def _forward_passes(s: StageSettings, stage: Stage, data: Dataset, images: int) -> int:
+    """How many images the anchor answers: every one of every epoch, or of every view once.
+
+    Raises:
+        InputError: the logits of the views do not fit into memory.
+    """
+    if not s.objective.views:
+        return images * stage.epochs
+    from rco.training.anchor import check_size
+
+    views, count = min(s.objective.views, stage.epochs), len(data.split("train"))
+    megabytes = check_size(views, count, data.manifest.num_classes)
+    log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
+    return count * views
+
+
+def _run(loaded: _Loaded, points: resume.ResumePoints) -> Record:
+    """Train; returns the student's record with the epochs of this stage."""
+    from rco.training.distillation import train_stage
+
+    s, stage, epoch = loaded.settings, loaded.stage, loaded.about.epoch
+    prefix = "" if loaded.key == "student" else f"{loaded.key}, "
+    report_epoch = EpochLines(f"{prefix}stage {stage.stage}, anchor epoch {epoch}", stage.last_epoch)
+    record = taken_up(points, loaded.record)
+    with tracked(Context.from_environment(), record, first_step=stage.first_epoch) as tracker:
+        if loaded.objective.needs_anchor:
+            tracker.log_anchor(loaded.anchor_folder)
+        for row in train_stage(
+            loaded.student,
+            loaded.anchor,
+            loaded.data,
+            s.objective,
+            s.train,
+            s.compute,
+            loaded.targets,
+            stage=stage.stage,
+            epochs=stage.epochs,
+            first_epoch=stage.first_epoch,
+            loss=loaded.objective,
+            anchor_id=loaded.about.sha256,
+            checkpointer=points,
+        ):
+            tracker.log(row["epoch"], logged(row))
+            report_epoch(row)
+    return record
+
+
+def _write(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
+    """Write student, objective and record; returns the figures of the stage."""
+    from rco.training.distillation import probe_logits
+
+    stage, about = loaded.stage, loaded.about
+    rows = [row["metrics"] for row in record.rows if row["step"] >= stage.first_epoch]
+    if len(rows) != stage.epochs or not {*_RESULTS, "images_per_second"} <= set.intersection(*map(set, rows)):
+        raise InputError("resume point", loaded.key, "lacks epochs of this stage", "Delete it")
+    results = {name: rows[-1][name] for name in _RESULTS}
+    summary = {
+        "stage": stage.stage,
+        "anchor_epoch": about.epoch,
+        "anchor_index": about.index,
+        "anchor_val_accuracy": about.val_accuracy,
+        "anchor_sha256": about.sha256,
+        "reason": stage.reason,
+        "first_epoch": stage.first_epoch,
+        "last_epoch": stage.last_epoch,
+        "hardness_before": list(about.hardness_of_route),
+        "train_seconds": sum(loaded.images / row["images_per_second"] for row in rows),
+        "teacher_forward_passes": loaded.passes,
+        **results,
+    }
+    record.stages = [*(other for other in record.stages if other["stage"] != stage.stage), summary]
+    save_student(distilled, loaded.student, loaded.spec, probe_logits(loaded.student, loaded.data, loaded.settings.compute))
+    if loaded.learns:
+        save_model(distilled / OBJECTIVE, loaded.objective)
+    record.write(distilled)
+    return {"stage": stage.stage, "anchor_epoch": about.epoch, **results}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from rco.core.documents import write_json
 from rco.core.files import atomically, verify
-from rco.core.settings import jsonable
+from rco.core.settings import from_dict, jsonable
 from rco.core.tensors import save_arrays
 from rco.models.route import Anchor, Route
 from rco.strategies import anchors as choosing
@@ -27,6 +27,43 @@ from rco.tasks.students import (
     TARGETS,
     read_logits,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The stage that comes next: which anchor, for how long. It travels between tasks as JSON.
+
+    Attributes:
+        chosen: indices on the route of the anchors so far, this stage's the last.
+        stage: its number, from 1.
+        epoch: of its anchor.
+        reason: why that anchor was chosen, in words.
+        epochs: its length.
+        first_epoch: number of its first epoch on the student's one axis over all stages.
+        skip: the route has been walked: the student is passed on, and the rest speaks of the stage before.
+    """
+
+    chosen: tuple[int, ...]
+    stage: int
+    epoch: int
+    reason: str
+    epochs: int
+    first_epoch: int
+    skip: bool = False
+
+    @classmethod
+    def of(cls, selection: Mapping[str, Any]) -> Stage:
+        """A stage from its JSON.
+
+        Raises:
+            InputError: it is not one.
+        """
+        return from_dict(cls, selection)
+
+    @property
+    def last_epoch(self) -> int:
+        """Number of its last epoch, on the same axis as `first_epoch`."""
+        return self.first_epoch + self.epochs - 1
 
 
 @task
@@ -50,49 +87,50 @@ def select_anchor(
         last_stage: whether this is the pipeline's last stage.
 
     Returns:
-        chosen (indices on the route so far), stage, epoch, reason, epochs (of the stage), first_epoch, and skip: the route
-        has been walked, the stage passes its student through.
+        a `Stage`, JSON-ready.
     """
     s = read_settings(AnchorSettings, settings)
     index = Route.open(route_index)
     _, route_logits = index.probe()
-    chosen = [int(i) for i in previous.get("chosen", [])]
-    (answers,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
-    hardness = route_hardness(route_logits, answers, s.tau)
-    selection = next_stage(s, index, previous, hardness)
-    if selection["skip"]:
+    before = Stage.of(previous) if previous else None
+    (student_logits,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
+    hardness = route_hardness(route_logits, student_logits, s.tau)
+    stage = next_stage(s, index, before, hardness)
+    if stage.skip:
         log.info("the route has been walked: this stage passes the student through")
-    now = [int(i) for i in selection["chosen"]]
     weights = Route.open(route)
-    ratio = relative(hardness, chosen[-1]) if chosen else None
-    write_anchor(anchor, weights, now[-1], route_logits, hardness, ratio)
-    write_json(anchors / "anchors.json", [index.epochs[i] for i in now])
+    ratio = relative(hardness, before.chosen[-1]) if before else None
+    write_anchor(anchor, weights, stage.chosen[-1], route_logits, hardness, ratio)
+    write_json(anchors / "anchors.json", [index.epochs[i] for i in stage.chosen])
     if last_stage:
-        for i in now:
+        for i in stage.chosen:
             write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
-    return selection
+    return dict(jsonable(stage))
 
 
-def next_stage(
-    s: AnchorSettings, index: Route, previous: Mapping[str, Any], hardness: np.ndarray, who: str = ""
-) -> dict[str, Any]:
-    """The stage after `previous`; returns what `select_anchor` does."""
-    chosen = [int(i) for i in previous.get("chosen", [])]
+def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, hardness: np.ndarray, prefix: str = "") -> Stage:
+    """The stage after `previous` (None: the first).
+
+    Args:
+        hardness: (M,) of the route's checkpoints for the student as it is now.
+        prefix: of the line in the log.
+    """
+    chosen = previous.chosen if previous else ()
     choice = choosing.next_anchor(s.anchors, index.epochs, index.decay_epochs, chosen=chosen, hardness=hardness)
     if choice is None:
-        return {**jsonable(previous), "skip": True}
+        assert previous is not None  # a route has a checkpoint
+        return replace(previous, skip=True)
     stages = choosing.stage_count(s.anchors, index.epochs, index.decay_epochs)
     epochs = choosing.stage_epochs(s.student_epochs, stages, choice.stage, last=choice.last)
-    log.info("%sstage %d: anchor epoch %d (%s), %d epochs", who, choice.stage, choice.epoch, choice.reason, epochs)
-    return {
-        "skip": False,
-        "chosen": [*chosen, choice.index],
-        "stage": choice.stage,
-        "epoch": choice.epoch,
-        "reason": choice.reason,
-        "epochs": epochs,
-        "first_epoch": int(previous["first_epoch"]) + int(previous["epochs"]) if previous else 1,
-    }
+    log.info("%sstage %d: anchor epoch %d (%s), %d epochs", prefix, choice.stage, choice.epoch, choice.reason, epochs)
+    return Stage(
+        chosen=(*chosen, choice.index),
+        stage=choice.stage,
+        epoch=choice.epoch,
+        reason=choice.reason,
+        epochs=epochs,
+        first_epoch=previous.last_epoch + 1 if previous else 1,
+    )
 
 
 def write_anchor(

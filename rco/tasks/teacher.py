@@ -67,7 +67,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         with resume.resumable(
             "train_teacher",
             {"settings": s, "data": data.manifest.digest},
-            who=f"teacher {spec.model}",
+            label=f"teacher {spec.model}",
             network=spec.written,
             prefix="teacher_",
             files=route,

@@ -27,9 +27,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -334,35 +334,80 @@ def resumable(
     task: str,
     identity: Mapping[str, Any],
     *,
-    who: str,
+    label: str,
     network: Mapping[str, Any],
     prefix: str = "",
     files: Path | None = None,
-    finished: list[ResumePoints] | None = None,
 ) -> Iterator[ResumePoints]:
-    """Resume points for the training in a `with` block, where the environment asks for them.
+    """Resume points for the one training of a task, where the environment asks for them.
 
     SIGTERM is answered by one more point after the step at hand, and exit status 143. When the block has ended well, points
     that outlive the pipeline run are removed; those of one pipeline run stay, the last one complete, until the run has ended
-    well: what the task has made may yet fail to reach the store.
+    well: what the task has made may yet fail to reach the store. For several trainings of a task, see `group`.
 
     Args:
         task: where the points lie; parts of a path.
         identity: as for `ResumePoints`.
-        who: what is trained, for messages.
+        label: what is trained, for messages.
         network: what it is, as `rco.models.spec.NetworkSpec.written` has it.
         prefix: of its parameters' names ("teacher_").
         files: as for `ResumePoints`.
-        finished: if given, points stay, the last one complete, and are put there for whoever removes them.
 
     Raises:
         DivergenceError: in one paragraph, with where what was good is kept.
         InputError: RCO_RESUME cannot be used.
     """
+    with _training(task, identity, label, network, prefix, files) as points:
+        yield points
+    points.stopping = None  # a training that has come so far ends well
+    if _shared():
+        points.clear()
+    else:
+        points.keep()
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trainings of one task that belong together: the points of each stay, the last one complete, until all have ended."""
+
+    finished: list[ResumePoints] = field(default_factory=list)
+
+    @contextmanager
+    def resumable(
+        self,
+        task: str,
+        identity: Mapping[str, Any],
+        *,
+        label: str,
+        network: Mapping[str, Any],
+        prefix: str = "",
+        files: Path | None = None,
+    ) -> Iterator[ResumePoints]:
+        """As the function `resumable`, for one of them."""
+        with _training(task, identity, label, network, prefix, files) as points:
+            yield points
+        points.keep()
+        self.finished.append(points)
+
+
+@contextmanager
+def group() -> Iterator[Group]:
+    """A group of trainings. When the block has ended well, points that outlive the pipeline run are removed."""
+    trainings = Group()
+    yield trainings
+    for points in trainings.finished if _shared() else ():
+        points.clear()
+
+
+@contextmanager
+def _training(
+    task: str, identity: Mapping[str, Any], label: str, network: Mapping[str, Any], prefix: str, files: Path | None
+) -> Iterator[ResumePoints]:
+    """The points of a training; a divergence is explained, and noted for the next attempt."""
     points = _from_environment(task, identity, files)
     if where := points.gave_up:
         raise _Explained(
-            f"{who}: {where}. An earlier attempt ended so, and this one would: settings, data and code are the same. Nothing "
+            f"{label}: {where}. An earlier attempt ended so, and this one would: settings, data and code are the same. Nothing "
             f"was computed. Change a setting, or delete {points.folder} to try all the same"
         )
     try:
@@ -370,16 +415,8 @@ def resumable(
             yield points
     except DivergenceError as error:
         repeats = points.diverged_before or points.computes_on == "cpu"
-        place = points.diverged(error, network, last_attempt=repeats)
-        raise _Explained(_explained(error, who, prefix, place, points.folder)) from error
-    if finished is None:
-        points.stopping = None  # whoever has come so far ends well
-        if _shared():
-            points.clear()
-            return
-    points.keep()
-    if finished is not None:
-        finished.append(points)
+        weights = points.diverged(error, network, last_attempt=repeats)
+        raise _Explained(_explained(error, label, prefix, weights, points.folder)) from error
 
 
 class _Explained(DivergenceError):  # noqa: N818 (it is the same error, in the words of a task)
@@ -387,15 +424,15 @@ class _Explained(DivergenceError):  # noqa: N818 (it is the same error, in the w
         RuntimeError.__init__(self, message)
 
 
-def _explained(error: DivergenceError, who: str, prefix: str, place: str, folder: str) -> str:
+def _explained(error: DivergenceError, label: str, prefix: str, weights: str, folder: str) -> str:
     advice = re.sub(r"\b(lr|warmup_epochs)\b", rf"{prefix}\1", error.advice)
-    if place:
-        good = f"The weights {error.weights_of} are kept in {place}"
+    if weights:
+        good = f"The weights {error.weights_of} are kept in {weights}"
     elif not folder:
         good = f"Nothing is kept of it, because {VARIABLE} is not set"
     else:
         good = "No epoch had ended before, so there are no weights worth keeping"
-    return f"{who}: {error.where}. {advice}. {good}. The same settings would end there again"
+    return f"{label}: {error.where}. {advice}. {good}. The same settings would end there again"
 
 
 def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> ResumePoints:
@@ -446,12 +483,6 @@ def difference(theirs: Any, ours: Any, name: str = "") -> str:
             if theirs.get(key) != ours.get(key):
                 return difference(theirs.get(key), ours.get(key), f"{name}.{key}" if name else str(key))
     return f"{name} was {str(theirs)[:60]}, is {str(ours)[:60]}"
-
-
-def clear_finished(finished: Sequence[ResumePoints]) -> None:
-    """Remove what `resumable` has left to its caller, if it outlives the pipeline run."""
-    for points in finished if _shared() else ():
-        points.clear()
 
 
 def clear_run() -> None:

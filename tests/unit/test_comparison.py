@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rco.config.branches import KINDS, MOST, STANDARD, Comparison, assign, make_branches, read_seeds, said
+from rco.config.branches import KINDS, MOST, STANDARD, Comparison, assign, branch_params, make_branches, read_seeds
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
@@ -135,7 +135,7 @@ class TestBranches:
 
     def test_what_people_compare_by(self) -> None:
         settings = preflight_comparison(Comparison.of({"tau": 3.0, "epochs": 44})).slots["greedy"].branch
-        assert said(settings.branch, settings.kind, settings.stage) == {
+        assert branch_params(settings.branch, settings.kind, settings.stage) == {
             "branch": "greedy",
             "strategy": "greedy",
             "student": "digits-cnn-s",

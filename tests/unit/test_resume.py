@@ -906,7 +906,7 @@ class TestTasks:
         for words in ("The same settings would", "The same settings would", "An earlier attempt ended so"):
             with (
                 pytest.raises(DivergenceError, match=words),
-                resume.resumable("t", {"settings": {"compute": {"device": "cuda"}}}, who="it", **network),
+                resume.resumable("t", {"settings": {"compute": {"device": "cuda"}}}, label="it", **network),
             ):
                 raise error
 
@@ -915,12 +915,12 @@ class TestTasks:
         monkeypatch.setenv("RCO_RESUME_EVERY", value)
         with (
             pytest.raises(InputError, match=r"RCO_RESUME_EVERY = .*is not a number of minutes"),
-            resume.resumable("t", {}, who="it", network={}),
+            resume.resumable("t", {}, label="it", network={}),
         ):
             pass
 
     def test_nothing_is_kept_unless_asked_for(self, digits: Path, tmp_path: Path) -> None:
-        with resume.resumable("t", {}, who="it", network={}) as points:
+        with resume.resumable("t", {}, label="it", network={}) as points:
             assert not points.due()
             points.keep()
         assert points.take("training") is None
