@@ -21,7 +21,7 @@ from rco.strategies.config import AnchorConfig
 from rco.training import device
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.distillation import distill_route
-from rco.training.resume import ResumePoints
+from rco.training.resume_points import ResumePoints
 from rco.training.teacher import train_teacher
 
 

@@ -38,6 +38,7 @@ from rco.tracking.record import FILE as RECORD
 from rco.tracking.record import Record
 from rco.tracking.tracker import tracked
 from rco.training import resume
+from rco.training.resume_points import ResumePoints
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,7 +118,7 @@ def distil(
     key: str = "student",
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
-    resumable: Callable[..., AbstractContextManager[resume.ResumePoints]] = resume.resumable,
+    resumable: Callable[..., AbstractContextManager[ResumePoints]] = resume.resumable,
 ) -> dict[str, Any]:
     """One stage of one student, from folder to folder.
 
@@ -215,7 +216,7 @@ def _forward_passes(s: StageSettings, stage: Stage, data: Dataset, images: int) 
     return count * views
 
 
-def _run(loaded: _Loaded, points: resume.ResumePoints) -> Record:
+def _run(loaded: _Loaded, points: ResumePoints) -> Record:
     """Train; returns the student's record with the epochs of this stage."""
     from rco.training.distillation import train_stage
 

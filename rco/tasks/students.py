@@ -20,7 +20,7 @@ from rco.tasks.settings import (
     TeacherSettings,
 )
 from rco.tracking.record import Record
-from rco.training import resume
+from rco.training.resume_points import ResumePoints
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
 TARGETS = "targets.safetensors"
@@ -38,7 +38,7 @@ def data_summary(data: Dataset) -> dict[str, Any]:
     return {"name": m.source, "source": m.source, "digest": m.digest, "num_classes": m.num_classes, "sizes": dict(m.sizes)}
 
 
-def taken_up(points: resume.ResumePoints, record: Record) -> Record:
+def taken_up(points: ResumePoints, record: Record) -> Record:
     """The record as an interrupted training left it, if there is one to go on with; it is kept from now on."""
     before = points.take("record")
     current = record if before is None else Record.of(before, "a resume point's record")

@@ -358,7 +358,7 @@ _IDENTITY = {"settings": {"epochs": 3}, "data": "0" * 64}
 def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
     import torch
 
-    from rco.training.resume import ResumePoints
+    from rco.training.resume_points import ResumePoints
 
     points = ResumePoints(str(seeds), _IDENTITY)
     state = {"progress": {"epoch": 1, "batches": 2}, "model": {"w": torch.ones(2, 3)}, "rng": torch.zeros(8, dtype=torch.uint8)}
@@ -371,7 +371,7 @@ def _point_cases(seeds: Path) -> st.SearchStrategy[bytes]:
 
 def _read_point(content: bytes, folder: Path) -> None:
     """A point whose name says the sha256 of what somebody has put into it."""
-    from rco.training.resume import ResumePoints
+    from rco.training.resume_points import ResumePoints
 
     name = f"point-00001-000002-{hashlib.sha256(content).hexdigest()}.safetensors"
     (folder / name).write_bytes(content)
@@ -462,7 +462,7 @@ class _CutShortError(Exception):
 
 def _points_of(work: Path, train: Callable[[], object], kept: int) -> dict[str, bytes]:
     """The resume points of a training that is cut short as it writes its `kept`-th: all files, by path below `work`."""
-    from rco.training.resume import ResumePoints
+    from rco.training.resume_points import ResumePoints
 
     keep, count = ResumePoints.keep, 0
 
@@ -543,7 +543,7 @@ def _walk(seeds: Path, out: Path) -> None:
     from rco.strategies.config import AnchorConfig
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.distillation import distill_route
-    from rco.training.resume import ResumePoints
+    from rco.training.resume_points import ResumePoints
 
     compute = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
     data = Dataset.open(seeds / "data")

@@ -51,7 +51,7 @@ from rco.training import resume
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, distill_route, train_stage
 from rco.training.loop import fit
-from rco.training.resume import ResumePoints
+from rco.training.resume_points import ResumePoints
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
@@ -447,7 +447,7 @@ class TestPoints:
     def test_points_of_other_settings_or_code_are_refused(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=r"is of another training: lr was 1, is 2\. Name another place, or delete it"):
             ResumePoints(str(place), {"lr": 2})
-        monkeypatch.setattr(resume, "_software", lambda: {"rco": "edited", "torch": "2"})
+        monkeypatch.setattr("rco.training.resume_points._software", lambda: {"rco": "edited", "torch": "2"})
         with pytest.raises(InputError, match=r"is of another training: software\.rco was"):
             ResumePoints(str(place), {"lr": 1})
 
@@ -480,7 +480,7 @@ class TestPoints:
         def full(*args: Any, **kwargs: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("rco.training.resume.write_state", full)
+        monkeypatch.setattr("rco.training.resume_points.write_state", full)
         network = trained(data, ResumePoints(str(tmp_path / "points"), {}, every=0), epochs=1)
         assert "the resume point was not written (OSError: [Errno 28] No space left on device)" in said()
         assert same(network.state_dict(), trained(data, ResumePoints("", {}), epochs=1).state_dict())
@@ -606,7 +606,7 @@ class TestObjectStore:
         def cut(uri: str, into: Path) -> Path:
             raise InputError("uri", uri, "cannot be reached", "Check the network")
 
-        monkeypatch.setattr(resume, "fetch", cut)
+        monkeypatch.setattr("rco.training.resume_points.fetch", cut)
         with pytest.raises(InputError, match="cannot be reached"):
             ResumePoints("s3://bucket/points", {})
 
