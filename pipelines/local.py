@@ -1,8 +1,9 @@
 """Run the pipeline on this machine, with `kfp.local` and the components that a cluster would run.
 
 Two processes. The inner one (`python -m pipelines.local request.json`) checks the settings and hands the pipeline to KFP, whose
-tasks are subprocesses of it. The outer one, `run`, shows what happens, and is what an exit handler is on a cluster: it
-ends the inner one's whole process group on a signal, and closes the MLflow runs however things went.
+tasks are processes of their own: forked by `pipelines.warm`, or started by KFP. The outer one, `run`, shows what happens, and
+is what an exit handler is on a cluster: it ends the inner one's whole process group on a signal, and closes the MLflow runs
+however things went.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipelines import warm
 from rco.core.errors import InputError, disk_full
 
 if TYPE_CHECKING:
@@ -269,8 +271,11 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def execute(request: Mapping[str, Any]) -> None:
+def execute(request: Mapping[str, Any], client: warm.Client | None) -> None:
     """The inner process: check, then hand the pipeline to KFP.
+
+    Args:
+        client: starts tasks warm; None: every task imports what it needs.
 
     Raises:
         InputError: settings that cannot work; no task has been started.
@@ -294,6 +299,8 @@ def execute(request: Mapping[str, Any]) -> None:
     from kfp import local
 
     _cache_by_content()
+    if client:
+        warm.start_tasks_through(client)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(home / "pipeline"),
@@ -371,23 +378,38 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
 PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}
 
 
-def _wait_for_task(number: int, frame: FrameType | None) -> None:
+def _wait_for_task(client: warm.Client | None, number: int) -> None:
     """The signal has reached the task as well, if one is running: it ends by itself, and fails the pipeline."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # there is none
-        sys.exit(128 + number)
+    except ChildProcessError:  # there is none that KFP has started
+        if not (client and client.busy):
+            sys.exit(128 + number)
 
 
 def main(path: Path) -> int:
     """Run a request; bad input goes to error.txt beside it."""
-    signal.signal(signal.SIGTERM, _wait_for_task)
+    try:
+        if warm.wanted():
+            warm.import_all(warm.FIRST)
+            status = warm.serve(
+                lambda client: _work(path, client), preload=lambda: warm.import_all(warm.THEN), task=warm.run_component
+            )
+            warm.leave(status)
+    except InputError as error:
+        return _bad_input(path, error)
+    except warm.RefusedError as error:
+        print(f"tasks start cold: {error}")
+    return _work(path, None)
+
+
+def _work(path: Path, client: warm.Client | None) -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: _wait_for_task(client, number))
     request = json.loads(path.read_text())
     try:
-        execute(request)
+        execute(request, client)
     except InputError as error:
-        (path.parent / "error.txt").write_text(str(error))
-        return BAD_INPUT
+        return _bad_input(path, error)
     except Exception as error:
         if full := disk_full(error, [path.parent, tempfile.gettempdir()]):
             print(f"{_FULL}{full}")
@@ -397,6 +419,11 @@ def main(path: Path) -> int:
             raise
         return FAILED
     return 0
+
+
+def _bad_input(path: Path, error: InputError) -> int:
+    (path.parent / "error.txt").write_text(str(error))
+    return BAD_INPUT
 
 
 if __name__ == "__main__":

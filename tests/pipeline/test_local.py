@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -241,6 +242,20 @@ def test_another_objective_walks_the_same_teachers_route_and_logs_its_parts(firs
     assert children["student"].data.params["objective.objective"] == "hint"
     history = client(first.home).get_metric_history(children["student"].info.run_id, "hint_loss")
     assert [m.step for m in history] == list(range(1, 7))
+
+
+def test_warm_tasks_and_cold_ones_train_the_same_weights(first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {"strategy": "explicit", "anchor_epochs": [6], "registered_model": "", "threads": 2}
+    weights = {}
+    for switch, home in (("1", first.home), ("0", tmp_path)):
+        monkeypatch.setenv("RCO_WARM", switch)
+        ran = Ran(home, **parameters)
+        (log,) = (p for p in (home / "runs").glob("*/pipeline.log") if p.parent.name in ran.lines[0])
+        by_a_shell = re.search(r"/tmp\.\w+/ephemeral_component", log.read_text())  # whose mktemp has a dot in its names
+        assert bool(by_a_shell) == (switch == "0"), "each starts its tasks in its own way"
+        (stage,) = ran.summary["stages"]
+        weights[switch] = stage["anchor_sha256"], checkpoint.sha256(home / "last-run" / "student" / "student.safetensors")
+    assert weights["0"] == weights["1"]
 
 
 def test_a_route_that_exists_is_used_without_training(first: Ran, tmp_path: Path) -> None:
