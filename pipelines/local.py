@@ -391,9 +391,13 @@ def main(path: Path) -> int:
     """Run a request; bad input goes to error.txt beside it."""
     try:
         if warm.wanted():
-            warm.import_all(warm.FIRST)
+            for step in warm.imports(warm.FIRST):
+                step()
             status = warm.serve(
-                lambda client: _work(path, client), preload=lambda: warm.import_all(warm.THEN), task=warm.run_component
+                lambda client: _work(path, client),
+                warm.run_component,
+                before=warm.imports(warm.ALWAYS),
+                meanwhile=warm.imports(warm.SOMETIMES),
             )
             warm.leave(status)
     except InputError as error:

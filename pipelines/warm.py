@@ -30,7 +30,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -48,18 +50,28 @@ _SCRIPT = """program_path=$(mktemp -d)
 printf "%s" "$0" > "$program_path/ephemeral_component.py"
 _KFP_RUNTIME=true {python} -m {executor} --component_module_path "$program_path/ephemeral_component.py" "$@"
 """
-#: Imported in the parent, before the worker is forked and after. A user's own modules never are: every task reads them anew.
+#: Imported by the parent: what the worker needs too; what every task needs; and what some do, in the order in which they
+#: come. A user's own modules are never among them: every task reads them as they are then.
 FIRST = ("torch",)
-THEN = (
-    "torchvision",
+ALWAYS = (
     "mlflow",
-    "rco.tasks",
-    "rco.comparison_tasks",
-    "rco.api",
-    "sklearn.datasets",
-    "scipy.stats",
-    "matplotlib.backends.backend_agg",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
     "kfp.dsl.executor",
+    "rco.comparison_tasks",
+)
+SOMETIMES = (
+    "sklearn.datasets",
+    "torchvision",
+    "rco.api",
+    "rco.models",
+    "rco.augment",
+    "safetensors.torch",
+    "matplotlib.backends.backend_agg",
+    "rco.report",
+    "scipy.stats",
+    "mlflow.pytorch",
+    "torch.export._trace",
 )
 
 Request = Mapping[str, Any]
@@ -88,13 +100,20 @@ def wanted() -> bool:
     return True
 
 
-def serve(work: Callable[[Client], int], preload: Callable[[], None], task: Callable[[Request], None]) -> int:
+def serve(
+    work: Callable[[Client], int],
+    task: Callable[[Request], None],
+    *,
+    before: Sequence[Callable[[], None]] = (),
+    meanwhile: Sequence[Callable[[], None]] = (),
+) -> int:
     """Run `work` in a child, and fork a task whenever it asks for one. Returns the exit status of `work`, in the parent alone:
     children leave by SystemExit.
 
     Args:
-        preload: imports, in the parent, while `work` begins; starts no thread.
         task: what a forked process does with a request.
+        before: imports, in the parent, before the first task; they leave no thread behind.
+        meanwhile: likewise, whenever no task is asked for.
 
     Raises:
         RefusedError: this process has several threads; nothing has been forked.
@@ -109,10 +128,11 @@ def serve(work: Callable[[Client], int], preload: Callable[[], None], task: Call
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     theirs.close()
-    preload()
-    _end_blas_threads()
-    gc.freeze()  # objects that the collector never visits stay in pages that all processes share
-    return _Parent(ours, worker, inherited, task).run()
+    parent = _Parent(ours, worker, inherited, task)
+    for step in before:
+        if not parent.worker_has_ended:
+            parent.prepare(step)
+    return parent.run(meanwhile)
 
 
 class Client:
@@ -173,13 +193,25 @@ class _Parent:
         self.poll.register(requests, select.POLLIN)
         self.poll.register(self.worker, select.POLLIN)
 
-    def run(self) -> int:
+    @property
+    def worker_has_ended(self) -> bool:
+        return bool(os.waitid(os.P_PIDFD, self.worker, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+
+    def prepare(self, step: Callable[[], None]) -> None:
+        step()
+        _end_blas_threads()
+        gc.freeze()  # objects that the collector never visits stay in pages that all processes share
+
+    def run(self, meanwhile: Sequence[Callable[[], None]]) -> int:
+        steps = deque(meanwhile)
         status = None
         deadline = math.inf
         while self.children:
-            left = deadline - time.monotonic()
+            left = 0.0 if steps else deadline - time.monotonic()
             events = self.poll.poll(None if math.isinf(left) else max(0.0, left) * 1000)
-            if not events:
+            if not events and steps:
+                self.prepare(steps.popleft())
+            elif not events:
                 self._signal(signal.SIGKILL)
                 deadline = math.inf
             for descriptor, _ in events:
@@ -188,6 +220,7 @@ class _Parent:
                 elif descriptor == self.worker:  # nobody waits for the tasks any more
                     status = self._reap(descriptor)
                     self._signal(signal.SIGTERM)
+                    steps.clear()
                     deadline = time.monotonic() + _PATIENCE
                 else:
                     self._reap(descriptor)
@@ -325,19 +358,22 @@ def _everything(channel: socket.socket) -> bytes:
     return b"".join(iter(lambda: channel.recv(1 << 16), b""))
 
 
-def import_all(names: Sequence[str]) -> None:
-    """Import modules without starting a thread. What cannot be imported is left to the task that needs it."""
-    # PyArrow's allocator would start a thread; KFP is imported as its executor imports it.
-    with _variables({"JE_ARROW_MALLOC_CONF": "background_thread:false", "_KFP_RUNTIME": "true"}):
-        for name in names:
-            with contextlib.suppress(Exception):
-                _import_mlflow() if name == "mlflow" else importlib.import_module(name)
+def imports(names: Sequence[str]) -> list[Callable[[], None]]:
+    """Functions that import a module each, without starting a thread."""
+    return [partial(_import, name) for name in names]
 
 
-def _import_mlflow() -> None:
-    from rco import tracking
+def _import(name: str) -> None:
+    # PyArrow's allocator would start a thread; KFP is imported as its executor imports it. What cannot be imported is left to
+    # the task that needs it.
+    variables = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "_KFP_RUNTIME": "true"}
+    with _variables(variables), contextlib.suppress(Exception):
+        if name == "mlflow":
+            from rco import tracking
 
-    tracking.import_mlflow()
+            tracking.import_mlflow()
+        else:
+            importlib.import_module(name)
 
 
 @contextlib.contextmanager

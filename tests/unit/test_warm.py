@@ -38,7 +38,7 @@ def work(given):
 def preload():
 {preload}
 
-warm.leave(warm.serve(work, preload, task))
+warm.leave(warm.serve(work, task, before=[preload], meanwhile=[preload]))
 """
 
 
@@ -204,7 +204,7 @@ sys.modules['torch'] = Mock(**{'cuda.is_initialized.return_value': True})
         thread.start()
         try:
             with pytest.raises(warm.RefusedError, match="threads"):
-                warm.serve(lambda client: 0, lambda: None, lambda request: None)
+                warm.serve(lambda client: 0, lambda request: None)
         finally:
             ended.set()
             thread.join()
