@@ -28,6 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines import warm
+from pipelines.fork_server import Client, RefusedError
 from rco.core.errors import InputError, disk_full
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def execute(request: Mapping[str, Any], client: warm.Client | None) -> None:
+def execute(request: Mapping[str, Any], client: Client | None) -> None:
     """The inner process: check, then hand the pipeline to KFP.
 
     Args:
@@ -378,7 +379,7 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
 PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}
 
 
-def _wait_for_task(client: warm.Client | None, number: int) -> None:
+def _wait_for_task(client: Client | None, number: int) -> None:
     """The signal has reached the task as well, if one is running: it ends by itself, and fails the pipeline."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -391,23 +392,15 @@ def main(path: Path) -> int:
     """Run a request; bad input goes to error.txt beside it."""
     try:
         if warm.wanted():
-            for step in warm.imports(warm.FIRST):
-                step()
-            status = warm.serve(
-                lambda client: _work(path, client),
-                warm.run_component,
-                before=warm.imports(warm.ALWAYS),
-                meanwhile=warm.imports(warm.SOMETIMES),
-            )
-            warm.leave(status)
+            warm.run(lambda client: _work(path, client))
     except InputError as error:
         return _bad_input(path, error)
-    except warm.RefusedError as error:
+    except RefusedError as error:
         print(f"tasks start cold: {error}")
     return _work(path, None)
 
 
-def _work(path: Path, client: warm.Client | None) -> int:
+def _work(path: Path, client: Client | None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: _wait_for_task(client, number))
     request = json.loads(path.read_text())
     try:

@@ -23,7 +23,10 @@ from rco.config.parameters import PARAMETERS
 @no_cache_option
 @parameter_options(PARAMETERS)
 def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -> None:
-    """Run the whole pipeline on this machine."""
+    """Run the whole pipeline on this machine.
+
+    On Linux its tasks are forked from one process that has imported PyTorch and MLflow; RCO_WARM=0 starts each from nothing.
+    """
     from pipelines.display import print_summary
 
     parameters = merged_parameters(recipe, flags)

@@ -254,7 +254,7 @@ def test_warm_tasks_and_cold_ones_train_the_same_weights(first: Ran, tmp_path: P
         by_a_shell = re.search(r"/tmp\.\w+/ephemeral_component", log.read_text())  # whose mktemp has a dot in its names
         assert bool(by_a_shell) == (switch == "0"), "each starts its tasks in its own way"
         (stage,) = ran.summary["stages"]
-        weights[switch] = stage["anchor_sha256"], checkpoint.sha256(home / "last-run" / "student" / "student.safetensors")
+        weights[switch] = stage["anchor_sha256"], sha256_of(home / "last-run" / "student" / "student.safetensors")
     assert weights["0"] == weights["1"]
 
 
