@@ -73,6 +73,10 @@ chaos: $(VENV)/.dev ## the fault campaign: kill -9, full disks, wrong clocks, fa
 golden: $(VENV)/.dev ## compare what this tree does with what BASE=REV did: weights, figures, MLflow, forms, help, refusals
 	@$(BIN)/python -m tests.golden --base '$(BASE)' $(ARGS)
 
+.PHONY: test-faults
+test-faults: $(VENV)/.dev ## run the tests that kill and interrupt whole local runs
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/chaos $(ARGS)
+
 .PHONY: audit
 audit: $(VENV)/.uv ## look the locked dependencies up among known vulnerabilities (needs the network; ARGS="-s osv" asks OSV)
 	@$(UV) tool run --from 'pip-audit==2.10.0' pip-audit --strict --require-hashes --disable-pip \

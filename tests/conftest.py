@@ -12,8 +12,8 @@ import pytest
 from rco.data.config import DataConfig
 from rco.training.config import ComputeConfig
 
-# A busy machine is no reason to fail.
-hypothesis.settings.register_profile("rco", deadline=None)
+# A busy machine is no reason to fail. CI tries more examples.
+hypothesis.settings.register_profile("rco", deadline=None, max_examples=100 if os.environ.get("CI") else 30)
 hypothesis.settings.load_profile("rco")
 
 # Files of tests that take longest, in this order; see `pytest_collection_modifyitems`.

@@ -24,6 +24,8 @@ from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
+from rco.tasks import comparison as comparison_tasks
+from rco.tasks.data import prepare_data
 from rco.tasks.settings import SlotSettings
 
 SLOTS = (1, 1, 3)
@@ -356,9 +358,14 @@ class TestRealRun:
             for p in (first.home / "pipeline").glob("*/train-teacher/route/manifest.json")
             if (p.parent / "epoch-0006.safetensors").exists()
         )
-        with pytest.raises(RunFailedError, match=r"data = .*the route.*(differ|data)"):
-            Compared(first.home, route=str(manifest.parent), data_seed=1, branches=["kd", "scratch"])
-        assert "RUNNING" not in statuses(first.home)
+        parameters = {**TINY, "route": str(manifest.parent), "data_seed": 1, "branches": ["kd", "scratch"]}
+        checked = comparison_tasks.check_comparison(parameters, slots=[1, 1])
+        prepare_data(checked["data"], dataset=tmp_path / "data")
+        for slot in (1, 2):  # of both branches the first task
+            with pytest.raises(InputError, match=r"data = .*the route.*(differ|data)"):
+                comparison_tasks.init_students(
+                    checked[f"students_{slot}"], dataset=tmp_path / "data", students=tmp_path / "students"
+                )
 
     def test_a_branch_that_fails_leaves_nothing_running(
         self, first: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -383,8 +390,6 @@ class Net(torch.nn.Module):
 
 
 def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> None:
-    from rco.tasks import comparison as comparison_tasks
-
     checked = comparison_tasks.check_comparison({**TINY, "branches": ["kd", "scratch"]}, slots=[1, 2, 1, 4], outputs=MOST)
     used = [k for k in range(1, MOST + 1) if checked[f"branch_{k}"]]
     assert used == [1, 3]
@@ -417,7 +422,5 @@ def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> Non
 
 
 def test_more_branches_than_slots_are_refused_by_the_check() -> None:
-    from rco.tasks import comparison as comparison_tasks
-
     with pytest.raises(InputError, match=r"branches = 'greedy': needs 3 steps, .* Compile with --slots"):
         comparison_tasks.check_comparison({**TINY, "branches": ["kd", "greedy"]}, slots=[1, 2])

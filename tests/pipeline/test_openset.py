@@ -1,17 +1,21 @@
-"""The open-set recipe through the real pipeline: train on seven digits, identify three."""
+"""The open-set recipe through the tasks of the pipeline: train on seven digits, identify three."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.cli.recipes import read_recipe
-from pipelines.local import run
 from rco.core.documents import read_json
 from rco.evaluation import openset
+from rco.tasks.report import close_run
+from rco.tracking.record import Record
+from tests.in_process import Walk
+from tests.local_runs import runs_of, tracking_uri
 
 TINY = {
     "teacher": "digits-cnn-s",
@@ -26,31 +30,43 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("openset")
+@dataclass(frozen=True)
+class Walked:
+    """A finished run: its tasks with what they have made, the student's record, the summary."""
+
+    walk: Walk
+    record: Record
+    summary: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def summary(home: Path) -> dict[str, Any]:
-    return run({**read_recipe("digits-openset"), **TINY}, home, show=lambda line: None)
+def run(tmp_path_factory: pytest.TempPathFactory) -> Walked:
+    folder = tmp_path_factory.mktemp("openset")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", tracking_uri(folder))
+        environment.setenv("RCO_ARTIFACT_ROOT", (folder / "artifacts").as_uri())
+        environment.setenv("RCO_PIPELINE_RUN", "openset")
+        walk = Walk(folder, **{**read_recipe("digits-openset"), **TINY})
+        walk.prepare()
+        walk.teach()
+        record = walk.walk()
+        walk.evaluate()
+        summary = walk.report()
+        close_run(succeeded=True)
+    return Walked(walk, record, summary)
 
 
-def found(home: Path, name: str) -> Path:
-    (path,) = (home / "pipeline").rglob(name)
-    return path
-
-
-def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary: dict[str, Any]) -> None:
+def test_the_figures_are_those_of_the_student_that_came_out(run: Walked) -> None:
     from rco.data.dataset import Dataset
     from rco.models.embeddings import Embedder
     from rco.models.predict import predict
     from rco.models.spec import load_network
 
+    summary = run.summary
     assert summary["open_set"]["classes"] == ["7", "8", "9"]
     assert summary["dataset"]["num_classes"] == 7
-    data = Dataset.open(found(home, "open.safetensors").parent)
-    student = load_network(home / "last-run" / "student" / "student.safetensors")
+    data = Dataset.open(run.walk.dataset)
+    student = load_network(run.walk.student / "student.safetensors")
     vectors, labels = predict(Embedder(student), data.split("open"))
     assert set(labels) == {7, 8, 9}
     assert vectors.shape == (summary["dataset"]["sizes"]["open"], 16)
@@ -62,20 +78,16 @@ def test_the_figures_are_those_of_the_student_that_came_out(home: Path, summary:
     assert summary["open_set"]["teacher"]["rank1"] != ours["rank1"]
 
 
-def test_the_stages_mimicked_embeddings(home: Path, summary: dict[str, Any]) -> None:
-    assert [s["anchor_epoch"] for s in summary["stages"]] == [2, 4]
-    records = [read_json(path) for path in (home / "pipeline").rglob("record.json")]
-    record = max((r for r in records if r["key"] == "student"), key=lambda r: len(r["rows"]))
-    assert record["params"]["objective.objective"] == "embedding"
-    assert len(record["rows"]) == 4
+def test_the_stages_mimicked_embeddings(run: Walked) -> None:
+    assert [s["anchor_epoch"] for s in run.summary["stages"]] == [2, 4]
+    assert run.record.params["objective.objective"] == "embedding"
+    assert len(run.record.rows) == 4
     # Unrelated embeddings of 16 components of unit variance are about 32 apart, and the weight is 0.1.
-    assert all(0 < row["metrics"]["mimic_loss"] < 3.2 for row in record["rows"])
+    assert all(0 < row["metrics"]["mimic_loss"] < 3.2 for row in run.record.rows)
 
 
-def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
-    import mlflow
-
-    folder = home / "last-run"
+def test_report_and_mlflow_say_it(run: Walked) -> None:
+    folder, summary = run.walk.folder / "report", run.summary
     assert json.loads((folder / "summary.json").read_text())["open_set"] == summary["open_set"]
     assert (folder / "open_set.png").read_bytes().startswith(b"\x89PNG")
     for page in ("report.md", "report.html"):
@@ -83,10 +95,8 @@ def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
         assert "Classes never trained on: 7, 8, 9" in text
         assert "rank-1 among 100 distractors" in text
         assert "TAR at FAR 0.01" in text
-    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
-    parent = client.get_run(summary["parent_run_id"])
-    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    (student,) = (c for c in children if c.data.tags["rco.key"] == "student")
+    parent, children = runs_of(run.walk.folder, summary["parent_run_id"])
+    student = children["student"]
     ours = summary["open_set"]["student"]
     assert student.data.metrics["open_tar_at_far_0.01"] == ours["tar_at_far"]["0.01"]
     assert student.data.metrics["open_rank1_at_100"] == ours["rank1"]["100"]
@@ -94,7 +104,7 @@ def test_report_and_mlflow_say_it(home: Path, summary: dict[str, Any]) -> None:
     assert parent.data.metrics["teacher_open_rank1_at_100"] == summary["open_set"]["teacher"]["rank1"]["100"]
 
 
-def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp_path: Path) -> None:
+def test_a_comparison_measures_the_same(run: Walked, tmp_path: Path) -> None:
     import shutil
 
     from rco.core.settings import jsonable
@@ -102,11 +112,9 @@ def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp
     from rco.reporting.comparison_report import Student
     from rco.tasks import comparison as comparison_tasks
     from rco.tasks.settings import MeasureSettings
-    from rco.tracking.record import Record
     from rco.training.config import ComputeConfig
 
-    shutil.copytree(home / "last-run" / "student", tmp_path / "students" / "seed-0")
-    shutil.copy(found_last(home, "record.json"), tmp_path / "students" / "seed-0")
+    shutil.copytree(run.walk.student, tmp_path / "students" / "seed-0")
     settings = MeasureSettings(
         branch="kd",
         teacher=ModelConfig(model="digits-cnn-s", embedding_dim=16),
@@ -117,21 +125,15 @@ def test_a_comparison_measures_the_same(home: Path, summary: dict[str, Any], tmp
     )
     comparison_tasks.evaluate_students(
         jsonable(settings),
-        dataset=found(home, "open.safetensors").parent,
+        dataset=run.walk.dataset,
         students=tmp_path / "students",
-        anchors=next(path.parent for path in (home / "pipeline").rglob("epoch-0004.safetensors")),
+        anchors=run.walk.route,
         evaluation=tmp_path / "evaluation",
     )
     folder = tmp_path / "evaluation" / "seed-0"
     evaluation = read_json(folder / "evaluation.json")
     figures = Student(record=Record.read(folder), evaluation=evaluation).figures()
-    expected = {**openset.figures(summary["open_set"]["student"]), "test_accuracy": summary["student"]["accuracy"]}
+    expected = {**openset.figures(run.summary["open_set"]["student"]), "test_accuracy": run.summary["student"]["accuracy"]}
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    theirs = openset.figures(summary["open_set"]["teacher"])
+    theirs = openset.figures(run.summary["open_set"]["teacher"])
     assert evaluation["teacher"]["open_set"] == pytest.approx(theirs, abs=1e-6)
-
-
-def found_last(home: Path, name: str) -> Path:
-    """The record of the student that has walked the whole route."""
-    records = [path for path in (home / "pipeline").rglob(name) if read_json(path)["key"] == "student"]
-    return max(records, key=lambda path: len(read_json(path)["rows"]))

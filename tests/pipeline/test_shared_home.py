@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from pipelines.cli.main import main
 from pipelines.local import RunFailedError, run
+from tests.local_runs import flags, statuses
 from tests.servers import free_port
 from tests.unit.test_data import folder_of
 
@@ -58,8 +59,7 @@ def learnt(summary: dict[str, Any]) -> dict[str, Any]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """After two runs at once that share their teacher, in a new folder."""
     place = Home(tmp_path_factory.mktemp("home"))
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    command = [sys.executable, "-m", "pipelines.cli", "run", *flags, "--home", str(place.root)]
+    command = [sys.executable, "-m", "pipelines.cli", "run", *flags(TINY), "--home", str(place.root)]
     processes = [
         subprocess.Popen(
             [*command, f"--tau={tau}"],
@@ -115,8 +115,15 @@ def test_runs_that_fail_in_every_way(home: Home, tmp_path: Path, monkeypatch: py
     """In the check, in a task, at the store, at the tracking server; with passwords in addresses, too."""
     data = folder_of(tmp_path / "animals", {"cat": 12, "dog": 12})
     (data / "dog" / "011.png").write_bytes(b"no image")
-    with pytest.raises(RunFailedError, match="not a readable image"):
-        home.run(dataset=str(data))
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(home.root), *flags({**TINY, "dataset": str(data)})]
+    done = subprocess.run(command, env={**os.environ, **CANARIES}, capture_output=True, text=True, check=False)
+    home.said.append(done.stdout + done.stderr)
+    assert done.returncode == 2, home.said[-1]
+    assert "Traceback" not in home.said[-1]
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "dog/011.png" in done.stderr
+    assert "not a readable image" in done.stderr
+    assert "RUNNING" not in statuses(home.root)
     with pytest.raises(RunFailedError, match="teacher"):
         home.run(teacher="no-such-model")
     in_address = quote(IN_ADDRESS, safe="")

@@ -1,0 +1,82 @@
+"""Local runs of the whole pipeline on real digits, as small as they can be, and what they have left in MLflow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pipelines.local import run
+
+TINY = {
+    "teacher": "digits-cnn-s",
+    "student": "digits-mlp",
+    "teacher_epochs": 6,
+    "teacher_milestones": [2, 4],
+    "checkpoint_every": 1,
+    "epochs": 6,
+    "n_anchors": 3,
+    "threads": 1,
+    "workers": 0,
+}
+ONE_STAGE = {"strategy": "explicit", "anchor_epochs": [6]}
+
+
+class Ran:
+    """One run of the pipeline and what it said."""
+
+    def __init__(self, home: Path, **parameters: Any) -> None:
+        self.lines: list[str] = []
+        self.home = home
+        self.summary = run({**TINY, **parameters}, home, show=self.lines.append)
+
+    @property
+    def cached(self) -> set[str]:
+        """The tasks that were not run again."""
+        return {line.split(":")[0] for line in self.lines if "taken from the cache" in line}
+
+
+def flags(parameters: dict[str, Any]) -> list[str]:
+    """The same parameters for the command line."""
+    return [
+        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in parameters.items()
+    ]
+
+
+def tracking_uri(home: Path) -> str:
+    return f"sqlite:///{home}/mlflow.db"
+
+
+def client(home: Path) -> Any:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri(home))
+    mlflow.set_registry_uri(tracking_uri(home))
+    return mlflow.MlflowClient(tracking_uri(home))
+
+
+def runs_of(home: Path, parent_run_id: str) -> tuple[Any, dict[str, Any]]:
+    """The parent run and its children by key."""
+    c = client(home)
+    parent = c.get_run(parent_run_id)
+    children = c.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return parent, {child.data.tags["rco.key"]: child for child in children}
+
+
+def statuses(home: Path) -> set[str]:
+    """Of all runs that MLflow has."""
+    c = client(home)
+    return {r.info.status for e in c.search_experiments() for r in c.search_runs([e.experiment_id])}
+
+
+def processes_of(run_id: str) -> list[int]:
+    """The processes of a local run that are alive, without this one."""
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and run_id.encode() in _environ(p)]
+
+
+def _environ(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes() if int(process.name) != os.getpid() else b""
+    except OSError:
+        return b""
