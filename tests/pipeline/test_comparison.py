@@ -413,7 +413,7 @@ def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> Non
     )
     assert list((tmp_path / "evaluation").iterdir()) == []
     code = (
-        "import sys; from pathlib import Path; from rco.tasks import comparison_tasks as t;"
+        "import sys; from pathlib import Path; from rco.tasks import comparison as t;"
         f"p = Path({str(tmp_path)!r});"
         "t.distill_students({}, selection={}, dataset=p, anchors=p, students=p, distilled=p);"
         "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'matplotlib', 'scipy')))"
