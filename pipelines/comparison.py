@@ -29,7 +29,7 @@ from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
 from pipelines.cluster.placement import Cluster, place_locally
 from pipelines.rco import Place
-from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED
+from rco.config.kinds import DEFAULTS, MOST, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
 
 NAME = "route-constrained-optimization-comparison"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rco.config.branches import OPTIONS
+from rco.config.kinds import OPTIONS
 from rco.config.parameters import PARAMETERS, Parameter
 from rco.core.errors import InputError
 

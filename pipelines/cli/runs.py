@@ -13,7 +13,8 @@ import click
 
 from pipelines.cli.options import comparison_option, home_option, no_cache_option, parameter_options, recipe_option
 from pipelines.cli.recipes import merged_parameters, read_recipe
-from rco.config.branches import DEFAULTS, KINDS, NOT_SHARED, REFERENCE, SHARED, SWEPT, Comparison
+from rco.config.branches import Comparison
+from rco.config.kinds import DEFAULTS, KINDS, NOT_SHARED, REFERENCE, SHARED, SWEPT
 from rco.config.parameters import PARAMETERS
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.cli.options import integers
 from pipelines.cli.recipes import merged_parameters, read_recipe
-from rco.config.branches import MOST, NOT_SHARED, Comparison
+from rco.config.branches import Comparison
+from rco.config.kinds import MOST, NOT_SHARED
 from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError
 

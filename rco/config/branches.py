@@ -12,48 +12,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from rco.config.kinds import (
+    BASELINES,
+    DEFAULTS,
+    GROUPS,
+    KINDS,
+    MOST,
+    OPTIONS,
+    REFERENCE,
+    RESTART_LIKE,
+    SHARED,
+    STANDARD,
+    USED,
+    read_grid,
+    read_kinds,
+    read_seeds,
+)
 from rco.config.parameters import PARAMETERS, RunConfig, read_value
 from rco.core.errors import InputError, choice
 from rco.models.config import ModelConfig
 from rco.objectives.config import OWNERS, ObjectiveConfig
 from rco.training.config import TrainConfig
-
-REFERENCE = "kd"
-#: What sets a kind of branch apart from the run's own parameters.
-KINDS: dict[str, dict[str, Any]] = {
-    "scratch": {"strategy": "equal-interval", "n_anchors": 1, "lam": "0"},
-    "kd": {"strategy": "equal-interval", "n_anchors": 1},
-    "kd-restart": {"strategy": "equal-interval", "n_anchors": 1},
-    "equal-interval": {"strategy": "equal-interval"},
-    "lr-decay": {"strategy": "lr-decay"},
-    "greedy": {"strategy": "greedy"},
-    "explicit": {"strategy": "explicit"},
-}
-DESCRIBED = {
-    "scratch": "labels only",
-    "kd": "converged teacher, one schedule",
-    "kd-restart": "converged teacher, restarts as in another branch",
-    "equal-interval": "anchors at equal intervals",
-    "lr-decay": "anchors before each decay of the learning rate",
-    "greedy": "anchors by greedy search",
-    "explicit": "anchors as listed",
-}
-BASELINES = ("scratch", "kd", "kd-restart")
-STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "lr-decay", "greedy")
-SEEDS = (0, 1, 2)
-RESTART_LIKE = "equal-interval"
-#: Most branches of one comparison: the report has so many inputs.
-MOST = 24
-
-_USED = {"equal-interval": ("n_anchors",), "greedy": ("n_anchors", "delta", "first_epoch"), "explicit": ("anchor_epochs",)}
-_GROUPS = {name: p.group for name, p in PARAMETERS.items()}
-#: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
-NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin")
-SHARED = tuple(name for name in PARAMETERS if name not in NOT_SHARED)
-#: Parameters of the student alone: they can differ between branches that share a teacher and a data set.
-SWEPT = tuple(name for name in SHARED if _GROUPS[name] in ("student", "student_train", "anchors", "objective"))
-#: Where a comparison's default is not that of a run: many students are trained.
-DEFAULTS: dict[str, Any] = {"epochs": 40}
 
 
 class StudentConfig(Protocol):
@@ -165,27 +144,6 @@ class Comparison:
         )
 
 
-@dataclass(frozen=True)
-class Option:
-    """A parameter of a comparison that a single run does not have."""
-
-    name: str
-    kind: type
-    default: Any
-    help: str
-
-
-OPTIONS: dict[str, Option] = {
-    option.name: option
-    for option in (
-        Option("branches", list, list(STANDARD), f"ways to train the student, from: {', '.join(KINDS)}"),
-        Option("seeds", list, list(SEEDS), "seeds of the student; each is trained in every branch"),
-        Option("restart_like", str, RESTART_LIKE, "whose stage lengths kd-restart has: equal-interval | lr-decay | explicit"),
-        Option("grid", dict, {}, "a sweep: parameter -> list of values"),
-    )
-}
-
-
 def _name(kind: str, cell: Iterable[tuple[str, Any]]) -> str:
     return " ".join([kind, *(f"{name}={_shown(value)}" for name, value in cell)])
 
@@ -194,71 +152,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(map(_shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def read_seeds(seeds: Any) -> tuple[int, ...]:
-    """The students' seeds, in increasing order.
-
-    Raises:
-        InputError: none, repeated ones, or values that are no seeds.
-    """
-    remedy = "Give different whole numbers, 0 or more, such as 0,1,2"
-    items = [part for part in seeds.split(",") if part.strip()] if isinstance(seeds, str) else list(seeds)
-    try:
-        numbers = [int(float(item)) for item in items]
-        whole = all(float(item) == number and number >= 0 for item, number in zip(items, numbers, strict=True))
-    except (TypeError, ValueError):
-        raise InputError("seeds", seeds, "is not a list of whole numbers", remedy) from None
-    if not numbers:
-        raise InputError("seeds", seeds, "is empty", remedy)
-    if not whole:
-        raise InputError("seeds", seeds, "has a value that is no seed", remedy)
-    if len(set(numbers)) < len(numbers):
-        raise InputError("seeds", numbers, "repeats a seed: the same student twice says nothing new", remedy)
-    return tuple(sorted(numbers))
-
-
-def read_kinds(kinds: Any) -> tuple[str, ...]:
-    """The kinds of branches, in the order of `KINDS`.
-
-    Raises:
-        InputError: an unknown or repeated one, no reference, or nothing to compare with it.
-    """
-    names = [part.strip() for part in kinds.split(",") if part.strip()] if isinstance(kinds, str) else list(kinds)
-    for name in names:
-        choice("branches", name, tuple(KINDS))
-    if len(set(names)) < len(names):
-        raise InputError("branches", names, "names a branch twice", "Name each once")
-    if REFERENCE not in names:
-        raise InputError(
-            "branches", names, f"lacks {REFERENCE}, which all others are compared with", f"Add {REFERENCE} to the list"
-        )
-    if len(names) < 2:
-        raise InputError("branches", names, "leaves nothing to compare", f"Add one of: {', '.join(KINDS)}")
-    return tuple(name for name in KINDS if name in names)
-
-
-def read_grid(grid: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """The axes of a sweep with their values, read as the types of the parameters.
-
-    Raises:
-        InputError: a parameter that cannot be swept, an axis without values, or a value given twice.
-    """
-    axes: dict[str, tuple[Any, ...]] = {}
-    for name, values in grid.items():
-        if name not in SWEPT:
-            if name in PARAMETERS and name not in NOT_SHARED:
-                raise InputError(
-                    name, values, "cannot be swept: all branches share one teacher and one data set", "Give one value"
-                )
-            choice("parameter", name, SWEPT)
-        if not isinstance(values, (list, tuple)) or not values:
-            raise InputError(name, values, "is not a list of values to sweep over", "Give two values or more")
-        read = tuple(read_value(name, value) for value in values)
-        if any(value in read[:i] for i, value in enumerate(read)):
-            raise InputError(name, list(read), "has a value twice", "Name each once")
-        axes[name] = read
-    return axes
 
 
 def _shared(parameters: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -324,30 +217,30 @@ def make_branches(
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         for kind in kinds:
-            cell = _cell(kind, point, base, restart_like)
+            cell = _distinctions(kind, point, base, restart_like)
             name = _name(kind, cell)
             if name in made:
                 continue
-            reference = "" if kind == REFERENCE else _name(REFERENCE, _cell(REFERENCE, point, base, restart_like))
-            like = _resolved(restart_like, point, base, name) if kind == "kd-restart" else None
+            reference = "" if kind == REFERENCE else _name(REFERENCE, _distinctions(REFERENCE, point, base, restart_like))
+            like = _config_of(restart_like, point, base, name) if kind == "kd-restart" else None
             made[name] = Branch(
-                kind=kind, cell=cell, reference=reference, config=_resolved(kind, dict(cell), base, name), like=like
+                kind=kind, cell=cell, reference=reference, config=_config_of(kind, dict(cell), base, name), like=like
             )
     for name, branch in made.items():
         plain = _name(REFERENCE, branch.cell)  # scratch knows no tau, so of all references the plainest is its own
-        if branch.reference and plain in made and all(_GROUPS[p] != "anchors" for p, _ in branch.cell):
+        if branch.reference and plain in made and all(GROUPS[p] != "anchors" for p, _ in branch.cell):
             made[name] = replace(branch, reference=plain)
     if len(made) > MOST:
         raise InputError(
             "branches", len(made), f"are more than the {MOST} that fit into one comparison", "Sweep over fewer values"
         )
-    return tuple(sorted(made.values(), key=lambda branch: _place(branch, axes)))
+    return tuple(sorted(made.values(), key=lambda branch: _table_order(branch, axes)))
 
 
-def _place(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]:
-    """Cells together, in the order of their axes; within a cell the kinds in their order."""
+def _table_order(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]:
+    """Sort key: cells together, in the order of their axes; within a cell the kinds in their order."""
     flat = branch.config.to_flat()
-    shared = [name for name in axes if _GROUPS[name] != "anchors"]
+    shared = [name for name in axes if GROUPS[name] != "anchors"]
     return (
         branch.kind != "scratch" if not shared else 0,
         *(axes[name].index(flat[name]) if flat[name] in axes[name] else -1 for name in shared),
@@ -356,36 +249,56 @@ def _place(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]
     )
 
 
-def _matters(kind: str, name: str, objective: str) -> bool:
-    """Whether a parameter changes what a kind of branch computes."""
-    if _GROUPS[name] == "anchors":
-        return name in _USED.get(kind, ())
-    if _GROUPS[name] == "objective":
+def _changes_result(kind: str, name: str, objective: str) -> bool:
+    """Whether a parameter changes what a branch computes. A strategy reads its own parameters alone, an objective its own,
+    and where labels alone teach no objective is read at all.
+
+    Args:
+        kind: of the branch, or of the one whose stages it repeats.
+        name: of the parameter.
+        objective: of the branch.
+    """
+    if GROUPS[name] == "anchors":
+        return name in USED.get(kind, ())
+    if GROUPS[name] == "objective":
         return kind != "scratch" and OWNERS.get(name, objective) == objective
     return True
 
 
-def _cell(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
-    # What equals the shared parameter is left out, so that a sweep and a comparison meet in the cache under one name.
-    walks, objective = restart_like if kind == "kd-restart" else kind, point.get("objective", base["objective"])
+def _distinctions(
+    kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str
+) -> tuple[tuple[str, Any], ...]:
+    """What sets a branch at one point of the grid apart from the shared parameters: its cell.
+
+    Axes that change nothing for this kind are left out, so that the branch appears once and not once a value. So is what
+    equals the shared parameter: a sweep and a comparison then meet in the cache under one name.
+
+    Args:
+        point: axis -> value.
+        base: the parameters that all branches share.
+    """
+    walked = restart_like if kind == "kd-restart" else kind
+    objective = point.get("objective", base["objective"])
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in point.items()
-        if _matters(walks, name, objective) and value != base[name]
+        if _changes_result(walked, name, objective) and value != base[name]
     )
 
 
-def _resolved(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], branch: str) -> RunConfig:
-    """The configuration of a branch.
+def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], branch: str) -> RunConfig:
+    """The configuration of a branch: the shared parameters and its cell's, as far as they change its result, and its kind's.
 
-    Settings of anchors and objective that do not matter to it keep their defaults, or they would split the cache; but for tau,
-    at which every branch is measured.
+    All others keep their defaults, or they would split the cache; but for tau, at which every branch is measured.
+
+    Raises:
+        InputError: they do not work together; it names the branch.
     """
     objective = cell.get("objective", base["objective"])
-    kept = {name: base[name] for name in base if name == "tau" or _matters(kind, name, objective)}
-    own = {name: value for name, value in cell.items() if _matters(kind, name, objective)}
+    given = {**base, **cell}
+    read = {name: given[name] for name in given if name == "tau" or _changes_result(kind, name, objective)}
     try:
-        return RunConfig.from_flat({**kept, **own, **KINDS[kind]})
+        return RunConfig.from_flat({**read, **KINDS[kind]})
     except InputError as error:
         raise in_branch(branch, error) from None
 

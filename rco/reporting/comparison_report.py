@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.config.branches import BASELINES, DESCRIBED, ComparisonFiling
+from rco.config.branches import ComparisonFiling
+from rco.config.kinds import BASELINES, DESCRIBED
 from rco.core.documents import read_as, read_json, write_json
 from rco.core.errors import InputError
 from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict

@@ -20,7 +20,7 @@ from pipelines.cli.runs import split_axes
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison
 from pipelines.local import RunFailedError, run
-from rco.config.branches import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
+from rco.config.kinds import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 from rco.core.files import sha256_of

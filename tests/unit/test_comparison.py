@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rco.config.branches import KINDS, MOST, STANDARD, Comparison, assign, branch_params, make_branches, read_seeds
+from rco.config.branches import Comparison, assign, branch_params, make_branches
+from rco.config.kinds import KINDS, MOST, STANDARD, read_seeds
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import jsonable

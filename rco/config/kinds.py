@@ -1,0 +1,133 @@
+"""The kinds of branches that a comparison knows, its parameters beside a run's, and how both are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rco.config.parameters import PARAMETERS, read_value
+from rco.core.errors import InputError, choice
+
+REFERENCE = "kd"
+#: What sets a kind of branch apart from the run's own parameters.
+KINDS: dict[str, dict[str, Any]] = {
+    "scratch": {"strategy": "equal-interval", "n_anchors": 1, "lam": "0"},
+    "kd": {"strategy": "equal-interval", "n_anchors": 1},
+    "kd-restart": {"strategy": "equal-interval", "n_anchors": 1},
+    "equal-interval": {"strategy": "equal-interval"},
+    "lr-decay": {"strategy": "lr-decay"},
+    "greedy": {"strategy": "greedy"},
+    "explicit": {"strategy": "explicit"},
+}
+DESCRIBED = {
+    "scratch": "labels only",
+    "kd": "converged teacher, one schedule",
+    "kd-restart": "converged teacher, restarts as in another branch",
+    "equal-interval": "anchors at equal intervals",
+    "lr-decay": "anchors before each decay of the learning rate",
+    "greedy": "anchors by greedy search",
+    "explicit": "anchors as listed",
+}
+BASELINES = ("scratch", "kd", "kd-restart")
+STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "lr-decay", "greedy")
+SEEDS = (0, 1, 2)
+RESTART_LIKE = "equal-interval"
+#: Most branches of one comparison: the report has so many inputs.
+MOST = 24
+
+USED = {"equal-interval": ("n_anchors",), "greedy": ("n_anchors", "delta", "first_epoch"), "explicit": ("anchor_epochs",)}
+GROUPS = {name: p.group for name, p in PARAMETERS.items()}
+#: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
+NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin")
+SHARED = tuple(name for name in PARAMETERS if name not in NOT_SHARED)
+#: Parameters of the student alone: they can differ between branches that share a teacher and a data set.
+SWEPT = tuple(name for name in SHARED if GROUPS[name] in ("student", "student_train", "anchors", "objective"))
+#: Where a comparison's default is not that of a run: many students are trained.
+DEFAULTS: dict[str, Any] = {"epochs": 40}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a comparison that a single run does not have."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("branches", list, list(STANDARD), f"ways to train the student, from: {', '.join(KINDS)}"),
+        Option("seeds", list, list(SEEDS), "seeds of the student; each is trained in every branch"),
+        Option("restart_like", str, RESTART_LIKE, "whose stage lengths kd-restart has: equal-interval | lr-decay | explicit"),
+        Option("grid", dict, {}, "a sweep: parameter -> list of values"),
+    )
+}
+
+
+def read_seeds(seeds: Any) -> tuple[int, ...]:
+    """The students' seeds, in increasing order.
+
+    Raises:
+        InputError: none, repeated ones, or values that are no seeds.
+    """
+    remedy = "Give different whole numbers, 0 or more, such as 0,1,2"
+    items = [part for part in seeds.split(",") if part.strip()] if isinstance(seeds, str) else list(seeds)
+    try:
+        numbers = [int(float(item)) for item in items]
+        whole = all(float(item) == number and number >= 0 for item, number in zip(items, numbers, strict=True))
+    except (TypeError, ValueError):
+        raise InputError("seeds", seeds, "is not a list of whole numbers", remedy) from None
+    if not numbers:
+        raise InputError("seeds", seeds, "is empty", remedy)
+    if not whole:
+        raise InputError("seeds", seeds, "has a value that is no seed", remedy)
+    if len(set(numbers)) < len(numbers):
+        raise InputError("seeds", numbers, "repeats a seed: the same student twice says nothing new", remedy)
+    return tuple(sorted(numbers))
+
+
+def read_kinds(kinds: Any) -> tuple[str, ...]:
+    """The kinds of branches, in the order of `KINDS`.
+
+    Raises:
+        InputError: an unknown or repeated one, no reference, or nothing to compare with it.
+    """
+    names = [part.strip() for part in kinds.split(",") if part.strip()] if isinstance(kinds, str) else list(kinds)
+    for name in names:
+        choice("branches", name, tuple(KINDS))
+    if len(set(names)) < len(names):
+        raise InputError("branches", names, "names a branch twice", "Name each once")
+    if REFERENCE not in names:
+        raise InputError(
+            "branches", names, f"lacks {REFERENCE}, which all others are compared with", f"Add {REFERENCE} to the list"
+        )
+    if len(names) < 2:
+        raise InputError("branches", names, "leaves nothing to compare", f"Add one of: {', '.join(KINDS)}")
+    return tuple(name for name in KINDS if name in names)
+
+
+def read_grid(grid: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The axes of a sweep with their values, read as the types of the parameters.
+
+    Raises:
+        InputError: a parameter that cannot be swept, an axis without values, or a value given twice.
+    """
+    axes: dict[str, tuple[Any, ...]] = {}
+    for name, values in grid.items():
+        if name not in SWEPT:
+            if name in PARAMETERS and name not in NOT_SHARED:
+                raise InputError(
+                    name, values, "cannot be swept: all branches share one teacher and one data set", "Give one value"
+                )
+            choice("parameter", name, SWEPT)
+        if not isinstance(values, (list, tuple)) or not values:
+            raise InputError(name, values, "is not a list of values to sweep over", "Give two values or more")
+        read = tuple(read_value(name, value) for value in values)
+        if any(value in read[:i] for i, value in enumerate(read)):
+            raise InputError(name, list(read), "has a value twice", "Name each once")
+        axes[name] = read
+    return axes
