@@ -6,6 +6,7 @@ code; what is measured with a clock is left out by name (`TIMED`) or by column.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -28,7 +29,8 @@ _IDS = (
 )
 _SEPARATORS = re.compile(r"[|│┃]")
 _DRAWN = set("━─┏┓┗┛┡┩┢┪╇┳┻┴┬└┘├┤┼╈╋")
-_CLOCKED_COLUMN = re.compile(r"^(ms|s|seconds|images/s)\b")
+_CLOCKED_COLUMN = re.compile(r"(^|[ _])(ms|s|seconds|images/s)([ _(,]|$)")
+_NUMBERED_TASK = re.compile(r"^([a-z]+(?:-[a-z]+)*)(-\d+)+(?=:|$)")
 
 
 def normalised(text: str, places: Mapping[str, str]) -> str:
@@ -47,7 +49,7 @@ def without_clocked_columns(text: str) -> str:
         cells = _SEPARATORS.split(line)
         if len(cells) < 3:
             clocked = clocked if line.strip() and set(line.strip()) <= _DRAWN else set()
-        elif named := {i for i, cell in enumerate(cells) if _CLOCKED_COLUMN.match(cell.strip())}:
+        elif named := {i for i, cell in enumerate(cells) if _CLOCKED_COLUMN.search(cell.strip())}:
             clocked = named
         elif clocked and not set(line) <= set("|- :"):
             line = "|".join(" <measured> " if i in clocked and cell.strip() else cell for i, cell in enumerate(cells))
@@ -63,6 +65,19 @@ def printed(text: str) -> str:
             continue
         kept.append(re.sub(r"\s*[|│┃]\s*", " | ", " ".join(line.split())).strip())
     return "\n".join(kept)
+
+
+def progress(text: str) -> str:
+    """What a run prints while it works. Tasks that do not wait for each other come in any order, and of several that compute
+    the same, which have numbers, any may be first."""
+    return "\n".join(sorted(_NUMBERED_TASK.sub(r"\1", line) for line in printed(text).splitlines()))
+
+
+def rows(text: str) -> str:
+    """The rows of a CSV file, without the columns that a clock decides."""
+    head, *others = list(csv.reader(text.splitlines()))
+    kept = [i for i, name in enumerate(head) if not TIMED.search(name)]
+    return "\n".join(",".join(row[i] for i in kept) for row in (head, *others))
 
 
 def flattened(document: Any, where: str) -> Facts:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.golden.facts import TIMED, Facts, file_digest, flattened, normalised, printed, tensors_digest
+from tests.golden.facts import TIMED, Facts, file_digest, flattened, normalised, printed, progress, rows, tensors_digest
 
 DRIVER = Path(__file__).with_name("driver.py")
 QUESTIONS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_text())
@@ -121,7 +121,9 @@ class Side:
         done = self.start("command", *given, cwd=self.work)
         self.facts[f"{name}/status"] = str(done.returncode)
         (self.folder / f"{name}.log").write_text(done.stdout)
-        self.facts[f"{name}/printed"] = printed(self.normalised(done.stdout))
+        working, _, summary = done.stdout.partition("\n\n")
+        self.facts[f"{name}/progress"] = progress(self.normalised(working))
+        self.facts[f"{name}/printed"] = printed(self.normalised(summary))
         for last in ("last-run", "last-comparison"):
             report = self.state / last
             if report.exists() and str(report.resolve()) not in self._seen:
@@ -149,8 +151,10 @@ class Side:
             if path.name == "summary.json":
                 leaves = flattened(json.loads(path.read_text()), f"{where}/summary")
                 self.facts.update({key: self.normalised(str(value)) for key, value in leaves.items()})
-            elif path.suffix in (".md", ".csv"):
+            elif path.suffix == ".md":
                 self.facts[f"{where}/{file}"] = printed(self.normalised(path.read_text()))
+            elif path.suffix == ".csv":
+                self.facts[f"{where}/{file}"] = rows(self.normalised(path.read_text()))
 
     def _tracked(self, name: str) -> None:
         """Runs, models and versions in MLflow that were not there before this scenario."""
@@ -192,10 +196,12 @@ class Side:
             f"{i.dataset.name} {i.dataset.digest} {sorted((t.key, t.value) for t in i.tags)}" for i in run.inputs.dataset_inputs
         ]
         self.facts[f"{where}/datasets"] = "\n".join(sorted(inputs))
-        models = [("learnt from", m.model_id, 0) for m in run.inputs.model_inputs]
-        models += [("made", m.model_id, m.step) for m in run.outputs.model_outputs]
-        told = [f"{what} {client.get_logged_model(model_id).name}, step {step}" for what, model_id, step in models]
-        self.facts[f"{where}/models"] = "\n".join(sorted(told))
+        # Anchors are found by tags: of several students that learn from one, any may be the first, which uploads it.
+        made = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+        self.facts[f"{where}/models"] = "\n".join(sorted(model.name for model in made if model.model_type != "anchor"))
+        for key, value in run.data.tags.items():
+            if re.fullmatch(r"m-[0-9a-f]{32}", value):
+                self.facts[f"{where}/tags/{key}"] = f"model {client.get_logged_model(value).name}"
         self.facts[f"{where}/artifacts"] = "\n".join(self._artifacts(client, run.info.run_id))
 
     def _artifacts(self, client: Any, run_id: str, path: str | None = None) -> list[str]:

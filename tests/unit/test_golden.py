@@ -199,6 +199,19 @@ def test_clocked_columns_are_left_out_and_others_stay() -> None:
     assert facts.printed(drawn) == "| a | ms (cpu) |\n| 10 | <measured> |\ndone"
 
 
+def test_columns_of_seconds_are_left_out_of_tables_and_csv() -> None:
+    table = "| branch | epochs | train s | anchors |\n| --- | --- | --- | --- |\n| kd | 4 | 3.8 | 40 |"
+    assert facts.without_clocked_columns(table).endswith("| kd | 4 | <measured> | 40 |")
+    assert facts.rows('branch,train_seconds,anchors\nkd,3.8,"20,40"\n') == "branch,anchors\nkd,20,40"
+
+
+def test_the_order_of_tasks_that_do_not_wait_for_each_other_is_no_difference() -> None:
+    one = "train-teacher\n  10 classes\ninit-students: unchanged\nselect-anchors-2\nselect-anchors: unchanged\n"
+    two = "init-students-3: unchanged\nselect-anchors\nselect-anchors-2: unchanged\ntrain-teacher\n  10 classes\n"
+    assert facts.progress(one) == facts.progress(two)
+    assert facts.progress(one) != facts.progress(one.replace("train-teacher", "train-teacher: unchanged"))
+
+
 def test_summaries_are_compared_leaf_by_leaf_without_latencies() -> None:
     summary = {"student": {"accuracy": 0.5, "latency_ms": 1.0}, "stages": [{"epoch": 4}], "open": []}
     assert facts.flattened(summary, "s") == {"s/student/accuracy": "0.5", "s/stages/0/epoch": "4", "s/open": "[]"}
