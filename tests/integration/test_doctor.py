@@ -23,6 +23,7 @@ import requests
 
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
+from rco.tasks import services as service_checks
 from rco.tasks.check import check
 from rco.tasks.services import FAIL, OK, Finding
 from rco.tracking.context import Context
@@ -111,8 +112,8 @@ def ask(*services: str, **environment: str) -> dict[str, Finding]:
         for name, value in environment.items():
             patch.setenv(name, value)
         hidden = [value for name, value in os.environ.items() if name.endswith(SECRETS) and value]
-        checks = services.services(Context.from_environment())
-        found = services.run({name: check for name, check in checks.items() if name.split()[0] in services}, 500)
+        checks = service_checks.services(Context.from_environment())
+        found = service_checks.run({name: check for name, check in checks.items() if name.split()[0] in services}, 500)
     assert not [secret for secret in [*hidden, CANARY] if secret in repr(found)]
     return {finding.name.split()[0]: finding for finding in found}
 
