@@ -74,7 +74,7 @@ def _probe_new_experiment(context: Context, client: MlflowClient) -> tuple[str, 
         location = client.get_experiment(experiment_id).artifact_location.rstrip("/")
         if location.endswith((f"/{name}", f"/{experiment_id}")):  # this experiment's alone; empty folders may be left there
             with contextlib.suppress(Exception):
-                _artifact_repository(location).delete_artifact_repository()
+                _artifact_repository(location).delete_artifacts()
         client.delete_run(run_id)
         return found
     finally:
@@ -94,7 +94,7 @@ def _server_version(uri: str) -> str:
     from mlflow.utils.rest_utils import http_request
 
     response = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=10, raise_on_status=False)
-    response.raise_for_http_status()
+    response.raise_for_status()
     version: str = response.text.strip()
     if not version[:1].isdigit() or len(version) > 40:
         raise InputError(
@@ -124,13 +124,13 @@ def _probe_run(client: MlflowClient, uri: str, run_id: str) -> tuple[str, str]:
         client.log_artifact(run_id, str(Path(scratch) / name))
         back_folder = Path(scratch) / "back"
         back_folder.mkdir()
-        back = Path(client.download_artifact_repository(run_id, name, str(back_folder)))
+        back = Path(client.download_artifacts(run_id, name, str(back_folder)))
         if back.read_text() != mark:
             raise InputError(
                 "MLFLOW_TRACKING_URI", uri, f"gives back other artifacts than were written to {root}", "See its log"
             )
     try:
-        _artifact_repository(run.info.artifact_uri).delete_artifact_repository(name)
+        _artifact_repository(run.info.artifact_uri).delete_artifacts(name)
     except Exception:  # a login with the right to write may lack that to delete
         return root, f"{root}/{name}"
     return root, ""
