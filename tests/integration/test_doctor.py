@@ -204,8 +204,8 @@ class TestServices:
     def test_a_wrong_clock_is_named(self, minutes: int) -> None:
         faketime = shutil.which("faketime")
         assert faketime is not None, "faketime is not installed (Debian: apt install faketime)"
-        script = "import json; from rco import doctor; print(json.dumps([f.found + f.next_step for f in doctor.run("
-        script += "{'S3': lambda: doctor.s3('s3://kept/clock')})]))"
+        script = "import json; from rco.tasks.services import run, s3; print(json.dumps([f.found + f.next_step for f in run("
+        script += "{'S3': lambda: s3('s3://kept/clock')})]))"
         done = subprocess.run(
             [faketime, "-f", f"{minutes:+d}m", sys.executable, "-c", script],
             capture_output=True,
