@@ -161,7 +161,7 @@ def layers(engine: Engine, image: str) -> list[str]:
 
 
 def test_a_change_of_code_leaves_the_dependencies_alone(built: Built, checkout: Checkout) -> None:
-    source = checkout.root / "rco" / "errors.py"
+    source = checkout.root / "rco" / "core" / "errors.py"
     before = source.read_text()
     try:
         source.write_text(before + "# changed\n")
