@@ -30,15 +30,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipelines import warm
 from pipelines.fork_server import Client, RefusedError
 from rco.core.errors import InputError, disk_full
+from rco.core.marks import DIVERGED, FULL, PREFIX, REFUSED
 
 if TYPE_CHECKING:
     from rco.training.config import ComputeConfig
 
 BAD_INPUT, FAILED = 2, 1
-_MARK = "rco | "  # rco.core.marks.PREFIX, REFUSED, DIVERGED and FULL, without importing them here: this process stays light
-_REFUSED = _MARK + "refused: "
-_DIVERGED = _MARK + "diverged: "
-_FULL = _MARK + "disk full: "
 _NO_SPACE = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
@@ -213,9 +210,9 @@ def _supervise(
                     lost = True
                 if text := line.rstrip():
                     tail.append(text)
-                if _REFUSED in line:
-                    reason = RunFailedError(line.split(_REFUSED, 1)[1].strip(), BAD_INPUT)
-                elif mark := next((m for m in (_DIVERGED, _FULL) if m in line), None):
+                if PREFIX + REFUSED in line:
+                    reason = RunFailedError(line.split(PREFIX + REFUSED, 1)[1].strip(), BAD_INPUT)
+                elif mark := next((m for m in (PREFIX + DIVERGED, PREFIX + FULL) if m in line), None):
                     reason = RunFailedError(line.split(mark, 1)[1].strip())
                 elif told := _for_people(line):
                     show(told)
@@ -227,8 +224,8 @@ def _supervise(
 
 def _for_people(line: str) -> str | None:
     """What a line of the log means to somebody who watches, if anything."""
-    if _MARK in line:
-        return "  " + line.split(_MARK, 1)[1].rstrip()
+    if PREFIX in line:
+        return "  " + line.split(PREFIX, 1)[1].rstrip()
     if hit := _HIT.search(line):
         return f"{hit[1]}: unchanged, taken from the cache"
     if task := _TASK.search(line):
@@ -409,7 +406,7 @@ def _work(path: Path, client: Client | None) -> int:
         return _bad_input(path, error)
     except Exception as error:
         if full := disk_full(error, [path.parent, tempfile.gettempdir()]):
-            print(f"{_FULL}{full}")
+            print(f"{PREFIX}{FULL}{full}")
         elif isinstance(error, RuntimeError):
             print(error)
         else:
