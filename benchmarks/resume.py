@@ -32,8 +32,7 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process, resolve
     from rco.training.loop import fit
-    from rco.training.resume_points import MINUTES
-    from rco.training.resume_points import ResumePoints
+    from rco.training.resume_points import MINUTES, ResumePoints
 
     compute = resolve(ComputeConfig(threads=threads, device="cpu", workers=0))
     prepare_process(compute)
