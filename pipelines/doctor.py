@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from components.image import ROOT, content_hash
-from pipelines.local import Home
+from pipelines.local.run import Home
 from rco import doctor
 from rco.core.errors import InputError
 from rco.tasks import services

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +20,21 @@ hypothesis.settings.load_profile("rco")
 # Files of tests that take longest, in this order; see `pytest_collection_modifyitems`.
 LONGEST = ("pipeline/test_comparison", "pipeline/test_local", "pipeline/test_shared_home", "fuzz/test_fuzz", "unit/test_resume")
 
+# KFP looks at the stack for every setting of a task. xdist's frames have no file, and for each of them `inspect` would go
+# through all modules there are, with PyTorch's 50 ms a look.
+_frame = inspect.currentframe()
+while _frame is not None:
+    if not os.path.isfile(_frame.f_code.co_filename):
+        inspect.modulesbyfile[_frame.f_code.co_filename] = __name__  # type: ignore[attr-defined]
+    _frame = _frame.f_back
+
 CPU = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, tests of one file stay together, and so do those that are marked as a group because they
-    share a home and its cache. The longest come first, so that no worker is left with one of them at the end."""
-    if config.getoption("dist", "no") != "loadgroup":
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first. `--dist loadfile` gives files to workers in this order, each whole, because its tests share
+    a home and its cache: so no worker is left with a long one at the end."""
     names = {item: item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix() for item in items}
-    for item, name in names.items():
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipelines.local import run
+from pipelines.local.run import run
 
 TINY = {
     "teacher": "digits-cnn-s",

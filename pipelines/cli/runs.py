@@ -37,8 +37,8 @@ def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -
 def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache: bool) -> dict[str, Any]:
     """Run a pipeline on this machine; failures end this process."""
     from pipelines.display import Display
-    from pipelines.local import InterruptedRunError, RunFailedError
-    from pipelines.local import run as run_local
+    from pipelines.local.run import InterruptedRunError, RunFailedError
+    from pipelines.local.run import run as run_local
 
     try:
         with Display() as display:
@@ -149,7 +149,7 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     REPORTS are folders or s3:// addresses of reports (on a cluster: the artifact `summary` of the task report). Without
     any: all runs of --home for which something waits. Nothing is delivered twice.
     """
-    from pipelines.local import Home
+    from pipelines.local.run import Home
     from rco.core.storage.transfer import fetch
     from rco.tasks.process import show_progress
     from rco.tasks.report import sync

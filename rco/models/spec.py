@@ -124,6 +124,7 @@ def _require_likeness(spec: NetworkSpec, state: Mapping[str, Tensor], path: Path
 def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
     """Stop the building of a network that has many more parameters than there are weights, before they fill the memory."""
     from torch import nn
+    from torch.utils import deterministic
 
     # Some networks are built with layers that give way to others.
     left = 2 * sum(tensor.numel() for tensor in state.values()) + _SPARE
@@ -131,10 +132,13 @@ def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left
         left -= parameter.numel() if parameter is not None else 0
-        if left < 0:  # what was allocated last has not been written to yet
+        if left < 0:  # what was allocated last has not been written to
             raise InputError("weights", str(path), "are fewer than the described network has", "Copy the file again")
 
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    # Where algorithms must be deterministic, PyTorch writes to all that it allocates.
+    fills = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     except (RuntimeError, MemoryError):  # one layer alone may be too large to be allocated
@@ -143,6 +147,7 @@ def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
         ) from None
     finally:
         hook.remove()
+        deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def described(metadata: Mapping[str, Any], path: Path) -> NetworkSpec:

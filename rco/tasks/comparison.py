@@ -321,7 +321,7 @@ def report_comparison(
         the summary.
     """
     s = read_settings(ComparisonFiling, settings)
-    from rco.reporting import comparison_report as telling
+    from rco.reporting import comparison_report
 
     context = Context.from_environment()
     parent = None
@@ -329,12 +329,14 @@ def report_comparison(
         with forgiving("The parent run"):
             parent = open_parent(context, **_parent(s))
     students = [
-        telling.Student.read(path)
+        comparison_report.Student.read(path)
         for evaluation in evaluations
         for path in sorted(p for p in evaluation.iterdir() if p.is_dir())
     ]
     teacher = Record.read(route_index)
-    summary = telling.write(folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent)
+    summary = comparison_report.write(
+        folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent
+    )
     if context.active:
         letter = outbox.PendingReport(
             parent=_parent(s),
@@ -342,8 +344,8 @@ def report_comparison(
                 Delivery(record=teacher),
                 *(_delivery(student, route, s.references[student.branch]) for student in students),
             ],
-            headline=telling.headline_metrics(summary),
-            note=telling.note(summary),
+            headline=comparison_report.headline_metrics(summary),
+            note=comparison_report.note(summary),
         )
         tell(context, letter, folder)
     return summary

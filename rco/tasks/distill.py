@@ -135,9 +135,8 @@ def distil(
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
-    new = Record(key=key, params={**(params or {}), **settings_as_params(s)}, data={}, tags=dict(tags or {}))
-    loaded = _load(s, stage, new, dataset, anchor, student)
-    loaded.identity["record"] = {"key": key, "params": params or {}, "tags": tags or {}}
+    origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
+    loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
     with resumable(
         f"distill_stage/{key}/stage-{stage.stage}",
         loaded.identity,
@@ -148,9 +147,11 @@ def distil(
         return _write(loaded, record, distilled)
 
 
-def _load(s: StageSettings, stage: Stage, new: Record, dataset: Path, anchor: Path, student: Path) -> _Loaded:
-    """Args:
-    new: the record that the student begins with, if no stage was before; its data are filled in.
+def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset: Path, anchor: Path, student: Path) -> _Loaded:
+    """Read everything from the folders.
+
+    Args:
+        origin: key, params and tags of the record that a student begins with; those of later stages carry it on.
     """
     from rco.objectives.make import make_objective
     from rco.training.distillation import ProbeTargets
@@ -165,8 +166,8 @@ def _load(s: StageSettings, stage: Stage, new: Record, dataset: Path, anchor: Pa
     if (student / RECORD).is_file():
         record = Record.read(student)
     else:
-        new.data = data_summary(data)
-        record = new
+        params = {**origin["params"], **settings_as_params(s)}
+        record = Record(key=origin["key"], params=params, data=data_summary(data), tags=origin["tags"])
     objective = make_objective(s.objective, network, anchor_network, data.manifest.image_shape, seed=s.train.seed)
     has_learnt = stage.stage > 1 and any(True for _ in objective.parameters())
     if has_learnt:
@@ -174,7 +175,7 @@ def _load(s: StageSettings, stage: Stage, new: Record, dataset: Path, anchor: Pa
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
     return _Loaded(
-        key=record.key,
+        key=origin["key"],
         settings=s,
         stage=stage,
         data=data,
@@ -196,6 +197,7 @@ def _load(s: StageSettings, stage: Stage, new: Record, dataset: Path, anchor: Pa
             "targets": sha256_of(anchor / TARGETS),
             "student": sha256_of(student / STUDENT),
             "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
+            "record": origin,
         },
     )
 

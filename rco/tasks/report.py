@@ -49,7 +49,7 @@ def report(
         the summary.
     """
     s = read_settings(FilingSettings, settings)
-    from rco.reporting import report as telling
+    from rco.reporting import report as run_report
 
     context = Context.from_environment()
     parent = None
@@ -57,7 +57,7 @@ def report(
         with forgiving("The parent run"):
             parent = open_parent(context, **parent_of(s))
     learner, index = Record.read(student), Route.open(route_index)
-    summary = telling.write(
+    summary = run_report.write(
         folder,
         parameters=s.parameters,
         index=index,

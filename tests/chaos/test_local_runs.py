@@ -1,8 +1,10 @@
-"""Whole local runs that are interrupted or killed: nothing outlives them, and the next run goes on where they were."""
+"""Whole local runs that start from nothing. Interrupted or killed: nothing outlives them, and the next run goes on where they
+were. With warm tasks and with cold ones: the same weights."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,7 +112,7 @@ def _uninterrupted(folder: Path, parameters: dict[str, Any]) -> dict[str, Record
 def _kill_at(home: Path, parameters: dict[str, Any], task: str, point: str) -> None:
     """Run the pipeline, and kill all its processes at once when there is such a resume point."""
     request = (
-        f"from pipelines.local import run; from pathlib import Path; run({ {**TINY, **parameters}!r}, Path({str(home)!r}))"
+        f"from pipelines.local.run import run; from pathlib import Path; run({ {**TINY, **parameters}!r}, Path({str(home)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", request], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -123,3 +125,17 @@ def _kill_at(home: Path, parameters: dict[str, Any], task: str, point: str) -> N
     for victim in [process.pid, *processes_of(run_id)]:
         os.kill(victim, signal.SIGKILL)
     process.communicate()
+
+
+def test_warm_tasks_and_cold_ones_train_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {"strategy": "explicit", "anchor_epochs": [6], "registered_model": "", "threads": 2}
+    weights = {}
+    for switch, home in (("1", tmp_path / "warm"), ("0", tmp_path / "cold")):
+        monkeypatch.setenv("RCO_WARM", switch)
+        ran = Ran(home, **parameters)
+        (log,) = (p for p in (home / "runs").glob("*/pipeline.log") if p.parent.name in ran.lines[0])
+        by_a_shell = re.search(r"/tmp\.\w+/ephemeral_component", log.read_text())  # whose mktemp has a dot in its names
+        assert bool(by_a_shell) == (switch == "0"), "each starts its tasks in its own way"
+        (stage,) = ran.summary["stages"]
+        weights[switch] = stage["anchor_sha256"], sha256_of(home / "last-run" / "student" / "student.safetensors")
+    assert weights["0"] == weights["1"]

@@ -14,7 +14,7 @@ from kfp import dsl, local
 from kfp.local import docker_task_handler
 
 from components.image import IMAGE
-from pipelines.local import PLANS
+from pipelines.local.work import PLANS
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

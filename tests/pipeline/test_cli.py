@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipelines.cli.main import main
 from pipelines.cli.recipes import RECIPES, read_recipe
-from pipelines.local import _for_people
+from pipelines.local.run import _for_people
 from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError
 from rco.models.route import Route

@@ -19,7 +19,7 @@ from components.report_comparison import report_comparison
 from pipelines.cli.runs import split_axes
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison
-from pipelines.local import RunFailedError, run
+from pipelines.local.run import RunFailedError, run
 from rco.config.kinds import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
@@ -27,6 +27,8 @@ from rco.core.files import sha256_of
 from rco.tasks import comparison as comparison_tasks
 from rco.tasks.data import prepare_data
 from rco.tasks.settings import SlotSettings
+from tests import local_runs
+from tests.local_runs import client, runs_of, statuses
 
 SLOTS = (1, 1, 3)
 
@@ -164,18 +166,7 @@ def test_bad_input_is_one_paragraph(arguments: list[str], words: str, tmp_path: 
     assert not (tmp_path / "home").exists()
 
 
-TINY = {
-    "teacher": "digits-cnn-s",
-    "student": "digits-mlp",
-    "teacher_epochs": 6,
-    "teacher_milestones": [2, 4],
-    "checkpoint_every": 1,
-    "epochs": 6,
-    "n_anchors": 3,
-    "seeds": [0, 1],
-    "threads": 1,
-    "workers": 0,
-}
+TINY = {**local_runs.TINY, "seeds": [0, 1]}
 
 
 class Compared:
@@ -194,25 +185,10 @@ class Compared:
 
     @property
     def runs(self) -> tuple[Any, dict[str, Any]]:
-        c = client(self.home)
-        parent = c.get_run(self.summary["parent_run_id"])
-        children = c.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-        return parent, {child.data.tags["rco.key"]: child for child in children}
+        return runs_of(self.home, self.summary["parent_run_id"])
 
 
-def client(home: Path) -> Any:
-    import mlflow
-
-    uri = f"sqlite:///{home}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(uri)
-
-
-def statuses(home: Path) -> set[str]:
-    c = client(home)
-    return {r.info.status for e in c.search_experiments() for r in c.search_runs([e.experiment_id])}
-
-
+@pytest.mark.usefixtures("_zygote")
 class TestRealRun:
     @pytest.fixture(scope="class")
     def first(self, tmp_path_factory: pytest.TempPathFactory) -> Compared:

@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +20,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipelines import local
 from pipelines.cli.main import main
-from pipelines.local import RunFailedError, _interruptible
+from pipelines.local import run as outer
+from pipelines.local import work
+from pipelines.local.run import RunFailedError, _interruptible
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
 from rco.core.settings import jsonable
@@ -37,9 +35,12 @@ from rco.tasks.report import close_run
 from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.runs import require_parent
+from tests import zygote
 from tests.hostile import hostile_pickle, with_record
 from tests.in_process import Walk
 from tests.local_runs import ONE_STAGE, TINY, Ran, client, flags, runs_of, statuses, tracking_uri
+
+pytestmark = pytest.mark.usefixtures("_zygote")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(home: Path) -> Ran:
     return Ran(home, strategy="equal-interval")
+
+
+def paragraphs(said: str) -> list[str]:
+    """What the command line says of a failure."""
+    return [line for line in said.splitlines() if line.startswith("rco: ")]
 
 
 class TestFirstRun:
@@ -194,7 +200,7 @@ class Followed(Walk):
         monkeypatch.setenv("RCO_ARTIFACT_ROOT", (first.home / "artifacts").as_uri())
         monkeypatch.setenv("RCO_PIPELINE_RUN", folder.name)
         super().__init__(folder, **{**TINY, **parameters})
-        made = next(path.parents[1] for path in (first.home / "pipeline").glob("*/train-teacher/route"))
+        made = next(path.parents[1] for path in (first.home / "pipeline").glob("*/prepare-data/dataset"))
         self.dataset = made / "prepare-data" / "dataset"
         self.route, self.index = made / "train-teacher" / "route", made / "train-teacher" / "route_index"
         of_first = jsonable(preflight(RunConfig.from_flat({**TINY, "strategy": "equal-interval"})))
@@ -246,22 +252,8 @@ def test_another_objective_walks_the_same_teachers_route_and_logs_its_parts(foll
     assert walk.params["objective.objective"] == "hint"
 
 
-def test_warm_tasks_and_cold_ones_train_the_same_weights(first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters = {"strategy": "explicit", "anchor_epochs": [6], "registered_model": "", "threads": 2}
-    weights = {}
-    for switch, home in (("1", first.home), ("0", tmp_path)):
-        monkeypatch.setenv("RCO_WARM", switch)
-        ran = Ran(home, **parameters)
-        (log,) = (p for p in (home / "runs").glob("*/pipeline.log") if p.parent.name in ran.lines[0])
-        by_a_shell = re.search(r"/tmp\.\w+/ephemeral_component", log.read_text())  # whose mktemp has a dot in its names
-        assert bool(by_a_shell) == (switch == "0"), "each starts its tasks in its own way"
-        (stage,) = ran.summary["stages"]
-        weights[switch] = stage["anchor_sha256"], sha256_of(home / "last-run" / "student" / "student.safetensors")
-    assert weights["0"] == weights["1"]
-
-
 def test_a_route_that_exists_is_used_without_training(first: Ran, follow: Callable[..., Followed], tmp_path: Path) -> None:
-    trained = next((first.home / "pipeline").glob("*/train-teacher/route"))
+    trained = follow(strategy="explicit", anchor_epochs=[6]).route
     walk = follow(strategy="explicit", anchor_epochs=[6], route=str(trained))
     walk.route, walk.index = tmp_path / "route", tmp_path / "index"
     walk.teach()
@@ -276,12 +268,12 @@ def test_a_route_that_exists_is_used_without_training(first: Ran, follow: Callab
 def test_bad_input_is_one_paragraph_and_nothing_starts(home: Path, first: Ran) -> None:
     bad = ["--n-anchors", "50", "--strategy", "equal-interval"]
     before = sorted(p.name for p in (home / "pipeline").iterdir())
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(home), *bad]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "n_anchors = 50: is more than the 11 checkpoints" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    process = zygote.cli("run", "--home", str(home), *bad)
+    said = process.communicate()
+    assert process.returncode == 2, said
+    assert "n_anchors = 50: is more than the 11 checkpoints" in said
+    assert "Traceback" not in said
+    assert len(paragraphs(said)) == 1
     assert sorted(p.name for p in (home / "pipeline").iterdir()) == before
 
 
@@ -296,7 +288,7 @@ def test_bad_input_is_one_paragraph_and_nothing_starts(home: Path, first: Ran) -
 def test_every_bad_input_is_one_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: list[str], words: str) -> None:
     """The same, with what the inner process does done in this one."""
     monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
-    monkeypatch.setattr(local, "_supervise", lambda request, *more: (local.main(request), [], None))
+    monkeypatch.setattr(outer, "_supervise", lambda request, *more: (work.main(request), [], None))
     monkeypatch.setenv("RCO_WARM", "0")
     done = CliRunner().invoke(main, ["run", "--home", str(tmp_path), *bad])
     assert done.exit_code == 2, done.output
@@ -369,11 +361,11 @@ def test_a_run_under_nohup_outlives_its_terminal() -> None:
 
 
 def test_a_divergence_is_one_paragraph(first: Ran) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(first.home), *flags(TINY), "--lr=1e9"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "is not a finite number in epoch 1 at step " in done.stderr
-    assert "Lower lr or lengthen warmup_epochs" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    process = zygote.cli("run", "--home", str(first.home), *flags(TINY), "--lr=1e9")
+    said = process.communicate()
+    assert process.returncode == 1, said
+    (paragraph,) = paragraphs(said)
+    assert "is not a finite number in epoch 1 at step " in paragraph
+    assert "Lower lr or lengthen warmup_epochs" in paragraph
+    assert "Traceback" not in said
     assert "RUNNING" not in statuses(first.home)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli.main import main
-from pipelines.local import RunFailedError, run
+from pipelines.local.run import RunFailedError, run
+from tests import zygote
 from tests.local_runs import flags, statuses
 from tests.servers import free_port
 from tests.unit.test_data import folder_of
@@ -55,22 +53,16 @@ def learnt(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in summary["student"].items() if not name.startswith("latency")}
 
 
+pytestmark = pytest.mark.usefixtures("_zygote")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """After two runs at once that share their teacher, in a new folder."""
     place = Home(tmp_path_factory.mktemp("home"))
-    command = [sys.executable, "-m", "pipelines.cli", "run", *flags(TINY), "--home", str(place.root)]
-    processes = [
-        subprocess.Popen(
-            [*command, f"--tau={tau}"],
-            env={**os.environ, **CANARIES},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for tau in (2.0, 3.0)
-    ]
-    place.said += [process.communicate()[0] for process in processes]
+    arguments = ["run", *flags(TINY), "--home", str(place.root)]
+    processes = [zygote.cli(*arguments, f"--tau={tau}", **CANARIES) for tau in (2.0, 3.0)]
+    place.said += [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(place.said)
     for file in place.root.glob("runs/*/report/summary.json"):
         request = json.loads((file.parent.parent / "request.json").read_text())
@@ -115,14 +107,13 @@ def test_runs_that_fail_in_every_way(home: Home, tmp_path: Path, monkeypatch: py
     """In the check, in a task, at the store, at the tracking server; with passwords in addresses, too."""
     data = folder_of(tmp_path / "animals", {"cat": 12, "dog": 12})
     (data / "dog" / "011.png").write_bytes(b"no image")
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--home", str(home.root), *flags({**TINY, "dataset": str(data)})]
-    done = subprocess.run(command, env={**os.environ, **CANARIES}, capture_output=True, text=True, check=False)
-    home.said.append(done.stdout + done.stderr)
-    assert done.returncode == 2, home.said[-1]
+    process = zygote.cli("run", "--home", str(home.root), *flags({**TINY, "dataset": str(data)}), **CANARIES)
+    home.said.append(process.communicate())
+    assert process.returncode == 2, home.said[-1]
     assert "Traceback" not in home.said[-1]
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "dog/011.png" in done.stderr
-    assert "not a readable image" in done.stderr
+    (paragraph,) = (line for line in home.said[-1].splitlines() if line.startswith("rco: "))
+    assert "dog/011.png" in paragraph
+    assert "not a readable image" in paragraph
     assert "RUNNING" not in statuses(home.root)
     with pytest.raises(RunFailedError, match="teacher"):
         home.run(teacher="no-such-model")

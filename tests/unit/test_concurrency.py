@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.local import _publish
+from pipelines.local.run import _publish
 from rco.core.tensors import load_arrays
 from rco.training import resume
 
@@ -45,7 +45,7 @@ def running(processes: list[subprocess.Popen[str]]) -> bool:
 
 def test_runs_that_end_at_once_and_a_reader_of_last_run(tmp_path: Path) -> None:
     code = (
-        "import json\nfrom pipelines.local import _publish\nmeet('start')\n"
+        "import json\nfrom pipelines.local.run import _publish\nmeet('start')\n"
         "for i in range(100):\n"
         "    report = folder / 'runs' / f'{me}-{i}' / 'report'\n    report.mkdir(parents=True)\n"
         "    for name in 'ab': (report / f'{name}.json').write_text(json.dumps([me, i]))\n"

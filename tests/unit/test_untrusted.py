@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import sys
 import tarfile
 import zipfile
@@ -176,8 +177,11 @@ class TestFactories:
     def test_a_network_larger_than_its_weights_is_not_built(self, tmp_path: Path, changed: dict[str, Any]) -> None:
         path = tmp_path / "a.safetensors"
         save_network(path, SPEC.build(0), NetworkSpec(**{**SPEC.written, **changed}))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.use_deterministic_algorithms(True)  # as in every task
         with pytest.raises(InputError, match=r"fewer than the described network has|a network that cannot be built"):
             load_network(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kB"
         assert not nn.modules.module._global_parameter_registration_hooks, "later networks are built as ever"
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipelines import warm
+from pipelines.local import warm
 from rco.core.errors import InputError
 
 

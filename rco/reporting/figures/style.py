@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
@@ -108,6 +109,9 @@ def data_uri(figure: Figure, format: Literal["png", "svg"] = "svg", dpi: int = 1
 
 
 def _render(figure: Figure, format: str, dpi: int) -> bytes:
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):  # it takes as long as drawing: once is enough
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=format, dpi=dpi, metadata={"Date": None} if format == "svg" else None)
     return buffer.getvalue()

@@ -1,10 +1,4 @@
-"""Run the pipeline on this machine, with `kfp.local` and the components that a cluster would run.
-
-Two processes. The inner one (`python -m pipelines.local request.json`) checks the settings and hands the pipeline to KFP, whose
-tasks are processes of their own: forked by `pipelines.warm`, or started by KFP. The outer one, `run`, shows what happens, and
-is what an exit handler is on a cluster: it ends the inner one's whole process group on a signal, and closes the MLflow runs
-however things went.
-"""
+"""The outer process of a local run: starts the inner one, shows what happens, and clears up however things go."""
 
 from __future__ import annotations
 
@@ -27,13 +21,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines import warm
-from pipelines.fork_server import Client, RefusedError
-from rco.core.errors import InputError, disk_full
+from rco.core.errors import disk_full
 from rco.core.marks import DIVERGED, FULL, PREFIX, REFUSED
 
 if TYPE_CHECKING:
-    from rco.training.config import ComputeConfig
+    pass
 
 BAD_INPUT, FAILED = 2, 1
 _NO_SPACE = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
@@ -188,16 +180,7 @@ def _supervise(
     """Run the inner process to its end; returns exit status, the last lines it printed, and the reason that a task gave."""
     tail: deque[str] = deque(maxlen=25)
     reason, lost = None, False
-    # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.local", str(request)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        start_new_session=True,
-    )
+    process = _start([sys.executable, "-m", "pipelines.local", str(request)], environment)
     try:
         assert process.stdout is not None
         with log.open("wb", buffering=0) as file:
@@ -220,6 +203,19 @@ def _supervise(
     finally:
         deaf()
         _end_group(process)
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    # A session of its own: one signal to its group reaches every task, and Ctrl-C reaches only us.
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _for_people(line: str) -> str | None:
@@ -267,158 +263,3 @@ def _publish(report: Path, last_run: Path) -> None:
 
 def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def execute(request: Mapping[str, Any], client: Client | None) -> None:
-    """The inner process: check, then hand the pipeline to KFP.
-
-    Args:
-        client: starts tasks warm; None: every task imports what it needs.
-
-    Raises:
-        InputError: settings that cannot work; no task has been started.
-        RuntimeError: a task failed.
-    """
-    import logging
-
-    from rco.tasks.process import log, show_progress
-    from rco.training import device, resume
-
-    # KFP announces cache hits on the root logger.
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    show_progress()
-    log.info("checking the settings")
-    plan = PLANS[request["pipeline"]](request["parameters"])
-    device.require_device(plan.compute)
-    home, folder = Path(request["home"]), Path(request["folder"])
-    if gone := resume.sweep(home / "resume"):
-        log.info("%d interrupted trainings to which nobody came back were removed from %s", gone, home / "resume")
-    (folder / "started").touch()
-    from kfp import local
-
-    _cache_by_content()
-    if client:
-        warm.start_tasks_through(client)
-    local.init(
-        runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(home / "pipeline"),
-        enable_caching=bool(request["cache"]),
-        cache_root=str(home / "cache"),
-    )
-    result = plan.make()(**plan.arguments)
-    for output, place in plan.published.items():
-        shutil.copytree(result.outputs[output].path, folder / "report" / place)
-
-
-def _cache_by_content() -> None:
-    """Let KFP's local cache go by what a task computes (image, source, inputs), as it does on a cluster.
-
-    It goes by the component's name as well, and KFP's compiler numbers those through all tasks of a pipeline: with one more
-    branch in a comparison, nothing would be found again.
-    """
-    from kfp.local import cache
-
-    class ContentCache(cache.LocalCache):  # type: ignore[misc]
-        def compute_key(self, component_name: str, *args: Any, **kwargs: Any) -> str:
-            key: str = super().compute_key("", *args, **kwargs)
-            return key
-
-    cache.LocalCache = ContentCache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A request whose settings have been found sound.
-
-    Attributes:
-        compute: resolved.
-        make: builds the pipeline; not called before the check is over, because it imports KFP.
-        arguments: of the pipeline.
-        published: output of the pipeline -> place in the report's folder.
-    """
-
-    compute: ComputeConfig
-    make: Callable[[], Any]
-    arguments: dict[str, Any]
-    published: dict[str, str]
-
-
-def _plan_run(parameters: Mapping[str, Any]) -> Plan:
-    from rco.config.parameters import RunConfig
-    from rco.tasks.preflight import stages_needed, validate
-
-    config = RunConfig.from_flat(parameters)
-    compute = validate(config)
-
-    def make() -> Any:
-        from pipelines.rco import make_pipeline
-
-        return make_pipeline(stages_needed(config))
-
-    return Plan(compute=compute, make=make, arguments=config.to_flat(), published={"summary": ".", "student": "student"})
-
-
-def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
-    from rco.config.branches import Comparison
-    from rco.tasks.comparison_preflight import steps_needed, validate_comparison
-
-    comparison = Comparison.of(parameters)
-    compute = validate_comparison(comparison)
-
-    def make() -> Any:
-        from pipelines.comparison import make_comparison
-
-        return make_comparison(list(steps_needed(comparison.branches).values()))
-
-    return Plan(compute=compute, make=make, arguments=comparison.to_parameters(), published={"summary": "."})
-
-
-PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}
-
-
-def _wait_for_task(client: Client | None, number: int) -> None:
-    """The signal has reached the task as well, if one is running: it ends by itself, and fails the pipeline."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # there is none that KFP has started
-        if not (client and client.busy):
-            sys.exit(128 + number)
-
-
-def main(path: Path) -> int:
-    """Run a request; bad input goes to error.txt beside it."""
-    try:
-        if warm.wanted():
-            warm.run(lambda client: _work(path, client))
-    except InputError as error:
-        return _bad_input(path, error)
-    except RefusedError as error:
-        print(f"tasks start cold: {error}")
-    return _work(path, None)
-
-
-def _work(path: Path, client: Client | None) -> int:
-    signal.signal(signal.SIGTERM, lambda number, frame: _wait_for_task(client, number))
-    request = json.loads(path.read_text())
-    try:
-        execute(request, client)
-    except InputError as error:
-        return _bad_input(path, error)
-    except Exception as error:
-        if full := disk_full(error, [path.parent, tempfile.gettempdir()]):
-            print(f"{PREFIX}{FULL}{full}")
-        elif isinstance(error, RuntimeError):
-            print(error)
-        else:
-            raise
-        return FAILED
-    return 0
-
-
-def _bad_input(path: Path, error: InputError) -> int:
-    (path.parent / "error.txt").write_text(str(error))
-    return BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -1,7 +1,7 @@
 """Warm tasks: the tasks of a local run forked from a process that has imported PyTorch and MLflow, once for all of them.
 
-A task of a small run spends most of its time on imports. `pipelines.fork_server` does the forking; here is what is imported,
-and how KFP's subprocess runner comes to ask for forks.
+A task of a small run spends most of its time on imports. `pipelines.local.fork_server` does the forking; here is
+what is imported, and how KFP's subprocess runner comes to ask for forks.
 
 Variables of the environment:
     RCO_WARM   0: start every task cold
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from pipelines.fork_server import Client, RefusedError, Request, leave, possible, serve
+from pipelines.local.fork_server import Client, RefusedError, Request, leave, possible, serve
 from rco.core.errors import InputError
 
 SWITCH = "RCO_WARM"
