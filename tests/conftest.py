@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ hypothesis.settings.load_profile("rco")
 # Files of tests that take longest, in this order; see `pytest_collection_modifyitems`.
 LONGEST = ("pipeline/test_comparison", "pipeline/test_local", "pipeline/test_shared_home", "fuzz/test_fuzz", "unit/test_resume")
 
-# KFP looks at the stack for every setting of a task. xdist's frames have no file, and for each of them `inspect` would go
-# through all modules there are, with PyTorch's 50 ms a look.
+# KFP looks at the stack for every setting of a task. For a frame of xdist's, which is of no module, `inspect` would go through
+# all modules there are, with PyTorch's 50 ms a look.
 _frame = inspect.currentframe()
 while _frame is not None:
-    if not os.path.isfile(_frame.f_code.co_filename):
-        inspect.modulesbyfile[_frame.f_code.co_filename] = __name__  # type: ignore[attr-defined]
+    if inspect.getmodule(_frame) is None:
+        for _name in (_frame.f_code.co_filename, os.path.abspath(_frame.f_code.co_filename)):
+            inspect.modulesbyfile[_name] = __name__  # type: ignore[attr-defined]
     _frame = _frame.f_back
 
 CPU = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
@@ -36,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     a home and its cache: so no worker is left with a long one at the end."""
     names = {item: item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix() for item in items}
     items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported until now stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """At the end they are collected as ever."""
+    gc.unfreeze()
 
 
 def _clean_environment() -> None:
