@@ -138,6 +138,7 @@ def _fork(channel: socket.socket, listening: socket.socket, others: Mapping[int,
     pid = fork_server._fork({})
     if not pid:
         os.setsid()
+        fork_server.disown()
         for other in (listening, channel, *(other for _, other in others.values())):
             other.close()
         for stream in (1, 2):

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -225,6 +226,12 @@ class _Parent:
         return status
 
 
+def disown() -> None:
+    """In a child: leave it to the parent to clear up, at the end, what it had before the fork."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+
+
 def _unfit() -> str | None:
     """Why this process must not fork, if it must not."""
     threads = [Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in os.listdir("/proc/self/task")]
@@ -239,6 +246,8 @@ def _unfit() -> str | None:
 def _end_blas_threads() -> None:
     """OpenBLAS starts threads when it is loaded, ends them whenever its process forks, and starts them again when they are
     needed: a fork for nothing leaves us with one thread, and every task with all that it would have."""
+    if len(os.listdir("/proc/self/task")) == 1:
+        return
     pid = os.fork()
     if not pid:
         os._exit(0)
@@ -270,6 +279,7 @@ def _begin(task: Callable[[Request], None], channel: socket.socket, output: int)
     """In a child: become a process as fresh as if it had just been started, and do what is asked."""
     status = 1
     try:
+        disown()
         for stream in (1, 2):
             os.dup2(output, stream)
         os.close(output)

@@ -9,6 +9,7 @@ Variables of the environment:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -91,6 +92,8 @@ def _import(name: str) -> None:
             import_mlflow()
         else:
             importlib.import_module(name)
+            if dynamo := sys.modules.get("torch._dynamo.utils"):  # takes 50 ms at the end of every task to say nothing
+                atexit.unregister(dynamo.dump_compile_times)
 
 
 @contextlib.contextmanager

@@ -214,6 +214,13 @@ sys.modules['torch'] = Mock(**{'cuda.is_initialized.return_value': True})
 
 
 class TestEnds:
+    def test_a_task_clears_up_what_is_its_own_alone(self) -> None:
+        clear_up = "import os, weakref; weakref.finalize(os, print, '{who} clears up', flush=True)"
+        said = ran(f"print(*ask({clear_up.format(who='task')!r}))", preload=clear_up.format(who="parent"))
+        first, _, *rest = said.splitlines()
+        assert first == "0 task clears up"
+        assert set(rest) == {"parent clears up"}
+
     def test_the_worker_s_status_is_the_parent_s(self) -> None:
         assert subprocess.run(script("return 7"), check=False).returncode == 7
         killed = subprocess.run(script("os.kill(os.getpid(), signal.SIGKILL)"), check=False)
