@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rco.core.errors import InputError, choice
+from rco.core.plugins import Registry, Settings, registry_of
 from rco.core.settings import jsonable, typed
 from rco.data.config import DataConfig
 from rco.models.config import ModelConfig
@@ -40,13 +41,6 @@ class RunConfig:
     services: ServicesConfig = field(default_factory=ServicesConfig)
 
     def __post_init__(self) -> None:
-        if self.anchors.strategy == "lr-decay" and not self.route.route and self.teacher_train.schedule != "multistep":
-            raise InputError(
-                "strategy",
-                "lr-decay",
-                f"needs a teacher whose learning rate is decayed, but teacher_schedule = {self.teacher_train.schedule!r}",
-                "Use teacher_schedule = multistep, or another strategy",
-            )
         mimicked, compared = self.objective.objective == "embedding", bool(self.data.open_classes)
         for role, model in (("teacher", self.teacher), ("student", self.student)):
             if (mimicked or compared) and not model.embedding_dim:
@@ -69,7 +63,8 @@ class RunConfig:
         Values may be strings (command line, YAML): they are read as the type of the parameter.
 
         Raises:
-            InputError: an unknown name, a value of the wrong type, or a value that cannot work.
+            InputError: an unknown name, a value of the wrong type, a value that cannot work, or one that reaches nothing because
+                no plug-in that has this parameter was chosen.
         """
         unknown = [name for name in flat if name not in PARAMETERS]
         if unknown:
@@ -78,20 +73,37 @@ class RunConfig:
         groups: dict[str, Any] = {}
         for group, prefix in _GROUPS.items():
             values = {p.field: _coerce(p, flat[p.name]) for p in PARAMETERS.values() if p.group == group and p.name in flat}
+            before = getattr(defaults, group)
             try:
-                groups[group] = dataclasses.replace(getattr(defaults, group), **values)
+                groups[group] = (
+                    before.with_values(**values) if isinstance(before, Settings) else dataclasses.replace(before, **values)
+                )
             except InputError as error:
                 raise error.renamed(_flat_name(prefix, error.parameter)) from None
         return cls(**groups)
 
     def to_flat(self) -> dict[str, Any]:
         """All parameters by flat name, JSON-ready (tuples as lists)."""
-        return {p.name: jsonable(getattr(getattr(self, p.group), p.field)) for p in PARAMETERS.values()}
+        groups = {group: jsonable(getattr(self, group)) for group in _GROUPS}
+        return {p.name: groups[p.group].get(p.field, p.default) for p in PARAMETERS.values()}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One flat parameter. `kind` is str, int, float, bool or list; `item` the type of a list's items."""
+    """One flat parameter.
+
+    Attributes:
+        name: under which people know it.
+        kind: str, int, float, bool or list.
+        item: the type of a list's items.
+        default: JSON-ready.
+        help: what it means; of a plug-in's, to whom.
+        group: the field of `RunConfig` it belongs to.
+        field: its name within the group.
+        registry: of a parameter that chooses a plug-in: those it chooses from.
+        chooser: of a plug-in's own parameter: the flat parameter that chooses the plug-in.
+        owners: of a plug-in's own parameter: the plug-ins that read it.
+    """
 
     name: str
     kind: type
@@ -100,6 +112,9 @@ class Parameter:
     help: str
     group: str
     field: str
+    registry: Registry[Any] | None = None
+    chooser: str = ""
+    owners: tuple[str, ...] = ()
 
 
 # Group -> prefix of its flat names.
@@ -125,16 +140,42 @@ def _flat_name(prefix: str, name: str) -> str:
 def _parameters() -> dict[str, Parameter]:
     defaults = RunConfig()
     result: dict[str, Parameter] = {}
+
+    def add(p: Parameter) -> None:
+        if p.name in result:
+            raise TypeError(f"the parameter {p.name} of {', '.join(p.owners) or p.group} has a name that is taken")
+        result[p.name] = p
+
     for group, prefix in _GROUPS.items():
         config = getattr(defaults, group)
         hints = typing.get_type_hints(type(config))
         for f in fields(config):
-            hint, item = hints[f.name], None
-            if typing.get_origin(hint) is tuple:
-                hint, item = list, typing.get_args(hint)[0]
-            name = _flat_name(prefix, f.name)
-            result[name] = Parameter(name, hint, item, jsonable(getattr(config, f.name)), f.metadata["help"], group, f.name)
+            name, value = _flat_name(prefix, f.name), getattr(config, f.name)
+            registry = registry_of(f)
+            if registry is None:
+                add(Parameter(name, *_kind(hints[f.name]), jsonable(value), f.metadata["help"], group, f.name))
+                continue
+            help = f"{f.metadata['help']}: {' | '.join(registry.names)}"
+            add(Parameter(name, str, None, value.plugin_name, help, group, f.name, registry=registry))
+            for own in registry.parameters.values():
+                owners = registry.owners(own.name)
+                add(
+                    Parameter(
+                        _flat_name(prefix, own.name),
+                        *_kind(typing.get_type_hints(registry[owners[0]])[own.name]),
+                        jsonable(getattr(value, own.name, own.default)),
+                        registry.help(own.name),
+                        group,
+                        own.name,
+                        chooser=name,
+                        owners=owners,
+                    )
+                )
     return result
+
+
+def _kind(hint: Any) -> tuple[type, type | None]:
+    return (list, typing.get_args(hint)[0]) if typing.get_origin(hint) is tuple else (hint, None)
 
 
 def read_value(name: str, value: Any) -> Any:

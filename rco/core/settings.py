@@ -11,6 +11,7 @@ from dataclasses import field, fields
 from typing import Any, TypeVar
 
 from rco.core.errors import InputError
+from rco.core.plugins import Plugin, registry_of
 
 T = TypeVar("T")
 
@@ -67,9 +68,12 @@ def is_number(value: Any) -> bool:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, all the way down."""
+    """Dataclasses as dicts and tuples as lists, all the way down; a plug-in as its name, with its parameters beside it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
+        own = {f.name: getattr(value, f.name) for f in fields(value)}
+        plugins = [v for v in own.values() if isinstance(v, Plugin)]
+        named = {name: v.plugin_name if isinstance(v, Plugin) else jsonable(v) for name, v in own.items()}
+        return named | {name: v for plugin in plugins for name, v in jsonable(plugin).items()}
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -90,7 +94,7 @@ def from_dict(cls: type[T], values: Any, *, partial: bool = False) -> T:
     if not isinstance(values, Mapping):
         raise InputError(cls.__name__, values, "is not a mapping", f"Give a value for each of: {', '.join(known)}")
     hints = typing.get_type_hints(cls)
-    kwargs: dict[str, Any] = {}
+    kwargs, values = _plugins_from(cls, values)
     for name, value in values.items():
         if name not in known:
             if partial:
@@ -107,6 +111,18 @@ def from_dict(cls: type[T], values: Any, *, partial: bool = False) -> T:
         if name not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise InputError(name, None, f"is missing, and {cls.__name__} needs it", "Make it again")
     return cls(**kwargs)
+
+
+def _plugins_from(cls: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plug-ins among a dataclass's fields, made of the values that are theirs; and the other values."""
+    made, left = dict[str, Any](), dict(values)
+    for f in fields(cls):
+        registry = registry_of(f)
+        if registry is None or f.name not in left:
+            continue
+        plugin = registry[str(left.pop(f.name))]
+        made[f.name] = from_dict(plugin, {p.name: left.pop(p.name) for p in fields(plugin) if p.name in left})
+    return made, left
 
 
 def typed(hint: Any, value: Any, *, partial: bool = False, lenient: bool = False) -> Any:

@@ -26,6 +26,7 @@ from rco.evaluation import openset
 from rco.evaluation.statistics import require_same_data
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
+from rco.strategies.base import Adaptive, StudentLevel
 from rco.strategies.hardness import relative, route_hardness
 from rco.tasks.check import require_services
 from rco.tasks.comparison_preflight import preflight_comparison, slot_outputs, steps_needed
@@ -123,7 +124,7 @@ def select_anchors(
 ) -> dict[str, Any]:
     """Choose, seed by seed, the anchors of the next step, and hand out those checkpoints.
 
-    A step of the greedy search is one stage, chosen with the student that will learn from it. Anchors that are known
+    A step of an adaptive strategy is one stage, chosen with the student that will learn from it. Anchors that are known
     beforehand are all of one step.
 
     Args:
@@ -138,18 +139,18 @@ def select_anchors(
         return {}
     s = read_settings(ChoiceSettings, settings)
     index = Route.open(route_index)
-    _, route_logits = index.probe()
-    one_at_a_time = s.anchors.anchors.strategy == "greedy"
+    labels, route_logits = index.probe()
+    one_at_a_time = isinstance(s.anchors.anchors.strategy, Adaptive)
     selection: dict[str, Any] = {}
     needed = {len(index.epochs) - 1}
     for seed in s.seeds:
         (student_logits,) = read_logits(_folder(students, seed) / PROBE, route_logits.shape[1:], "logits")
-        hardness = route_hardness(route_logits, student_logits, s.anchors.tau)
+        level = StudentLevel.of(labels, route_logits, student_logits, s.anchors.tau)
         before = previous.get(str(seed), {}).get("last")
         last = Stage.of(before) if before else None
         stages: list[Stage] = []
         while not (one_at_a_time and stages):
-            stage = next_stage(s.anchors, index, last, hardness, f"seed {seed}, ")
+            stage = next_stage(s.anchors, index, last, level, f"seed {seed}, ")
             if stage.skip:
                 break
             stages.append(stage)

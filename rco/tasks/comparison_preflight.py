@@ -15,7 +15,8 @@ from rco.config.branches import Branch, Comparison, ComparisonFiling, assign, in
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
-from rco.strategies import anchors
+from rco.strategies.base import Adaptive
+from rco.strategies.walk import planned_lengths
 from rco.tasks.preflight import code_digest, existing_route, planned_route, preflight, stages_on, validate
 from rco.tasks.settings import (
     AnchorSettings,
@@ -30,8 +31,8 @@ from rco.training.config import ComputeConfig
 
 
 def steps_needed(branches: Sequence[Branch]) -> dict[str, int]:
-    """How many select-and-distil steps each branch may need: anchors that are known beforehand are one step; a greedy search
-    looks at the student after every stage, so that each of its stages is a step.
+    """How many select-and-distil steps each branch may need: anchors that are known beforehand are one step; an adaptive
+    strategy looks at the student after every stage, so that each of its stages is a step.
 
     Raises:
         InputError: a strategy that cannot be followed on the route, or epochs that do not go round; it names the branch.
@@ -44,16 +45,14 @@ def steps_needed(branches: Sequence[Branch]) -> dict[str, int]:
             _lengths(branch, epochs, decays)
         except InputError as error:
             raise in_branch(branch.name, error) from None
-        needs[branch.name] = stages if branch.config.anchors.strategy == "greedy" else 1
+        needs[branch.name] = stages if isinstance(branch.config.anchors.strategy, Adaptive) else 1
     return needs
 
 
 def _lengths(branch: Branch, epochs: tuple[int, ...], decays: tuple[int, ...]) -> tuple[int, ...]:
     if branch.like is None:
         return ()
-    stages = stages_on(branch.like, epochs, decays)
-    total = branch.config.student_train.epochs
-    return tuple(anchors.stage_epochs(total, stages, stage, last=stage == stages) for stage in range(1, stages + 1))
+    return planned_lengths(branch.config.student_train.epochs, stages_on(branch.like, epochs, decays))
 
 
 def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComputeConfig:

@@ -11,7 +11,7 @@ from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
-from rco.strategies import anchors
+from rco.strategies.base import Schedule
 from rco.tasks.settings import (
     AnchorSettings,
     DataSettings,
@@ -73,7 +73,7 @@ def stages_needed(config: RunConfig) -> int:
 
 def stages_on(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...]) -> int:
     """As `stages_needed`, on a route of these checkpoints and decays."""
-    stages = anchors.stage_count(config.anchors, epochs, decays)
+    stages = config.anchors.strategy.most_stages(Schedule(epochs=epochs, decays=decays))
     train = config.student_train
     share = train.epochs // stages
     if share < 1:
@@ -166,10 +166,11 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
         _check_route(route, config, info.image_shape, info.num_classes)
     needed = stages_needed(config)
     if max_stages is not None and needed > max_stages:
-        counted = config.anchors.strategy in ("greedy", "equal-interval")
+        strategy = config.anchors.strategy
+        counted = getattr(strategy, "n_anchors", None)
         raise InputError(
             "n_anchors" if counted else "strategy",
-            config.anchors.n_anchors if counted else config.anchors.strategy,
+            counted or strategy.plugin_name,
             f"needs {needed} stages, but the pipeline was compiled with {max_stages}",
             f"Compile with --max-stages {needed}, or use fewer anchors",
         )

@@ -15,8 +15,9 @@ from rco.core.files import atomically, verify
 from rco.core.settings import from_dict, jsonable
 from rco.core.tensors import save_arrays
 from rco.models.route import Anchor, Route
-from rco.strategies import anchors as choosing
-from rco.strategies.hardness import relative, route_hardness
+from rco.strategies.base import StudentLevel, TrainedRoute
+from rco.strategies.hardness import relative
+from rco.strategies.walk import next_anchor, stage_epochs
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import (
     AnchorSettings,
@@ -91,16 +92,16 @@ def select_anchor(
     """
     s = read_settings(AnchorSettings, settings)
     index = Route.open(route_index)
-    _, route_logits = index.probe()
+    labels, route_logits = index.probe()
     before = Stage.of(previous) if previous else None
     (student_logits,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
-    hardness = route_hardness(route_logits, student_logits, s.tau)
-    stage = next_stage(s, index, before, hardness)
+    level = StudentLevel.of(labels, route_logits, student_logits, s.tau)
+    stage = next_stage(s, index, before, level)
     if stage.skip:
         log.info("the route has been walked: this stage passes the student through")
     weights = Route.open(route)
-    ratio = relative(hardness, before.chosen[-1]) if before else None
-    write_anchor(anchor, weights, stage.chosen[-1], route_logits, hardness, ratio)
+    ratio = relative(level.hardness, before.chosen[-1]) if before else None
+    write_anchor(anchor, weights, stage.chosen[-1], route_logits, level.hardness, ratio)
     write_json(anchors / "anchors.json", [index.epochs[i] for i in stage.chosen])
     if last_stage:
         for i in stage.chosen:
@@ -108,20 +109,26 @@ def select_anchor(
     return dict(jsonable(stage))
 
 
-def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, hardness: np.ndarray, prefix: str = "") -> Stage:
+def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, student: StudentLevel, prefix: str = "") -> Stage:
     """The stage after `previous` (None: the first).
 
     Args:
-        hardness: (M,) of the route's checkpoints for the student as it is now.
+        student: as it is now.
         prefix: of the line in the log.
     """
-    chosen = previous.chosen if previous else ()
-    choice = choosing.next_anchor(s.anchors, index.epochs, index.decay_epochs, chosen=chosen, hardness=hardness)
+    chosen, strategy = previous.chosen if previous else (), s.anchors.strategy
+    route = TrainedRoute.of(index)
+    choice = next_anchor(strategy, route, chosen=chosen, student=student)
     if choice is None:
         assert previous is not None  # a route has a checkpoint
         return replace(previous, skip=True)
-    stages = choosing.stage_count(s.anchors, index.epochs, index.decay_epochs)
-    epochs = choosing.stage_epochs(s.student_epochs, stages, choice.stage, last=choice.last)
+    epochs = stage_epochs(
+        s.student_epochs,
+        strategy.most_stages(route),
+        done=previous.last_epoch if previous else 0,
+        remaining=choice.remaining,
+        last=choice.last,
+    )
     log.info("%sstage %d: anchor epoch %d (%s), %d epochs", prefix, choice.stage, choice.epoch, choice.reason, epochs)
     return Stage(
         chosen=(*chosen, choice.index),

@@ -27,9 +27,10 @@ from rco.models.spec import load_network
 from rco.objectives.base import Objective
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.make import make_objective
-from rco.strategies.anchors import Choice, next_anchor, stage_count, stage_epochs
+from rco.strategies.base import StudentLevel, TrainedRoute
 from rco.strategies.config import AnchorConfig
-from rco.strategies.hardness import kl, route_hardness
+from rco.strategies.hardness import kl
+from rco.strategies.walk import Choice, next_anchor, stage_epochs
 from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, folder_from_environment
 from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
@@ -193,9 +194,11 @@ def distill_route(
     Raises:
         InputError: a strategy that the route cannot serve, or a damaged checkpoint.
     """
-    anchors, objective, train = anchors or AnchorConfig(), objective or ObjectiveConfig(), train or TrainConfig()
-    _, route_logits = route.probe()
-    stages = stage_count(anchors, route.epochs, route.decay_epochs)
+    strategy = (anchors or AnchorConfig()).strategy
+    objective, train = objective or ObjectiveConfig(), train or TrainConfig()
+    labels, route_logits = route.probe()
+    trained = TrainedRoute.of(route)
+    stages = strategy.most_stages(trained)
     student.to(compute.device)
     walk = _Walk()
     if checkpointer is not None:
@@ -204,8 +207,8 @@ def distill_route(
         checkpointer.add("walk", walk.state)
 
     def choose() -> Choice | None:
-        hardness = route_hardness(route_logits, probe_logits(student, data, compute), objective.tau)
-        return next_anchor(anchors, route.epochs, route.decay_epochs, chosen=walk.chosen, hardness=hardness)
+        level = StudentLevel.of(labels, route_logits, probe_logits(student, data, compute), objective.tau)
+        return next_anchor(strategy, trained, chosen=walk.chosen, student=level)
 
     loss: Objective | None = None
     while (choice := walk.choice or choose()) is not None:
@@ -214,7 +217,7 @@ def distill_route(
         anchor = load_network(route.folder / checkpoint.file, expected_sha256=checkpoint.sha256, spec=route.network)
         if loss is None:
             loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
-        epochs = stage_epochs(train.epochs, stages, choice.stage, last=choice.last)
+        epochs = stage_epochs(train.epochs, stages, done=walk.done, remaining=choice.remaining, last=choice.last)
         rows = train_stage(
             student,
             anchor,

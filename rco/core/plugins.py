@@ -1,0 +1,259 @@
+"""Plug-ins: classes that are chosen by name and bring parameters of their own.
+
+A plug-in is a frozen dataclass in a file of its own, registered under the name by which people choose it. Its fields are its
+parameters: name, type, default and help are read from them, and `__post_init__` refuses what cannot work. Nothing else names it:
+flags, recipes, forms, MLflow's parameters and cache keys follow from the registry (`rco.config.parameters`).
+
+    @STRATEGIES.register("every-other")
+    @dataclass(frozen=True, kw_only=True)
+    class EveryOther(Planned):
+        first: int = setting(1, "epoch of the first anchor")
+
+A group of settings has a plug-in as a field (`plugin_setting`); as JSON, and as parameters, the group is flat: the field holds
+the plug-in's name, and the plug-in's parameters stand beside it.
+
+Plug-ins of other packages are found by their entry points: the group is the registry's (`rco.strategies`), the entry point's
+name the plug-in's, its value the module that registers it. One that cannot be imported takes nothing else down: it is told in
+`failures`, and whoever chooses it reads why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+from rco.core.errors import InputError, choice
+
+
+class Plugin:
+    """What all plug-ins are. A kind of plug-in is a subclass that says what its plug-ins can do."""
+
+    #: The name under which it is registered.
+    plugin_name: ClassVar[str] = ""
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The package that a plug-in comes from, if it is not this one.
+
+    Attributes:
+        package: its name, as it was installed.
+        version: of the package.
+        digest: sha256 over its files.
+    """
+
+    package: str
+    version: str
+    digest: str
+
+
+class Registry(Generic[P]):
+    """The plug-ins of one kind.
+
+    Args:
+        setting: the parameter that chooses among them, such as "strategy".
+        base: what all of them are.
+        package: the package whose modules register those that are built in.
+        group: of the entry points of other packages.
+    """
+
+    def __init__(self, setting: str, base: type[P], *, package: str, group: str = "") -> None:
+        self.setting, self.base, self.package, self.group = setting, base, package, group or package
+        self.failures: dict[str, str] = {}
+        self._classes: dict[str, type[P]] = {}
+        self._origins: dict[str, Distribution] = {}
+
+    def register(self, name: str) -> Callable[[type[P]], type[P]]:
+        """Decorate a plug-in's class.
+
+        Raises:
+            TypeError: it is not a frozen dataclass of this kind, a field has no help, or the name is taken.
+        """
+
+        def add(cls: type[P]) -> type[P]:
+            if not issubclass(cls, self.base) or not dataclasses.is_dataclass(cls):
+                raise TypeError(f"{cls.__qualname__} must be a dataclass and a {self.base.__name__}, to be a {self.setting}")
+            if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+                raise TypeError(f"{cls.__qualname__} must be frozen: its values are a cache key")
+            for f in fields(cls):
+                if "help" not in f.metadata or f.default is dataclasses.MISSING:
+                    raise TypeError(f"{cls.__qualname__}.{f.name} must be a setting(default, help)")
+            if (other := self._classes.get(name)) is not None and other.__module__ != cls.__module__:
+                raise TypeError(f"{self.setting} {name!r} is taken by {other.__module__}.{other.__qualname__}")
+            cls.plugin_name = name
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    @cached_property
+    def _loaded(self) -> dict[str, type[P]]:
+        package = importlib.import_module(self.package)
+        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+            importlib.import_module(f"{self.package}.{module}")
+        for entry in sorted(entry_points(group=self.group), key=lambda e: (e.name, e.value)):
+            self._load(entry)
+        return dict(sorted(self._classes.items()))
+
+    def _load(self, entry: EntryPoint) -> None:
+        built_in = entry.name in self._classes
+        try:
+            entry.load()
+            problem = (
+                f"the name {entry.name!r} is taken"
+                if built_in
+                else ""
+                if entry.name in self._classes
+                else f"{entry.value} registers no {self.setting} of that name"
+            )
+        except Exception as error:  # whatever another package's code raises
+            problem = f"{type(error).__name__}: {error}"
+        dist = entry.dist
+        if problem:
+            self.failures[entry.name] = f"{dist.name if dist else entry.value}: {problem}"
+        elif dist is not None:
+            self._origins[entry.name] = dist
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all plug-ins, in alphabetical order."""
+        return tuple(self._loaded)
+
+    def __iter__(self) -> Iterator[type[P]]:
+        return iter(self._loaded.values())
+
+    def __getitem__(self, name: str) -> type[P]:
+        """A plug-in's class.
+
+        Raises:
+            InputError: there is none of that name, or it cannot be imported.
+        """
+        if name not in self._loaded and name in self.failures:
+            raise InputError(self.setting, name, f"cannot be used ({self.failures[name]})", "Mend or remove that package")
+        choice(self.setting, name, self.names)
+        return self._loaded[name]
+
+    def origin(self, name: str) -> Origin | None:
+        """Where a plug-in comes from; None: from this project."""
+        dist = self._origins.get(name)
+        return Origin(dist.name, dist.version, _digest(dist)) if dist else None
+
+    def owners(self, parameter: str) -> tuple[str, ...]:
+        """The plug-ins that have a parameter of this name."""
+        return tuple(name for name, cls in self._loaded.items() if any(f.name == parameter for f in fields(cls)))  # type: ignore[arg-type]
+
+    @cached_property
+    def parameters(self) -> dict[str, dataclasses.Field[Any]]:
+        """The parameters of all plug-ins by name; of one with several owners, the first's field.
+
+        Raises:
+            TypeError: two plug-ins give one name to parameters of different types or defaults.
+        """
+        found: dict[str, dataclasses.Field[Any]] = {}
+        for cls in self:
+            for f in fields(cls):  # type: ignore[arg-type]
+                known = found.setdefault(f.name, f)
+                if (known.type, known.default) != (f.type, f.default):
+                    owners = ", ".join(self.owners(f.name))
+                    raise TypeError(f"{f.name} of {owners}: plug-ins that share a parameter share its type and default")
+        return found
+
+    def help(self, parameter: str) -> str:
+        """What a parameter means to each of its owners."""
+        said: dict[str, list[str]] = {}
+        for name in self.owners(parameter):
+            (f,) = (f for f in fields(self[name]) if f.name == parameter)  # type: ignore[arg-type]
+            said.setdefault(f.metadata["help"], []).append(name)
+        return "; ".join(f"{', '.join(names)}: {text}" for text, names in said.items())
+
+
+def plugin_setting(registry: Registry[P], default: str, help: str) -> Any:
+    """A field of a settings dataclass that holds a plug-in.
+
+    Args:
+        default: name of the plug-in; its parameters have their defaults.
+        help: of the parameter that chooses; the names of the plug-ins follow it.
+    """
+    return field(default_factory=lambda: registry[default](), metadata={"help": help, "registry": registry})
+
+
+def registry_of(f: dataclasses.Field[Any]) -> Registry[Any] | None:
+    """The registry whose plug-ins a field holds, if it holds plug-ins."""
+    return f.metadata.get("registry")
+
+
+class Settings:
+    """A group of settings; those with plug-ins are made by `of`."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Settings from flat values: `of(strategy="greedy", delta=2.0)`. What is left out keeps its default.
+
+        Raises:
+            InputError: a plug-in that is not known, a value that cannot work, or a parameter of a plug-in that is not chosen.
+            TypeError: a name that is not a parameter.
+        """
+        return cls().with_values(**values)
+
+    def with_values(self, **values: Any) -> Self:
+        """The same settings, but for some flat values. A plug-in that changes begins with its defaults.
+
+        Raises:
+            InputError, TypeError: as `of`.
+        """
+        own: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            registry = registry_of(f)
+            if registry is None or isinstance(values.get(f.name), Plugin):
+                if f.name in values:
+                    own[f.name] = values.pop(f.name)
+                continue
+            before: Plugin = getattr(self, f.name)
+            name = values.pop(f.name, before.plugin_name)
+            given = {p: values.pop(p) for p in registry.parameters if p in values}
+            own[f.name] = _chosen(registry, name, given, before)
+        if values:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(values)}")
+        return cast("Self", dataclasses.replace(cast("Any", self), **own))
+
+
+def _chosen(registry: Registry[Any], name: str, given: Mapping[str, Any], before: Plugin) -> Any:
+    cls = registry[name]
+    known = {f.name for f in fields(cls)}
+    for parameter, value in given.items():
+        if parameter not in known and value != registry.parameters[parameter].default:
+            raise unused(registry, parameter, value, (name,))
+    own = {parameter: value for parameter, value in given.items() if parameter in known}
+    return dataclasses.replace(cast("Any", before), **own) if isinstance(before, cls) else cls(**own)
+
+
+def unused(registry: Registry[Any], parameter: str, value: Any, chosen: tuple[str, ...]) -> InputError:
+    """The refusal of a parameter that none of the chosen plug-ins has."""
+    owners = registry.owners(parameter)
+    listed = ", ".join(owners[:-1]) + (" or " if len(owners) > 1 else "") + owners[-1]
+    return InputError(
+        parameter,
+        value,
+        f"means nothing with {registry.setting} = {', '.join(chosen)}",
+        f"Leave it out, or set {registry.setting} = {listed}",
+    )
+
+
+def _digest(dist: Distribution) -> str:
+    """sha256 over the Python files that a distribution has installed, or over those of its folder if it is installed in place."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in dist.files or () if f.suffix == ".py"):
+        path = file.locate()
+        if path.is_file():  # type: ignore[attr-defined]
+            digest.update(str(file).encode() + b"\0" + path.read_bytes() + b"\0")  # type: ignore[attr-defined]
+    return digest.hexdigest()
