@@ -90,7 +90,7 @@ def anchors(rounds: int) -> list[dict[str, Any]]:
         train = TrainConfig(epochs=48, lr=0.05, augment="shift")
         for _ in range(rounds):
             for row in rows:
-                choice = AnchorConfig(strategy="equal-interval", n_anchors=row["anchors"])
+                choice = AnchorConfig.of(strategy="equal-interval", n_anchors=row["anchors"])
                 started = time.perf_counter()
                 rco.distill_student("digits-cnn-s", route, data, anchors=choice, train=train)
                 row["seconds"].append(time.perf_counter() - started)

@@ -1,99 +1,23 @@
 """check_comparison: validate a whole comparison before anything expensive."""
 
-from typing import NamedTuple
+from components.generated import check_component
+from rco.config.kinds import MOST, OPTIONS, SHARED
+from rco.config.parameters import PARAMETERS
+from rco.config.plugins import installed
+from rco.tasks.settings import SlotSettings
 
-from kfp import dsl
-
-from components.image import IMAGE
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def check_comparison(
-    slots: list,
-    branches: list,
-    seeds: list,
-    restart_like: str,
-    grid: dict,
-    dataset: str,
-    data_root: str,
-    download: bool,
-    image_size: int,
-    val_fraction: float,
-    test_fraction: float,
-    probe_size: int,
-    data_seed: int,
-    open_classes: list,
-    teacher: str,
-    teacher_stem: str,
-    teacher_embedding_dim: int,
-    teacher_epochs: int,
-    teacher_batch_size: int,
-    teacher_optimizer: str,
-    teacher_lr: float,
-    teacher_momentum: float,
-    teacher_weight_decay: float,
-    teacher_schedule: str,
-    teacher_milestones: list,
-    teacher_gamma: float,
-    teacher_warmup_epochs: float,
-    teacher_augment: str,
-    teacher_seed: int,
-    route: str,
-    checkpoint_every: int,
-    student: str,
-    student_stem: str,
-    student_embedding_dim: int,
-    epochs: int,
-    batch_size: int,
-    optimizer: str,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    schedule: str,
-    milestones: list,
-    gamma: float,
-    warmup_epochs: float,
-    augment: str,
-    n_anchors: int,
-    delta: float,
-    first_epoch: int,
-    anchor_epochs: list,
-    objective: str,
-    label_weight: float,
-    tau: float,
-    lam: str,
-    views: int,
-    hint_weight: float,
-    student_tap: str,
-    teacher_tap: str,
-    dkd_alpha: float,
-    dkd_beta: float,
-    dist_beta: float,
-    dist_gamma: float,
-    device: str,
-    precision: str,
-    threads: int,
-    workers: int,
-    experiment: str,
-    check_services: bool,
-) -> NamedTuple(
-    "Checked",
-    [("data", dict), ("teacher", dict), ("filing", dict)]
-    + [(f"{task}_{slot}", dict) for slot in range(1, 25) for task in ("students", "choice", "branch", "measure")],
-):
-    """Validate every branch, resolve what was left open, open the run in MLflow.
-
-    The parameters are those of rco.config.branches.Comparison; the outputs are the settings of the other tasks
-    (rco.tasks.settings.ComparisonSettings), of each slot its own.
-
-    Args:
-        slots: steps that each slot of this pipeline has.
-    """
-    # First, before any other name is bound: KFP reads the signature, and the body need not repeat fifty names.
-    parameters = dict(locals())
-    from collections import namedtuple
-
-    from rco.tasks import comparison as comparison_tasks
-
-    settings = comparison_tasks.check_comparison(parameters, slots=parameters.pop("slots"), outputs=24)
-    return namedtuple("Checked", settings)(**settings)
+check_comparison = check_component(
+    "check_comparison",
+    module="comparison",
+    own={"slots": list},
+    constants={"outputs": MOST, "plugins": installed()},
+    parameters={
+        **{option.name: option.kind for option in OPTIONS.values()},
+        **{name: PARAMETERS[name].kind for name in SHARED},
+    },
+    outputs=[
+        *("data", "teacher", "filing"),
+        *(f"{task}_{slot}" for slot in range(1, MOST + 1) for task in SlotSettings.__dataclass_fields__),
+    ],
+    doc="Validate every branch, resolve what was left open, open the run in MLflow.",
+)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rco.core.errors import InputError
+import click
+
+from rco.config.branches import Comparison
+from rco.config.kinds import NOT_SHARED
+from rco.config.parameters import RunConfig
+from rco.core.errors import InputError, UnusedError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -38,8 +43,30 @@ def merged_parameters(recipe: str | None, flags: Mapping[str, Any]) -> dict[str,
     Raises:
         InputError: what can be refused without looking at data.
     """
-    from rco.config.parameters import RunConfig
+    return _merged(recipe, read_recipe(recipe) if recipe else {}, flags, RunConfig.from_flat)
 
-    merged = {**(read_recipe(recipe) if recipe else {}), **flags}
-    RunConfig.from_flat(merged)
-    return merged
+
+def merged_comparison(recipe: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a comparison. Its recipe may be of a single run.
+
+    Raises:
+        InputError: what can be refused without looking at data.
+    """
+    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
+    return _merged(recipe, read, given, Comparison.of)
+
+
+def _merged(
+    recipe: str | None, read: dict[str, Any], given: Mapping[str, Any], check: Callable[[Mapping[str, Any]], Any]
+) -> dict[str, Any]:
+    """What the user gives must reach something; a recipe is of many runs, and what means nothing in this one is left out."""
+    while True:
+        try:
+            check({**read, **given})
+        except UnusedError as error:
+            if error.parameter in given or error.parameter not in read:
+                raise
+            del read[error.parameter]
+            click.echo(f"{error.parameter} of the recipe {recipe} is left out: it {error.problem}", err=True)
+        else:
+            return {**read, **given}

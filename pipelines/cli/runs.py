@@ -12,9 +12,8 @@ from typing import Any
 import click
 
 from pipelines.cli.options import comparison_option, home_option, no_cache_option, parameter_options, recipe_option
-from pipelines.cli.recipes import merged_parameters, read_recipe
-from rco.config.branches import Comparison
-from rco.config.kinds import DEFAULTS, KINDS, NOT_SHARED, REFERENCE, SHARED, SWEPT
+from pipelines.cli.recipes import merged_comparison, merged_parameters
+from rco.config.kinds import DEFAULTS, KINDS, REFERENCE, SHARED, SWEPT
 from rco.config.parameters import PARAMETERS
 
 
@@ -54,10 +53,7 @@ def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache:
 def _compare(recipe: str | None, given: Mapping[str, Any], home: Path, no_cache: bool) -> None:
     from pipelines.display import print_comparison
 
-    # A recipe may be of a single run: what means nothing here is left out.
-    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
-    parameters = {**read, **{name: value for name, value in given.items() if value is not None}}
-    Comparison.of(parameters)  # what can be refused without looking at data is refused at once
+    parameters = merged_comparison(recipe, {name: value for name, value in given.items() if value is not None})
     print_comparison(_execute("comparison", parameters, home, no_cache), home)
 
 

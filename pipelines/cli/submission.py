@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipelines.cli.options import integers
-from pipelines.cli.recipes import merged_parameters, read_recipe
+from pipelines.cli.recipes import merged_comparison, merged_parameters
 from rco.config.branches import Comparison
 from rco.config.kinds import MOST, NOT_SHARED
 from rco.config.parameters import PARAMETERS, RunConfig
@@ -118,9 +118,7 @@ def describe(
     for name in NOT_SHARED:
         if name in flags:
             raise InputError(name, flags[name], "means nothing in a comparison", "Leave it out; its branches set it")
-    # A recipe may be of a single run: what means nothing here is left out.
-    read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
-    given = {**read, **flags, **options}
+    given = merged_comparison(recipe, {**flags, **options})
     wanted = Comparison.of(given)
     full = wanted.to_parameters()
     return Submission(

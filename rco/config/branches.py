@@ -21,17 +21,18 @@ from rco.config.kinds import (
     OPTIONS,
     REFERENCE,
     RESTART_LIKE,
+    RESTARTED,
     SHARED,
     STANDARD,
-    USED,
     read_grid,
     read_kinds,
     read_seeds,
 )
 from rco.config.parameters import PARAMETERS, RunConfig, read_value
-from rco.core.errors import InputError, choice
+from rco.core.errors import InputError, UnusedError, choice
 from rco.models.config import ModelConfig
 from rco.objectives.config import OWNERS, ObjectiveConfig
+from rco.strategies.base import STRATEGIES
 from rco.training.config import TrainConfig
 
 
@@ -135,7 +136,7 @@ class Comparison:
         kinds, grid = read_kinds(options["branches"]), read_grid(options["grid"])
         branches = make_branches(flat, kinds, grid=grid, restart_like=restart_like)
         return cls(
-            shared=_shared(flat, grid),
+            shared=_shared(flat, grid, kinds, restart_like),
             branches=branches,
             seeds=seeds,
             restart_like=restart_like,
@@ -154,23 +155,38 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _shared(parameters: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _shared(
+    parameters: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], kinds: Sequence[str], restart_like: str
+) -> dict[str, Any]:
     """All of `SHARED`, read. Without axes they must work together; with axes only each branch has a whole configuration.
 
     Raises:
-        InputError: values that cannot work, or a parameter of an objective that no branch has.
+        InputError: values that cannot work, or a parameter of a plug-in that no branch has.
     """
     unknown = [name for name in parameters if name not in SHARED]
     if unknown:
         choice("parameter", unknown[0], SHARED)
     shared = {name: read_value(name, parameters.get(name, PARAMETERS[name].default)) for name in SHARED}
     if not axes:
-        RunConfig.from_flat({**shared, "strategy": "equal-interval"})
+        common = {name: value for name, value in shared.items() if PARAMETERS[name].chooser != "strategy"}
+        RunConfig.from_flat({**common, "strategy": "equal-interval"})
+    followed = {
+        restart_like if kind == "kd-restart" else kind for kind in kinds if kind not in BASELINES or kind == "kd-restart"
+    }
+    for p in (PARAMETERS[name] for name in SHARED if PARAMETERS[name].chooser == "strategy"):
+        given = p.name in axes or shared[p.name] != read_value(p.name, p.default)
+        if given and followed.isdisjoint(p.owners):
+            raise UnusedError(
+                p.name,
+                axes.get(p.name, shared[p.name]),
+                f"means nothing with branches = {', '.join(kinds)}",
+                f"Leave it out, or add one of: {', '.join(p.owners)}",
+            )
     objectives = axes.get("objective", (shared["objective"],))
     for name, owner in OWNERS.items():
         given = name in axes or shared[name] != read_value(name, PARAMETERS[name].default)
         if given and owner not in objectives:
-            raise InputError(
+            raise UnusedError(
                 name,
                 axes.get(name, shared[name]),
                 f"means nothing with objective = {', '.join(objectives)}",
@@ -203,16 +219,15 @@ def make_branches(
     """
     kinds = read_kinds(kinds)
     axes = read_grid(grid or {})
-    planned = tuple(kind for kind in KINDS if kind not in (*BASELINES, "greedy"))
-    if restart_like == "greedy":
+    if restart_like in STRATEGIES.names and restart_like not in RESTARTED:
         raise InputError(
             "restart_like",
             restart_like,
             "has stages whose number is known only when it has run",
-            f"Choose one of: {', '.join(planned)}",
+            f"Choose one of: {', '.join(RESTARTED)}",
         )
-    choice("restart_like", restart_like, planned)
-    base = _shared(parameters, axes)
+    choice("restart_like", restart_like, RESTARTED)
+    base = _shared(parameters, axes, kinds, restart_like)
     made: dict[str, Branch] = {}
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
@@ -250,16 +265,18 @@ def _table_order(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any
 
 
 def _changes_result(kind: str, name: str, objective: str) -> bool:
-    """Whether a parameter changes what a branch computes. A strategy reads its own parameters alone, an objective its own,
-    and where labels alone teach no objective is read at all.
+    """Whether a parameter changes what a branch computes. A plug-in reads its own parameters alone, a baseline's anchor is
+    fixed, and where labels alone teach no objective is read at all.
 
     Args:
         kind: of the branch, or of the one whose stages it repeats.
         name: of the parameter.
         objective: of the branch.
     """
-    if GROUPS[name] == "anchors":
-        return name in USED.get(kind, ())
+    if name in KINDS[kind]:
+        return False
+    if PARAMETERS[name].chooser == "strategy":
+        return KINDS[kind]["strategy"] in PARAMETERS[name].owners
     if GROUPS[name] == "objective":
         return kind != "scratch" and OWNERS.get(name, objective) == objective
     return True
@@ -305,7 +322,7 @@ def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], bran
 
 def in_branch(name: str, error: InputError) -> InputError:
     """The same complaint, with the branch that it is about."""
-    return InputError(error.parameter, error.value, f"in branch {name!r}: {error.problem}", error.remedy)
+    return type(error)(error.parameter, error.value, f"in branch {name!r}: {error.problem}", error.remedy)
 
 
 def assign(needs: Mapping[str, int], slots: Sequence[int]) -> dict[int, str]:

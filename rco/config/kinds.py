@@ -8,35 +8,32 @@ from typing import Any
 
 from rco.config.parameters import PARAMETERS, read_value
 from rco.core.errors import InputError, choice
+from rco.strategies.base import STRATEGIES, Adaptive
 
 REFERENCE = "kd"
-#: What sets a kind of branch apart from the run's own parameters.
+_PLAIN = {"strategy": "equal-interval", "n_anchors": 1}
+#: What sets a kind of branch apart from the run's own parameters: the baselines, and a kind for every strategy.
 KINDS: dict[str, dict[str, Any]] = {
-    "scratch": {"strategy": "equal-interval", "n_anchors": 1, "lam": "0"},
-    "kd": {"strategy": "equal-interval", "n_anchors": 1},
-    "kd-restart": {"strategy": "equal-interval", "n_anchors": 1},
-    "equal-interval": {"strategy": "equal-interval"},
-    "lr-decay": {"strategy": "lr-decay"},
-    "greedy": {"strategy": "greedy"},
-    "explicit": {"strategy": "explicit"},
+    "scratch": {**_PLAIN, "lam": "0"},
+    "kd": _PLAIN,
+    "kd-restart": _PLAIN,
+    **{name: {"strategy": name} for name in STRATEGIES.names},
 }
 DESCRIBED = {
     "scratch": "labels only",
     "kd": "converged teacher, one schedule",
     "kd-restart": "converged teacher, restarts as in another branch",
-    "equal-interval": "anchors at equal intervals",
-    "lr-decay": "anchors before each decay of the learning rate",
-    "greedy": "anchors by greedy search",
-    "explicit": "anchors as listed",
+    **{name: STRATEGIES[name].summary for name in STRATEGIES.names},
 }
 BASELINES = ("scratch", "kd", "kd-restart")
-STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "lr-decay", "greedy")
+STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "greedy", "lr-decay")
 SEEDS = (0, 1, 2)
 RESTART_LIKE = "equal-interval"
 #: Most branches of one comparison: the report has so many inputs.
 MOST = 24
 
-USED = {"equal-interval": ("n_anchors",), "greedy": ("n_anchors", "delta", "first_epoch"), "explicit": ("anchor_epochs",)}
+#: Kinds whose stages are known before a student is trained: kd-restart can have their lengths.
+RESTARTED = tuple(name for name in STRATEGIES.names if not issubclass(STRATEGIES[name], Adaptive))
 GROUPS = {name: p.group for name, p in PARAMETERS.items()}
 #: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
 NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin")
@@ -62,7 +59,7 @@ OPTIONS: dict[str, Option] = {
     for option in (
         Option("branches", list, list(STANDARD), f"ways to train the student, from: {', '.join(KINDS)}"),
         Option("seeds", list, list(SEEDS), "seeds of the student; each is trained in every branch"),
-        Option("restart_like", str, RESTART_LIKE, "whose stage lengths kd-restart has: equal-interval | lr-decay | explicit"),
+        Option("restart_like", str, RESTART_LIKE, f"whose stage lengths kd-restart has: {' | '.join(RESTARTED)}"),
         Option("grid", dict, {}, "a sweep: parameter -> list of values"),
     )
 }

@@ -63,8 +63,8 @@ class RunConfig:
         Values may be strings (command line, YAML): they are read as the type of the parameter.
 
         Raises:
-            InputError: an unknown name, a value of the wrong type, a value that cannot work, or one that reaches nothing because
-                no plug-in that has this parameter was chosen.
+            InputError: an unknown name, a value of the wrong type, a value that cannot work, or one that reaches nothing
+                because no plug-in that has this parameter was chosen.
         """
         unknown = [name for name in flat if name not in PARAMETERS]
         if unknown:

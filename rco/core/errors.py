@@ -30,10 +30,14 @@ class InputError(ValueError):
 
     def renamed(self, parameter: str) -> InputError:
         """The same complaint about the name under which the user knows the parameter."""
-        return InputError(parameter, self.value, self.problem, self.remedy)
+        return type(self)(parameter, self.value, self.problem, self.remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.parameter, self.value, self.problem, self.remedy)
+
+
+class UnusedError(InputError):
+    """A parameter that reaches nothing in what was asked for."""
 
 
 def printable(text: str) -> str:

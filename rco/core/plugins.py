@@ -1,8 +1,8 @@
 """Plug-ins: classes that are chosen by name and bring parameters of their own.
 
 A plug-in is a frozen dataclass in a file of its own, registered under the name by which people choose it. Its fields are its
-parameters: name, type, default and help are read from them, and `__post_init__` refuses what cannot work. Nothing else names it:
-flags, recipes, forms, MLflow's parameters and cache keys follow from the registry (`rco.config.parameters`).
+parameters: name, type, default and help are read from them, and `__post_init__` refuses what cannot work. Nothing else names
+it: flags, recipes, forms, MLflow's parameters and cache keys follow from the registry (`rco.config.parameters`).
 
     @STRATEGIES.register("every-other")
     @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,6 @@ name the plug-in's, its value the module that registers it. One that cannot be i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,8 @@ from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
-from rco.core.errors import InputError, choice
+from rco.core.code import package_digest
+from rco.core.errors import InputError, UnusedError, choice
 
 
 class Plugin:
@@ -49,12 +49,15 @@ class Origin:
     Attributes:
         package: its name, as it was installed.
         version: of the package.
-        digest: sha256 over its files.
+        digest: of its code (`rco.core.code.package_digest`).
     """
 
     package: str
     version: str
     digest: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version} ({self.digest[:12]})"
 
 
 class Registry(Generic[P]):
@@ -145,8 +148,8 @@ class Registry(Generic[P]):
 
     def origin(self, name: str) -> Origin | None:
         """Where a plug-in comes from; None: from this project."""
-        dist = self._origins.get(name)
-        return Origin(dist.name, dist.version, _digest(dist)) if dist else None
+        dist, cls = self._origins.get(name), self._loaded.get(name)
+        return Origin(dist.name, dist.version, package_digest(cls.__module__)) if dist and cls else None
 
     def owners(self, parameter: str) -> tuple[str, ...]:
         """The plug-ins that have a parameter of this name."""
@@ -237,23 +240,13 @@ def _chosen(registry: Registry[Any], name: str, given: Mapping[str, Any], before
     return dataclasses.replace(cast("Any", before), **own) if isinstance(before, cls) else cls(**own)
 
 
-def unused(registry: Registry[Any], parameter: str, value: Any, chosen: tuple[str, ...]) -> InputError:
+def unused(registry: Registry[Any], parameter: str, value: Any, chosen: tuple[str, ...]) -> UnusedError:
     """The refusal of a parameter that none of the chosen plug-ins has."""
     owners = registry.owners(parameter)
     listed = ", ".join(owners[:-1]) + (" or " if len(owners) > 1 else "") + owners[-1]
-    return InputError(
+    return UnusedError(
         parameter,
         value,
         f"means nothing with {registry.setting} = {', '.join(chosen)}",
         f"Leave it out, or set {registry.setting} = {listed}",
     )
-
-
-def _digest(dist: Distribution) -> str:
-    """sha256 over the Python files that a distribution has installed, or over those of its folder if it is installed in place."""
-    digest = hashlib.sha256()
-    for file in sorted(f for f in dist.files or () if f.suffix == ".py"):
-        path = file.locate()
-        if path.is_file():  # type: ignore[attr-defined]
-            digest.update(str(file).encode() + b"\0" + path.read_bytes() + b"\0")  # type: ignore[attr-defined]
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from rco.core.errors import InputError, choice
+from rco.core.errors import InputError, UnusedError, choice
 from rco.core.settings import at_least, positive, setting
 
 OBJECTIVES = ("route", "embedding", "hint", "dkd", "dist", "standardised")
@@ -90,7 +90,7 @@ class ObjectiveConfig:
         for f in fields(self):
             owner = OWNERS.get(f.name, self.objective)
             if owner != self.objective and (value := getattr(self, f.name)) != f.default:
-                raise InputError(
+                raise UnusedError(
                     f.name,
                     value,
                     f"means nothing with objective = {self.objective}",

@@ -175,4 +175,4 @@ class Adaptive(Strategy):
         """
 
 
-STRATEGIES: Registry[Strategy] = Registry("strategy", Strategy, package="rco.strategies")
+STRATEGIES: Registry[Strategy] = Registry("strategy", Strategy, package="rco.strategies")  # type: ignore[type-abstract]

@@ -47,9 +47,7 @@ class Greedy(Adaptive):
         index, reason = self._choose(route, chosen, student, last=remaining <= 1)
         return Pick(index=index, reason=reason, remaining=remaining)
 
-    def _choose(
-        self, route: TrainedRoute, chosen: Sequence[int], student: StudentLevel, *, last: bool
-    ) -> tuple[int, str]:
+    def _choose(self, route: TrainedRoute, chosen: Sequence[int], student: StudentLevel, *, last: bool) -> tuple[int, str]:
         epochs, end = route.epochs, route.end
         if last:
             return end, "the last stage takes the converged teacher"

@@ -33,9 +33,7 @@ class Choice:
     last: bool
 
 
-def next_anchor(
-    strategy: Strategy, route: TrainedRoute, *, chosen: Sequence[int] = (), student: StudentLevel
-) -> Choice | None:
+def next_anchor(strategy: Strategy, route: TrainedRoute, *, chosen: Sequence[int] = (), student: StudentLevel) -> Choice | None:
     """The anchor of the stage that follows those in `chosen` (their indices on the route); None when the route has been walked.
 
     Args:

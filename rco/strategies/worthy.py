@@ -38,5 +38,7 @@ class Worthy(Adaptive):
         k = len(planned) - len(left) + 1
         reason = f"anchor {k} of {len(planned)}"
         if skipped:
-            reason += f"; epoch {', '.join(skipped)} skipped: the student, at {student.accuracy:.1%} of the probe set, is better"
+            reason += (
+                f"; epoch {', '.join(skipped)} skipped: the student, at {student.accuracy:.1%} of the probe set, is better"
+            )
         return Pick(index=left[0], reason=reason, remaining=len(left))

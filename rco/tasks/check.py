@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from rco.config.parameters import RunConfig
+from rco.config.plugins import require
 from rco.core.settings import jsonable
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
@@ -17,8 +19,13 @@ from rco.tracking.runs import open_parent
 
 
 @task
-def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[str, Any]]:
+def check(
+    parameters: Mapping[str, Any], *, max_stages: int, plugins: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
     """Validate a whole run before anything expensive, resolve what was left open, and open the run in MLflow.
+
+    Args:
+        plugins: of other packages, where the pipeline was compiled (`rco.config.plugins.installed`).
 
     Returns:
         the settings of every task, JSON-ready.
@@ -26,6 +33,7 @@ def check(parameters: Mapping[str, Any], *, max_stages: int) -> dict[str, dict[s
     Raises:
         InputError: the first thing that cannot work.
     """
+    require(plugins)
     config = RunConfig.from_flat(parameters)
     settings = preflight(config, max_stages)
     compute = settings.stage.compute

@@ -15,9 +15,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rco.config.branches import Comparison, ComparisonFiling, assign, branch_params
+from rco.config.plugins import require
 from rco.core.documents import write_json
 from rco.core.files import atomically, sha256_of, verify
 from rco.core.settings import jsonable
@@ -50,13 +52,18 @@ if TYPE_CHECKING:
 
 @task
 def check_comparison(
-    parameters: Mapping[str, Any], *, slots: Sequence[int], outputs: int | None = None
+    parameters: Mapping[str, Any],
+    *,
+    slots: Sequence[int],
+    outputs: int | None = None,
+    plugins: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
     """Validate every branch before anything expensive, and open the run in MLflow.
 
     Args:
         slots: steps that each slot of this pipeline has.
         outputs: slots to return settings for; those beyond `slots` are empty.
+        plugins: as for `rco.tasks.check.check`.
 
     Returns:
         data, teacher, filing, and of each slot students_K, choice_K, branch_K, measure_K (K from 1): JSON-ready.
@@ -64,6 +71,7 @@ def check_comparison(
     Raises:
         InputError: the first thing that cannot work.
     """
+    require(plugins)
     sizes = [int(size) for size in slots]
     comparison = Comparison.of(parameters)
     settings = preflight_comparison(comparison, slots=sizes)

@@ -13,13 +13,22 @@ from typing import Any
 
 from rco.config.branches import Branch, Comparison, ComparisonFiling, assign, in_branch
 from rco.config.parameters import RunConfig
+from rco.config.plugins import used_by
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.strategies.base import Adaptive
 from rco.strategies.walk import planned_lengths
-from rco.tasks.preflight import code_digest, existing_route, planned_route, preflight, stages_on, validate
+from rco.tasks.preflight import (
+    anchor_settings,
+    code_digest,
+    existing_route,
+    planned_route,
+    plugin_parameters,
+    preflight,
+    stages_on,
+    validate,
+)
 from rco.tasks.settings import (
-    AnchorSettings,
     BranchSettings,
     ChoiceSettings,
     ComparisonSettings,
@@ -117,9 +126,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
                 route_data=route.data_digest if route else "",
             ),
             choice=ChoiceSettings(
-                anchors=AnchorSettings(
-                    anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs
-                ),
+                anchors=anchor_settings(config),
                 seeds=seeds,
                 lengths=_lengths(branch, epochs, decays),
             ),
@@ -134,6 +141,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
                     objective=config.objective,
                     anchors=config.anchors,
                     code=both,
+                    plugins=used_by(config.anchors),
                 ),
             ),
             measure=MeasureSettings(
@@ -151,7 +159,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
         teacher=common.teacher,
         filing=ComparisonFiling(
             experiment=reference.tracking.experiment,
-            parameters={**comparison.shared, **jsonable(compute)},
+            parameters={**comparison.shared, **jsonable(compute), **_plugins(branches)},
             branches=tuple(branch.name for branch in branches),
             references={branch.name: branch.reference for branch in branches},
             kinds={branch.name: branch.kind for branch in branches},
@@ -160,6 +168,11 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
         ),
         slots=made,
     )
+
+
+def _plugins(branches: Sequence[Branch]) -> dict[str, str]:
+    used = {line for branch in branches for line in plugin_parameters(branch.config).values()}
+    return {"plugins": ", ".join(sorted(used))} if used else {}
 
 
 def slot_outputs(settings: ComparisonSettings, slots: Mapping[int, str], count: int) -> dict[str, dict[str, Any]]:

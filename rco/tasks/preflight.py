@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rco.config.parameters import RunConfig
+from rco.config.plugins import used_by
+from rco.core.code import package_digest
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.models.route import MANIFEST, Route
@@ -178,28 +180,25 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
 
 
 def code_digest(name: str) -> str:
-    """Hex sha256 of the code behind a user's factory, as a cache key; empty for every other model.
+    """Digest of the code behind a user's factory, as a cache key (`rco.core.code`); empty for every other model."""
+    module, separator, _ = name.partition(":")
+    return package_digest(module) if separator else ""
 
-    All Python files of its package count, or of its folder if it is a module on its own: what it imports from there counts
-    too, what it imports from elsewhere does not.
-    """
-    from importlib.util import find_spec
 
-    from rco.core.storage.local import content_digest
+def anchor_settings(config: RunConfig) -> AnchorSettings:
+    """What the choice of anchors is given."""
+    return AnchorSettings(
+        anchors=config.anchors,
+        tau=config.objective.tau,
+        student_epochs=config.student_train.epochs,
+        plugins=used_by(config.anchors),
+    )
 
-    top, separator, _ = name.partition(":")
-    spec = find_spec(top.partition(".")[0]) if separator else None
-    if spec is None:
-        return ""
-    if spec.submodule_search_locations is not None:
-        folders, pattern = [Path(folder) for folder in spec.submodule_search_locations], "**/*.py"
-    else:
-        folders, pattern = [Path(spec.origin or ".").parent], "*.py"
-    digests = [
-        content_digest(folder, sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern)))
-        for folder in folders
-    ]
-    return " ".join(digests)
+
+def plugin_parameters(config: RunConfig) -> dict[str, str]:
+    """The plug-ins of other packages that a run uses, as a parameter of the record; nothing, if there are none."""
+    used = used_by(*(getattr(config, f.name) for f in fields(config)))
+    return {"plugins": ", ".join(f"{name} of {origin}" for name, origin in used.items())} if used else {}
 
 
 def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
@@ -239,7 +238,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
         data=DataSettings(data=config.data, source_digest=source_digest(config.data)),
         teacher=teacher,
         student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute, code=students_code),
-        anchors=AnchorSettings(anchors=config.anchors, tau=config.objective.tau, student_epochs=config.student_train.epochs),
+        anchors=anchor_settings(config),
         stage=StageSettings(
             teacher=config.teacher,
             student=config.student,
@@ -248,6 +247,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             anchors=config.anchors,
             compute=compute,
             code=both,
+            plugins=used_by(config.anchors),
         ),
         evaluate=EvaluateSettings(
             teacher=config.teacher, student=config.student, tau=config.objective.tau, compute=compute, code=both
@@ -257,6 +257,6 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             registered_model=config.tracking.registered_model,
             champion_margin=config.tracking.champion_margin,
             student=config.student,
-            parameters={**config.to_flat(), **jsonable(compute)},
+            parameters={**config.to_flat(), **jsonable(compute), **plugin_parameters(config)},
         ),
     )

@@ -1,12 +1,12 @@
 """What each task is given: the settings that it uses and no others, because they are its cache key.
 
-Three entries are not the user's words: `source_digest`, `route_digest` and `code` say what the data, the route and the user's
-own models hold now, so that an edit is never hidden by a cache.
+Four entries are not the user's words: `source_digest`, `route_digest`, `code` and `plugins` say what the data, the route, the
+user's own models and the plug-ins of other packages hold now, so that an edit is never hidden by a cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rco.config.branches import ComparisonFiling
@@ -55,6 +55,7 @@ class AnchorSettings:
     anchors: AnchorConfig
     tau: float
     student_epochs: int
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class StageSettings:
     anchors: AnchorConfig
     compute: ComputeConfig
     code: str = ""
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -550,7 +550,7 @@ def _walk(seeds: Path, out: Path) -> None:
     student = load_network(seeds / "student" / "student.safetensors")
     every = 60 * float(os.environ["RCO_RESUME_EVERY"])
     points = ResumePoints(str(Path(os.environ["RCO_RESUME"]) / "walk"), {"settings": {}}, every=every)
-    anchors, train = AnchorConfig(strategy="equal-interval", n_anchors=2), TrainConfig(epochs=4, batch_size=8, lr=0.01)
+    anchors, train = AnchorConfig.of(strategy="equal-interval", n_anchors=2), TrainConfig(epochs=4, batch_size=8, lr=0.01)
     rows = distill_route(
         student, Route.open(seeds / "route"), data, anchors=anchors, train=train, compute=compute, checkpointer=points
     )

@@ -1,27 +1,55 @@
 """Choice of anchors: known answers on hand-made routes, and what must hold for every route."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rco.core.errors import InputError
-from rco.strategies.anchors import Choice, equal_interval, explicit, lr_decay, next_anchor, plan, stage_count, stage_epochs
+from rco.strategies.accuracy_interval import AccuracyInterval, accuracy_interval
+from rco.strategies.base import STRATEGIES, Schedule, Strategy, StudentLevel, TrainedRoute
 from rco.strategies.config import AnchorConfig
+from rco.strategies.equal_interval import equal_interval
+from rco.strategies.explicit import explicit
+from rco.strategies.greedy import Greedy
 from rco.strategies.hardness import FLOOR, kl, relative, route_hardness
+from rco.strategies.lr_decay import lr_decay
+from rco.strategies.walk import Choice, next_anchor, planned_lengths, stage_epochs
+from rco.strategies.worthy import Worthy
 
 routes = st.sets(st.integers(1, 300), min_size=1, max_size=40).map(lambda s: tuple(sorted(s)))
 
 
-def walk(config: AnchorConfig, epochs: tuple[int, ...], rows: list[list[float]], decays: tuple[int, ...] = ()) -> list[Choice]:
-    """Follow a strategy to its end; rows[i] is the hardness row of the student after stage i (row 0: the initial one)."""
+def trained(epochs: Sequence[int], accuracies: Sequence[float] = (), decays: Sequence[int] = ()) -> TrainedRoute:
+    known = tuple(accuracies) or tuple(np.linspace(0.5, 0.9, len(epochs)))
+    return TrainedRoute(epochs=tuple(epochs), decays=tuple(decays), accuracies=known)
+
+
+def level(row: Sequence[float], accuracy: float = 0.0, anchors: Sequence[float] = ()) -> StudentLevel:
+    """A student: how hard the checkpoints are for it, its accuracy, and theirs."""
+    return StudentLevel(np.array(row, dtype=float), accuracy, np.array(anchors if len(anchors) else np.ones(len(row))))
+
+
+def walk(strategy: Strategy, route: TrainedRoute, students: Sequence[StudentLevel]) -> list[Choice]:
+    """Follow a strategy to its end; students[i] is the student after stage i (0: the initial one)."""
     chosen: list[Choice] = []
     while True:
-        row = np.array(rows[min(len(chosen), len(rows) - 1)])
-        choice = next_anchor(config, epochs, decays, chosen=[c.index for c in chosen], hardness=row)
+        student = students[min(len(chosen), len(students) - 1)]
+        choice = next_anchor(strategy, route, chosen=[c.index for c in chosen], student=student)
         if choice is None:
             return chosen
         chosen.append(choice)
+
+
+def lengths(strategy: Strategy, route: TrainedRoute, chosen: Sequence[Choice], total: int) -> list[int]:
+    """Epochs of the stages."""
+    made: list[int] = []
+    for c in chosen:
+        stages = strategy.most_stages(route)
+        made.append(stage_epochs(total, stages, done=sum(made), remaining=c.remaining, last=c.last))
+    return made
 
 
 class TestEqualInterval:
@@ -64,7 +92,7 @@ class TestDecay:
         assert lr_decay((10, 20, 30), (11, 12, 25)) == (10, 20, 30)
 
     def test_refused_without_decays_or_early_checkpoints(self) -> None:
-        with pytest.raises(InputError, match="never decayed"):
+        with pytest.raises(InputError, match="learning rate was decayed, and this one"):
             lr_decay((10, 20), ())
         with pytest.raises(InputError, match="no checkpoint up to the decay after epoch 5"):
             lr_decay((10, 20), (5,))
@@ -84,11 +112,11 @@ class TestExplicit:
 
     def test_out_of_order_is_refused_before_anything_else(self) -> None:
         with pytest.raises(InputError, match="not in increasing order"):
-            AnchorConfig(strategy="explicit", anchor_epochs=(10, 5))
+            AnchorConfig.of(strategy="explicit", anchor_epochs=(10, 5))
 
 
 class TestGreedy:
-    config = AnchorConfig(strategy="greedy", n_anchors=10, delta=1.5)
+    search = Greedy(n_anchors=10, delta=1.5)
 
     def test_known_answer_on_a_hand_made_route(self) -> None:
         epochs = (10, 20, 30, 40, 50)
@@ -98,33 +126,30 @@ class TestGreedy:
             [9, 9, 2.0, 3.2, 3.0],  # after anchor 2: r = 1.6 > 1.5 at once -> index 3
             [9, 9, 9, 1.0, 1.4],  # after anchor 3: the end
         ]
-        chosen = walk(self.config, epochs, rows)
+        chosen = walk(self.search, trained(epochs), [level(row) for row in rows])
         assert [c.epoch for c in chosen] == [10, 30, 40, 50]
         assert [c.last for c in chosen] == [False, False, False, True]
         assert "r = 1.50 <= 1.5; epoch 40 has r = 1.60" in chosen[1].reason
         assert "r = 1.60 > 1.5" in chosen[2].reason
 
     def test_a_dip_beyond_a_hard_checkpoint_is_not_leapt_to(self) -> None:
-        choice = next_anchor(self.config, (1, 2, 3, 4, 5), (), chosen=[0], hardness=np.array([1, 1.2, 9, 1.0, 9.0]))
+        choice = next_anchor(self.search, trained((1, 2, 3, 4, 5)), chosen=[0], student=level([1, 1.2, 9, 1.0, 9.0]))
         assert choice is not None
         assert choice.index == 1
 
     def test_first_epoch(self) -> None:
-        config = AnchorConfig(strategy="greedy", first_epoch=20)
-        choice = next_anchor(config, (10, 20, 30), ())
+        choice = next_anchor(Greedy(first_epoch=20), trained((10, 20, 30)), student=level([1, 1, 1]))
         assert choice is not None
         assert choice.epoch == 20
         with pytest.raises(InputError, match=r"first_epoch = 25.*10, 20, 30"):
-            plan(AnchorConfig(strategy="greedy", first_epoch=25), (10, 20, 30), ())
+            Greedy(first_epoch=25).most_stages(Schedule(epochs=(10, 20, 30)))
 
     def test_single_checkpoint_is_plain_distillation(self) -> None:
-        chosen = walk(self.config, (200,), [[1.0]])
+        chosen = walk(self.search, trained((200,)), [level([1.0])])
         assert [(c.epoch, c.last) for c in chosen] == [(200, True)]
 
     def test_maximum_of_stages_ends_at_the_teacher(self) -> None:
-        config = AnchorConfig(strategy="greedy", n_anchors=3, delta=1.0)
-        hard = [[1.0, *[9.0] * 19]] * 3
-        chosen = walk(config, tuple(range(1, 21)), hard)
+        chosen = walk(Greedy(n_anchors=3, delta=1.0), trained(range(1, 21)), [level([1.0, *[9.0] * 19])])
         assert [c.epoch for c in chosen] == [1, 2, 20]
 
     def test_floor_keeps_a_perfect_student_moving(self) -> None:
@@ -134,33 +159,127 @@ class TestGreedy:
     def test_advances_ends_at_the_teacher_and_never_exceeds_the_maximum(
         self, epochs: tuple[int, ...], data: st.DataObject
     ) -> None:
-        config = AnchorConfig(
-            strategy="greedy",
+        search = Greedy(
             n_anchors=data.draw(st.integers(1, 12)),
             delta=data.draw(st.floats(0.01, 100)),
             first_epoch=data.draw(st.sampled_from((0, *epochs))),
         )
         row = st.lists(st.floats(0, 50), min_size=len(epochs), max_size=len(epochs))
-        rows = [data.draw(row) for _ in range(min(config.n_anchors, 4))]
-        chosen = walk(config, epochs, rows)
+        chosen = walk(search, trained(epochs), [level(data.draw(row)) for _ in range(min(search.n_anchors, 4))])
         indices = [c.index for c in chosen]
         assert indices == sorted(set(indices)), "the route always advances"
         assert chosen[-1].index == len(epochs) - 1, "it ends at the converged teacher"
         assert [c.last for c in chosen] == [*[False] * (len(chosen) - 1), True]
-        assert 1 <= len(chosen) <= min(config.n_anchors, len(epochs)), "the maximum is never exceeded"
+        assert 1 <= len(chosen) <= min(search.n_anchors, len(epochs)), "the maximum is never exceeded"
         assert [c.stage for c in chosen] == list(range(1, len(chosen) + 1))
 
 
-@given(routes, st.sampled_from(["equal-interval", "greedy"]), st.integers(1, 12), st.integers(1, 400))
-def test_stage_epochs_add_up_to_the_students_epochs(epochs: tuple[int, ...], strategy: str, n: int, spare: int) -> None:
-    config = AnchorConfig(strategy=strategy, n_anchors=min(n, len(epochs)), delta=1.2)
-    stages = stage_count(config, epochs, ())
-    total = stages + spare
-    rows = [list(np.linspace(1, 3, len(epochs)))]
-    lengths = [stage_epochs(total, stages, c.stage, last=c.last) for c in walk(config, epochs, rows)]
-    assert sum(lengths) == total
-    assert min(lengths) >= 1
-    assert len(set(lengths[:-1])) <= 1, "all stages but the last are equally long"
+class TestAccuracyInterval:
+    def test_known_answers(self) -> None:
+        assert accuracy_interval([0.1, 0.4, 0.5, 0.6, 0.62, 0.64, 0.7], 3) == (0, 1, 6)
+        assert accuracy_interval([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 4) == (0, 2, 4, 6)
+        assert accuracy_interval([0.5, 0.9, 0.9, 0.9], 1) == (3,)
+
+    def test_a_leap_leaves_room_for_the_anchors_that_follow(self) -> None:
+        assert accuracy_interval([0.1, 0.1, 0.1, 0.9], 4) == (0, 1, 2, 3)
+        assert accuracy_interval([0.1, 0.9, 0.9, 0.9, 0.9], 3) == (0, 1, 4)
+
+    def test_a_route_that_gets_worse(self) -> None:
+        assert accuracy_interval([0.9, 0.5, 0.4, 0.3], 3) == (0, 2, 3)
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.data())
+    def test_always_n_increasing_anchors_ending_at_the_teacher(self, accuracies: list[float], data: st.DataObject) -> None:
+        n = data.draw(st.integers(1, len(accuracies)))
+        chosen = accuracy_interval(accuracies, n)
+        assert len(chosen) == n
+        assert list(chosen) == sorted(set(chosen))
+        assert chosen[-1] == len(accuracies) - 1
+
+    @given(st.integers(2, 30), st.integers(2, 8), st.floats(0, 0.4), st.floats(0.5, 1))
+    def test_a_straight_rise_is_an_equal_interval(self, steps: int, n: int, low: float, high: float) -> None:
+        accuracies = [low + (high - low) * i / (steps * (n - 1)) for i in range(steps * (n - 1) + 1)]
+        chosen = accuracy_interval(accuracies, n)
+        assert all(abs(i - k * steps) <= 1 for k, i in enumerate(chosen)), "a checkpoint is at most one off, by rounding"
+
+    def test_more_anchors_than_checkpoints_are_refused_before_the_teacher_is_trained(self) -> None:
+        with pytest.raises(InputError, match=r"n_anchors = 4.*3 checkpoints"):
+            AccuracyInterval(n_anchors=4).most_stages(Schedule(epochs=(1, 2, 3)))
+
+
+class TestWorthy:
+    route = trained((10, 20, 30, 40))
+    anchors = (0.3, 0.5, 0.7, 0.9)
+
+    def students(self, *accuracies: float) -> list[StudentLevel]:
+        return [level([1.0] * 4, accuracy, self.anchors) for accuracy in accuracies]
+
+    def test_a_student_that_is_never_better_walks_the_equal_interval(self) -> None:
+        chosen = walk(Worthy(n_anchors=4), self.route, self.students(0.1, 0.3, 0.5, 0.7))
+        assert [c.epoch for c in chosen] == [10, 20, 30, 40]
+        assert lengths(Worthy(n_anchors=4), self.route, chosen, 11) == list(planned_lengths(11, 4)) == [2, 2, 2, 5]
+
+    def test_weaker_anchors_are_skipped_and_later_stages_share_their_epochs(self) -> None:
+        chosen = walk(Worthy(n_anchors=4), self.route, self.students(0.1, 0.6))
+        assert [c.epoch for c in chosen] == [10, 30, 40]
+        assert chosen[1].reason == "anchor 3 of 4; epoch 20 skipped: the student, at 60.0% of the probe set, is better"
+        assert lengths(Worthy(n_anchors=4), self.route, chosen, 80) == [20, 30, 30]
+
+    def test_an_anchor_as_good_as_the_student_is_worthy(self) -> None:
+        assert [c.epoch for c in walk(Worthy(n_anchors=4), self.route, self.students(0.5))] == [20, 30, 40]
+
+    def test_the_converged_teacher_is_never_skipped(self) -> None:
+        chosen = walk(Worthy(n_anchors=4), self.route, self.students(0.95))
+        assert [(c.epoch, c.last) for c in chosen] == [(40, True)]
+        assert lengths(Worthy(n_anchors=4), self.route, chosen, 80) == [80]
+
+    @given(routes, st.data())
+    def test_no_anchor_is_weaker_than_its_student_but_the_last(self, epochs: tuple[int, ...], data: st.DataObject) -> None:
+        strategy = Worthy(n_anchors=data.draw(st.integers(1, len(epochs))))
+        anchors = data.draw(st.lists(st.floats(0, 1), min_size=len(epochs), max_size=len(epochs)))
+        accuracies = data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+        chosen = walk(strategy, trained(epochs), [level([1.0] * len(epochs), a, anchors) for a in accuracies])
+        for i, c in enumerate(chosen[:-1]):
+            assert anchors[c.index] >= accuracies[min(i, len(accuracies) - 1)]
+        assert {c.epoch for c in chosen} <= set(equal_interval(epochs, strategy.n_anchors))
+
+
+class TestEveryStrategy:
+    """What holds for all that are registered, also for one that was registered a minute ago."""
+
+    @staticmethod
+    def made(name: str, route: TrainedRoute, n: int) -> Strategy:
+        own = {"n_anchors": n, "anchor_epochs": tuple(sorted({route.epochs[0], route.epochs[-1]}))}
+        known = STRATEGIES[name].__dataclass_fields__
+        return STRATEGIES[name](**{parameter: value for parameter, value in own.items() if parameter in known})
+
+    @pytest.mark.parametrize("name", STRATEGIES.names)
+    @given(epochs=routes, data=st.data())
+    def test_it_walks_up_the_route_to_the_teacher_in_the_stages_it_promised(
+        self, name: str, epochs: tuple[int, ...], data: st.DataObject
+    ) -> None:
+        numbers = st.lists(st.floats(0, 1), min_size=len(epochs), max_size=len(epochs))
+        decays = data.draw(st.sets(st.integers(epochs[0], epochs[-1]), min_size=1).map(sorted))
+        route = trained(epochs, data.draw(numbers), decays)
+        strategy = self.made(name, route, data.draw(st.integers(1, len(epochs))))
+        rows, anchors = data.draw(st.lists(numbers, min_size=1, max_size=3)), data.draw(numbers)
+        chosen = walk(strategy, route, [level(row, data.draw(st.floats(0, 1)), anchors) for row in rows])
+        indices = [c.index for c in chosen]
+        assert indices == sorted(set(indices)), "the route always advances"
+        assert indices[-1] == len(epochs) - 1, "it ends at the converged teacher"
+        assert [c.stage for c in chosen] == list(range(1, len(chosen) + 1))
+        assert len(chosen) <= strategy.most_stages(Schedule(epochs=route.epochs, decays=route.decays))
+        assert all(c.reason for c in chosen)
+        total = strategy.most_stages(route) + data.draw(st.integers(0, 400))
+        given = lengths(strategy, route, chosen, total)
+        assert sum(given) == total
+        assert min(given) >= 1
+
+    @pytest.mark.parametrize("name", STRATEGIES.names)
+    def test_it_is_described_and_has_a_branch(self, name: str) -> None:
+        from rco.config.kinds import DESCRIBED, KINDS
+
+        assert STRATEGIES[name].summary == DESCRIBED[name]
+        assert KINDS[name] == {"strategy": name}
 
 
 class TestHardness:

@@ -56,7 +56,7 @@ class TestBranches:
         assert branches["kd"].config.anchors.n_anchors == 1
         like = branches["kd-restart"].like
         assert like is not None
-        assert (like.anchors.strategy, like.anchors.n_anchors) == ("equal-interval", 4)
+        assert like.anchors.strategy == EqualInterval(n_anchors=4)
         assert [n for n, b in branches.items() if b.follows_route] == ["equal-interval", "lr-decay", "greedy"]
 
     def test_what_does_not_matter_to_a_branch_is_not_in_its_settings(self) -> None:
@@ -127,7 +127,7 @@ class TestBranches:
         branches = {b.name: b for b in make_branches({"n_anchors": 3}, restart_like="lr-decay")}
         like = branches["kd-restart"].like
         assert like is not None
-        assert like.anchors.strategy == "lr-decay"
+        assert like.anchors.strategy == LrDecay()
 
     def test_parameters_there_and_back(self) -> None:
         made = Comparison.of({"branches": "kd,greedy", "seeds": "4,1", "tau": "2", "grid": {"delta": ["1.2", 2]}})

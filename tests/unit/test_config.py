@@ -63,8 +63,15 @@ def test_bad_values_name_parameter_value_and_remedy(name: str, value: object, wo
 
 
 def test_lr_decay_needs_a_schedule_with_decays() -> None:
-    with pytest.raises(InputError, match="teacher_schedule = 'cosine'"):
-        RunConfig.from_flat({"strategy": "lr-decay", "teacher_schedule": "cosine"})
+    config = RunConfig.from_flat({"strategy": "lr-decay", "teacher_schedule": "cosine"})
+    with pytest.raises(InputError, match="Use teacher_schedule = multistep"):
+        stages_needed(config)
+
+
+def test_a_parameter_of_another_plug_in_is_refused() -> None:
+    with pytest.raises(UnusedError, match=r"delta = 2.0: means nothing with strategy = lr-decay.*or set strategy = greedy$"):
+        RunConfig.from_flat({"strategy": "lr-decay", "delta": 2})
+    assert RunConfig.from_flat({"strategy": "lr-decay", "delta": 1.5}), "a form gives every parameter, with its default"
 
 
 def test_flat_round_trip_and_strings() -> None:

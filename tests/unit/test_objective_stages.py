@@ -33,7 +33,7 @@ from rco.training.teacher import train_teacher
 from tests.conftest import CPU
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8, embedding_dim=6)
-ANCHORS = AnchorConfig(strategy="explicit", anchor_epochs=(1, 2))
+ANCHORS = AnchorConfig.of(strategy="explicit", anchor_epochs=(1, 2))
 TRAIN = TrainConfig(epochs=4, batch_size=256, augment="shift")
 # From 8 channels of 8x8 to 16 of 4x4.
 TAPS = {"student_tap": "stage1", "teacher_tap": "stage2"}
@@ -110,7 +110,7 @@ class TestRoute:
 
     def test_student_learns_the_hint(self, route: Route, data: Dataset) -> None:
         _, rows = walked(
-            route, data, config("hint"), anchors=AnchorConfig(n_anchors=1), train=TrainConfig(epochs=6, batch_size=64)
+            route, data, config("hint"), anchors=AnchorConfig.of(n_anchors=1), train=TrainConfig(epochs=6, batch_size=64)
         )
         assert rows[-1]["hint_loss"] < 0.7 * rows[0]["hint_loss"]
 

@@ -204,7 +204,7 @@ class TestNotebook:
         train = TrainConfig(epochs=4, batch_size=128)
         route = rco.train_route(data, "digits-cnn-s", tmp_path / "route", train=train, checkpoint_every=2, compute=CPU)
         assert isinstance(route, Route)
-        anchors = AnchorConfig(strategy="equal-interval", n_anchors=2)
+        anchors = AnchorConfig.of(strategy="equal-interval", n_anchors=2)
         student, rows = rco.distill_student("digits-mlp", route, data, anchors=anchors, train=train, compute=CPU)
         assert not student.training
         assert [(row["stage"], row["anchor_epoch"]) for row in rows] == [(1, 2), (1, 2), (2, 4), (2, 4)]
@@ -221,7 +221,7 @@ class TestNotebook:
         import sys
 
         code = (
-            "import rco.tasks.selection, rco.strategies.anchors, rco.models.route, sys;"
+            "import rco.tasks.selection, rco.strategies.walk, rco.models.route, sys;"
             "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'boto3', 'matplotlib', 'sklearn')))"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

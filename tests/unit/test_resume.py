@@ -206,8 +206,8 @@ class TestEveryInterruption:
     @pytest.mark.parametrize(
         "anchors",
         [
-            AnchorConfig(strategy="greedy", delta=1.01, n_anchors=2),
-            AnchorConfig(strategy="explicit", anchor_epochs=(1, 2, 3)),
+            AnchorConfig.of(strategy="greedy", delta=1.01, n_anchors=2),
+            AnchorConfig.of(strategy="explicit", anchor_epochs=(1, 2, 3)),
         ],
         ids=["greedy", "explicit"],
     )

@@ -173,7 +173,7 @@ class TestStage:
         assert not same(initial, state(student)), "the student did learn"
 
     def test_optimiser_and_schedule_restart_at_every_stage(self, route: Route, data: Dataset) -> None:
-        config = AnchorConfig(strategy="equal-interval", n_anchors=2)
+        config = AnchorConfig.of(strategy="equal-interval", n_anchors=2)
         rows = list(
             distill_route(STUDENT.build(0), route, data, anchors=config, train=TrainConfig(epochs=8, lr=0.1), compute=CPU)
         )
@@ -198,7 +198,7 @@ class TestStage:
                 walked,
                 route,
                 data,
-                anchors=AnchorConfig(strategy="explicit", anchor_epochs=(1, 4)),
+                anchors=AnchorConfig.of(strategy="explicit", anchor_epochs=(1, 4)),
                 train=TrainConfig(epochs=4, batch_size=128),
                 compute=CPU,
             )
@@ -226,7 +226,7 @@ class TestStage:
     def test_every_strategy_meets_the_converged_teacher_and_never_runs_off_the_route(
         self, route: Route, data: Dataset, strategy: str
     ) -> None:
-        config = AnchorConfig(strategy=strategy, n_anchors=4, delta=1.2)
+        config = AnchorConfig.of(strategy=strategy, n_anchors=4, delta=1.2)
         train = TrainConfig(epochs=13, batch_size=512)  # more epochs than checkpoints
         rows = list(distill_route(STUDENT.build(0), route, data, anchors=config, train=train, compute=CPU))
         assert rows[-1]["anchor_epoch"] == 4
@@ -253,7 +253,7 @@ class TestStage:
                 student,
                 Route.open(tmp_path / "route"),
                 without,
-                anchors=AnchorConfig(n_anchors=1),
+                anchors=AnchorConfig.of(n_anchors=1),
                 train=TrainConfig(epochs=1),
                 compute=CPU,
             )
