@@ -31,6 +31,7 @@ def machine_checks(home: Path, device: str = "auto", limit: float = LIMIT) -> di
     return {
         "Python": python,
         "libraries": libraries,
+        "plug-ins": plugins,
         "PyTorch": partial(pytorch, device, limit),
         "machine": machine,
         "state": partial(writable, "state", home, "Name another directory with --home"),
@@ -75,6 +76,18 @@ def libraries() -> list[Finding]:
         return [Finding(name="libraries", status=FAIL, found=", ".join(wrong), next_step=_FIX_INSTALL)]
     shown = ", ".join(f"{name} {versions[name]}" for name in ("mlflow", "kfp", "boto3") if name in versions)
     return [Finding(name="libraries", status=OK, found=f"all {len(versions)} are in range: {shown}")]
+
+
+def plugins() -> list[Finding]:
+    """Check the plug-ins of other packages that are installed here; nothing, if there are none."""
+    from rco.config.plugins import failures, installed
+
+    wrong = [
+        Finding(name="plug-ins", status=FAIL, found=problem, next_step="Mend that package, or uninstall it")
+        for problem in failures()
+    ]
+    right = [Finding(name="plug-ins", status=OK, found=f"{name} of {origin}") for name, origin in installed().items()]
+    return wrong + right
 
 
 def pytorch(device: str, limit: float) -> list[Finding]:

@@ -12,6 +12,7 @@ from pipelines.cli.cluster import compile_command, submit, upload, wait
 from pipelines.cli.machine import doctor
 from pipelines.cli.route import import_route
 from pipelines.cli.runs import compare, run, sweep, sync
+from rco.config.plugins import failures
 from rco.core.errors import InputError, disk_full
 
 
@@ -19,6 +20,8 @@ class Commands(click.Group):
     """Bad input is one paragraph and exit status 2, never a traceback; so is a full disk, with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for problem in failures():
+            click.echo(f"rco: warning: {problem}", err=True)
         try:
             return super().invoke(ctx)
         except InputError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -103,6 +103,7 @@ class Parameter:
         registry: of a parameter that chooses a plug-in: those it chooses from.
         chooser: of a plug-in's own parameter: the flat parameter that chooses the plug-in.
         owners: of a plug-in's own parameter: the plug-ins that read it.
+        owned_in: the registry of these.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Parameter:
     registry: Registry[Any] | None = None
     chooser: str = ""
     owners: tuple[str, ...] = ()
+    owned_in: Registry[Any] | None = None
 
 
 # Group -> prefix of its flat names.
@@ -139,39 +141,46 @@ def _flat_name(prefix: str, name: str) -> str:
 
 def _parameters() -> dict[str, Parameter]:
     defaults = RunConfig()
-    result: dict[str, Parameter] = {}
-
-    def add(p: Parameter) -> None:
-        if p.name in result:
-            raise TypeError(f"the parameter {p.name} of {', '.join(p.owners) or p.group} has a name that is taken")
+    found = [p for group, prefix in _GROUPS.items() for p in _parameters_of(getattr(defaults, group), group, prefix)]
+    ours, result = {p.name for p in found if not _foreign(p)}, dict[str, Parameter]()
+    for p in found:
+        if p.name in result or (_foreign(p) and p.name in ours):
+            if not (foreign := _foreign(p)):
+                raise TypeError(f"the parameter {p.name} of {p.group} has a name that is taken")
+            for registry, owner in foreign:  # a plug-in of another package takes nothing down
+                registry.refuse(owner, f"the name of its parameter {p.name} is taken")
+            return _parameters()
         result[p.name] = p
-
-    for group, prefix in _GROUPS.items():
-        config = getattr(defaults, group)
-        hints = typing.get_type_hints(type(config))
-        for f in fields(config):
-            name, value = _flat_name(prefix, f.name), getattr(config, f.name)
-            registry = registry_of(f)
-            if registry is None:
-                add(Parameter(name, *_kind(hints[f.name]), jsonable(value), f.metadata["help"], group, f.name))
-                continue
-            help = f"{f.metadata['help']}: {' | '.join(registry.names)}"
-            add(Parameter(name, str, None, value.plugin_name, help, group, f.name, registry=registry))
-            for own in registry.parameters.values():
-                owners = registry.owners(own.name)
-                add(
-                    Parameter(
-                        _flat_name(prefix, own.name),
-                        *_kind(typing.get_type_hints(registry[owners[0]])[own.name]),
-                        jsonable(getattr(value, own.name, own.default)),
-                        registry.help(own.name),
-                        group,
-                        own.name,
-                        chooser=name,
-                        owners=owners,
-                    )
-                )
     return result
+
+
+def _foreign(p: Parameter) -> list[tuple[Registry[Any], str]]:
+    """The plug-ins that own a parameter, if all of them are of other packages."""
+    if not p.owners or p.owned_in is None or any(p.owned_in.origin(owner) is None for owner in p.owners):
+        return []
+    return [(p.owned_in, owner) for owner in p.owners]
+
+
+def _parameters_of(config: Any, group: str, prefix: str) -> Iterator[Parameter]:
+    hints = typing.get_type_hints(type(config))
+    for f in fields(config):
+        name, value = _flat_name(prefix, f.name), getattr(config, f.name)
+        registry = registry_of(f)
+        if registry is None:
+            yield Parameter(name, *_kind(hints[f.name]), jsonable(value), f.metadata["help"], group, f.name)
+            continue
+        help = f"{f.metadata['help']}: {' | '.join(registry.names)}"
+        yield Parameter(name, str, None, value.plugin_name, help, group, f.name, registry=registry)
+        for own in registry.parameters.values():
+            owners = registry.owners(own.name)
+            kind = _kind(typing.get_type_hints(registry[owners[0]])[own.name])
+            default = jsonable(getattr(value, own.name, own.default))
+            yield Parameter(
+                *(_flat_name(prefix, own.name), *kind, default, registry.help(own.name), group, own.name),
+                chooser=name,
+                owners=owners,
+                owned_in=registry,
+            )
 
 
 def _kind(hint: Any) -> tuple[type, type | None]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -67,11 +68,23 @@ class Registry(Generic[P]):
         setting: the parameter that chooses among them, such as "strategy".
         base: what all of them are.
         package: the package whose modules register those that are built in.
-        group: of the entry points of other packages.
+        helpers: modules of this package that register nothing; those who need them import them.
+        group: of the entry points of other packages; empty: the package's name.
+        reserved: names that no plug-in may have.
     """
 
-    def __init__(self, setting: str, base: type[P], *, package: str, group: str = "") -> None:
+    def __init__(
+        self,
+        setting: str,
+        base: type[P],
+        *,
+        package: str,
+        helpers: tuple[str, ...] = (),
+        group: str = "",
+        reserved: tuple[str, ...] = (),
+    ) -> None:
         self.setting, self.base, self.package, self.group = setting, base, package, group or package
+        self.helpers, self.reserved = helpers, reserved
         self.failures: dict[str, str] = {}
         self._classes: dict[str, type[P]] = {}
         self._origins: dict[str, Distribution] = {}
@@ -80,7 +93,8 @@ class Registry(Generic[P]):
         """Decorate a plug-in's class.
 
         Raises:
-            TypeError: it is not a frozen dataclass of this kind, a field has no help, or the name is taken.
+            TypeError: it is not a frozen dataclass of this kind, a field has no help, the name is taken, or a parameter has
+                another type or default than that of another plug-in with the same name.
         """
 
         def add(cls: type[P]) -> type[P]:
@@ -91,8 +105,11 @@ class Registry(Generic[P]):
             for f in fields(cls):
                 if "help" not in f.metadata or f.default is dataclasses.MISSING:
                     raise TypeError(f"{cls.__qualname__}.{f.name} must be a setting(default, help)")
+            if name in self.reserved:
+                raise TypeError(f"{self.setting} {name!r} is a name that means something else")
             if (other := self._classes.get(name)) is not None and other.__module__ != cls.__module__:
                 raise TypeError(f"{self.setting} {name!r} is taken by {other.__module__}.{other.__qualname__}")
+            self._require_like(cls)
             cls.plugin_name = name
             self._classes[name] = cls
             return cls
@@ -102,30 +119,38 @@ class Registry(Generic[P]):
     @cached_property
     def _loaded(self) -> dict[str, type[P]]:
         package = importlib.import_module(self.package)
-        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        for module in sorted({m.name for m in pkgutil.iter_modules(package.__path__)} - {*self.helpers}):
             importlib.import_module(f"{self.package}.{module}")
         for entry in sorted(entry_points(group=self.group), key=lambda e: (e.name, e.value)):
             self._load(entry)
         return dict(sorted(self._classes.items()))
 
     def _load(self, entry: EntryPoint) -> None:
-        built_in = entry.name in self._classes
+        before, package = set(self._classes), entry.module.partition(".")[0]
+        problem = ""
         try:
             entry.load()
-            problem = (
-                f"the name {entry.name!r} is taken"
-                if built_in
-                else ""
-                if entry.name in self._classes
-                else f"{entry.value} registers no {self.setting} of that name"
-            )
+            cls = self._classes.get(entry.name)
+            if cls is None:
+                problem = f"{entry.value} registers no {self.setting} of that name"
+            elif cls.__module__.partition(".")[0] != package:
+                problem = f"the name is taken by {cls.__module__}"
         except Exception as error:  # whatever another package's code raises
             problem = f"{type(error).__name__}: {error}"
-        dist = entry.dist
+        new = set(self._classes) - before
         if problem:
-            self.failures[entry.name] = f"{dist.name if dist else entry.value}: {problem}"
-        elif dist is not None:
-            self._origins[entry.name] = dist
+            self.failures[entry.name] = f"{entry.dist.name if entry.dist else entry.value}: {problem}"
+            for name in new:
+                del self._classes[name]
+        elif entry.dist is not None:
+            self._origins |= dict.fromkeys({*new, entry.name}, entry.dist)
+
+    def refuse(self, name: str, problem: str) -> None:
+        """Do without a plug-in of another package."""
+        dist = self._origins.pop(name)
+        self.failures[name] = f"{dist.name}: {problem}"
+        del self._loaded[name]
+        self.__dict__.pop("parameters", None)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,19 +182,19 @@ class Registry(Generic[P]):
 
     @cached_property
     def parameters(self) -> dict[str, dataclasses.Field[Any]]:
-        """The parameters of all plug-ins by name; of one with several owners, the first's field.
-
-        Raises:
-            TypeError: two plug-ins give one name to parameters of different types or defaults.
-        """
+        """The parameters of all plug-ins by name; of one with several owners, the first's field."""
         found: dict[str, dataclasses.Field[Any]] = {}
         for cls in self:
             for f in fields(cls):  # type: ignore[arg-type]
-                known = found.setdefault(f.name, f)
-                if (known.type, known.default) != (f.type, f.default):
-                    owners = ", ".join(self.owners(f.name))
-                    raise TypeError(f"{f.name} of {owners}: plug-ins that share a parameter share its type and default")
+                found.setdefault(f.name, f)
         return found
+
+    def _require_like(self, cls: type[P]) -> None:
+        for name, other in self._classes.items():
+            known = _declared(other)
+            for parameter, declared in _declared(cls).items():
+                if known.get(parameter, declared) != declared:
+                    raise TypeError(f"{parameter} has another type or default than that of {self.setting} {name!r}")
 
     def help(self, parameter: str) -> str:
         """What a parameter means to each of its owners."""
@@ -178,6 +203,11 @@ class Registry(Generic[P]):
             (f,) = (f for f in fields(self[name]) if f.name == parameter)  # type: ignore[arg-type]
             said.setdefault(f.metadata["help"], []).append(name)
         return "; ".join(f"{', '.join(names)}: {text}" for text, names in said.items())
+
+
+def _declared(cls: Any) -> dict[str, tuple[Any, Any]]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f.default) for f in fields(cls)}
 
 
 def plugin_setting(registry: Registry[P], default: str, help: str) -> Any:

@@ -6,7 +6,8 @@ A strategy is one of three kinds, which say when its choice is made:
 - `Measured`: when the teacher has been trained, from its accuracy at every checkpoint (`TrainedRoute`);
 - `Adaptive`: stage by stage, from what the student has learnt so far (`StudentLevel`).
 
-All are pure functions: no I/O, no torch. How many stages there may be is known before anything is trained.
+All are pure functions: no I/O, no torch, and no NumPy before there is something to compute. How many stages there may be is
+known before anything is trained.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from rco.core.plugins import Plugin, Registry
-from rco.strategies.hardness import route_hardness
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ class StudentLevel:
             student: (N, K).
             tau: temperature of the hardness.
         """
+        from rco.strategies.hardness import route_hardness
+
         return cls(
             hardness=route_hardness(route, student, tau),
             accuracy=float((student.argmax(-1) == labels).mean()),
@@ -175,4 +178,10 @@ class Adaptive(Strategy):
         """
 
 
-STRATEGIES: Registry[Strategy] = Registry("strategy", Strategy, package="rco.strategies")  # type: ignore[type-abstract]
+STRATEGIES: Registry[Strategy] = Registry(
+    "strategy",
+    Strategy,  # type: ignore[type-abstract]
+    package="rco.strategies",
+    helpers=("base", "config", "hardness", "walk"),
+    reserved=("scratch", "kd", "kd-restart"),  # baselines of a comparison
+)

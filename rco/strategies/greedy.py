@@ -9,7 +9,6 @@ from typing import ClassVar
 from rco.core.errors import InputError
 from rco.core.settings import at_least, positive, setting
 from rco.strategies.base import STRATEGIES, Adaptive, Pick, Schedule, StudentLevel, TrainedRoute
-from rco.strategies.hardness import relative
 
 
 @STRATEGIES.register("greedy")
@@ -54,6 +53,8 @@ class Greedy(Adaptive):
         if not chosen:
             first = epochs.index(self.first_epoch) if self.first_epoch else 0
             return first, f"the first anchor is {'first_epoch' if self.first_epoch else 'the first checkpoint of the route'}"
+        from rco.strategies.hardness import relative
+
         i = j = chosen[-1]
         r = relative(student.hardness, i)
         while j < end and r[j + 1] <= self.delta:

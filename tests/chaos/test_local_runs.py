@@ -17,7 +17,7 @@ import pytest
 from rco.core.files import sha256_of
 from rco.tracking.record import Record
 from tests.in_process import Walk
-from tests.local_runs import TINY, Ran, client, processes_of, runs_of
+from tests.local_runs import Ran, client, processes_of, runs_of, tiny
 
 
 def _hear_signals() -> None:
@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypat
 
 def _uninterrupted(folder: Path, parameters: dict[str, Any]) -> dict[str, Record]:
     """The same tasks, in this process; returns the records."""
-    walk = Walk(folder, **{**TINY, **parameters})
+    walk = Walk(folder, **tiny(**parameters))
     walk.prepare()
     walk.teach()
     return {"student": walk.walk(), "teacher": Record.read(walk.index)}
@@ -111,9 +111,7 @@ def _uninterrupted(folder: Path, parameters: dict[str, Any]) -> dict[str, Record
 
 def _kill_at(home: Path, parameters: dict[str, Any], task: str, point: str) -> None:
     """Run the pipeline, and kill all its processes at once when there is such a resume point."""
-    request = (
-        f"from pipelines.local.run import run; from pathlib import Path; run({ {**TINY, **parameters}!r}, Path({str(home)!r}))"
-    )
+    request = f"from pipelines.local.run import run; from pathlib import Path; run({tiny(**parameters)!r}, Path({str(home)!r}))"
     process = subprocess.Popen([sys.executable, "-c", request], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(";")

@@ -167,6 +167,8 @@ def test_bad_input_is_one_paragraph(arguments: list[str], words: str, tmp_path: 
 
 
 TINY = {**local_runs.TINY, "seeds": [0, 1]}
+#: Of branches without anchors.
+PLAIN = {**{name: value for name, value in TINY.items() if name != "n_anchors"}, "branches": ["kd", "scratch"]}
 
 
 class Compared:
@@ -334,7 +336,7 @@ class TestRealRun:
             for p in (first.home / "pipeline").glob("*/train-teacher/route/manifest.json")
             if (p.parent / "epoch-0006.safetensors").exists()
         )
-        parameters = {**TINY, "route": str(manifest.parent), "data_seed": 1, "branches": ["kd", "scratch"]}
+        parameters = {**PLAIN, "route": str(manifest.parent), "data_seed": 1}
         checked = comparison_tasks.check_comparison(parameters, slots=[1, 1])
         prepare_data(checked["data"], dataset=tmp_path / "data")
         for slot in (1, 2):  # of both branches the first task
@@ -360,14 +362,13 @@ class Net(torch.nn.Module):
         (tmp_path / "trapnets.py").write_text(trap)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(RunFailedError, match="trap sprung"):
-            Compared(first.home, student="trapnets:Net", branches=["kd", "scratch"])
+            run({**PLAIN, "student": "trapnets:Net"}, first.home, pipeline="comparison")
         assert "RUNNING" not in statuses(first.home)
         assert "FAILED" in statuses(first.home)
 
 
 def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> None:
-    plain = {name: value for name, value in TINY.items() if name != "n_anchors"}
-    checked = comparison_tasks.check_comparison({**plain, "branches": ["kd", "scratch"]}, slots=[1, 2, 1, 4], outputs=MOST)
+    checked = comparison_tasks.check_comparison(PLAIN, slots=[1, 2, 1, 4], outputs=MOST)
     used = [k for k in range(1, MOST + 1) if checked[f"branch_{k}"]]
     assert used == [1, 3]
     for name in ("students_2", "choice_2", "branch_2", "measure_2", f"measure_{MOST}"):

@@ -38,7 +38,7 @@ from rco.tracking.runs import require_parent
 from tests import zygote
 from tests.hostile import hostile_pickle, with_record
 from tests.in_process import Walk
-from tests.local_runs import ONE_STAGE, TINY, Ran, client, flags, runs_of, statuses, tracking_uri
+from tests.local_runs import ONE_STAGE, TINY, Ran, client, flags, runs_of, statuses, tiny, tracking_uri
 
 pytestmark = pytest.mark.usefixtures("_zygote")
 
@@ -199,7 +199,7 @@ class Followed(Walk):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(first.home))
         monkeypatch.setenv("RCO_ARTIFACT_ROOT", (first.home / "artifacts").as_uri())
         monkeypatch.setenv("RCO_PIPELINE_RUN", folder.name)
-        super().__init__(folder, **{**TINY, **parameters})
+        super().__init__(folder, **tiny(**parameters))
         made = next(path.parents[1] for path in (first.home / "pipeline").glob("*/prepare-data/dataset"))
         self.dataset = made / "prepare-data" / "dataset"
         self.route, self.index = made / "train-teacher" / "route", made / "train-teacher" / "route_index"
@@ -230,6 +230,8 @@ def follow(first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         ({"strategy": "lr-decay"}, [2, 4, 6]),
         ({"strategy": "explicit", "anchor_epochs": [3, 6]}, [3, 6]),
         ({"strategy": "greedy", "delta": 1000.0}, [1, 6]),
+        ({"strategy": "accuracy-interval"}, [1, 3, 6]),
+        ({"strategy": "worthy"}, [2, 6]),
     ],
 )
 def test_every_strategy_walks_the_same_teachers_route(

@@ -21,6 +21,8 @@ from rco.core.settings import jsonable
 from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and_deviation, paired, require_same_data, verdict
 from rco.objectives.config import ObjectiveConfig
 from rco.reporting.comparison_report import _open_set_table, as_csv, metric_name
+from rco.strategies.equal_interval import EqualInterval
+from rco.strategies.lr_decay import LrDecay
 from rco.tasks.comparison_preflight import preflight_comparison, steps_needed
 
 
@@ -53,11 +55,11 @@ class TestBranches:
         assert branches["kd"].reference == ""
         assert {b.config.student_train.epochs for b in branches.values()} == {40}, "equal cost in student epochs"
         assert branches["scratch"].config.objective.lambda_ == 0
-        assert branches["kd"].config.anchors.n_anchors == 1
+        assert branches["kd"].config.anchors.strategy == EqualInterval(n_anchors=1)
         like = branches["kd-restart"].like
         assert like is not None
         assert like.anchors.strategy == EqualInterval(n_anchors=4)
-        assert [n for n, b in branches.items() if b.follows_route] == ["equal-interval", "lr-decay", "greedy"]
+        assert [n for n, b in branches.items() if b.follows_route] == ["equal-interval", "greedy", "lr-decay"]
 
     def test_what_does_not_matter_to_a_branch_is_not_in_its_settings(self) -> None:
         base, other = ({b.name: b.config for b in make_branches(p)} for p in ({}, {"delta": 3.0, "n_anchors": 5}))

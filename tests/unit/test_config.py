@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rco.config.parameters import PARAMETERS, RunConfig
-from rco.core.errors import InputError
+from rco.core.errors import InputError, UnusedError
 from rco.core.settings import from_dict, jsonable
 from rco.objectives.config import ObjectiveConfig
+from rco.tasks.preflight import stages_needed
 from rco.training.config import TrainConfig
 from rco.training.schedule import checkpoint_epochs, learning_rate
 

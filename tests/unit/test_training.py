@@ -22,6 +22,7 @@ from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import Labels, RouteLoss
+from rco.strategies.base import STRATEGIES
 from rco.strategies.config import AnchorConfig
 from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
@@ -222,11 +223,11 @@ class TestStage:
         assert same(state(walked), state(by_hand))
         assert [row["anchor_epoch"] for row in rows] == [1, 1, 4, 4]
 
-    @pytest.mark.parametrize("strategy", ["equal-interval", "lr-decay", "greedy"])
+    @pytest.mark.parametrize("strategy", [name for name in STRATEGIES.names if name != "explicit"])
     def test_every_strategy_meets_the_converged_teacher_and_never_runs_off_the_route(
         self, route: Route, data: Dataset, strategy: str
     ) -> None:
-        config = AnchorConfig.of(strategy=strategy, n_anchors=4, delta=1.2)
+        config = AnchorConfig.of(strategy=strategy)
         train = TrainConfig(epochs=13, batch_size=512)  # more epochs than checkpoints
         rows = list(distill_route(STUDENT.build(0), route, data, anchors=config, train=train, compute=CPU))
         assert rows[-1]["anchor_epoch"] == 4

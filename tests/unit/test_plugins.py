@@ -1,0 +1,194 @@
+"""Registries: what is registered, refused and found, and the flat settings that follow from it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rco.config.plugins import require
+from rco.core.errors import InputError, UnusedError
+from rco.core.plugins import Plugin, Registry, Settings, plugin_setting
+from rco.core.settings import from_dict, jsonable, setting
+
+
+class Colour(Plugin):
+    """A kind of plug-in."""
+
+
+class Colours(Registry[Colour]):
+    """A registry whose package has no modules."""
+
+    def __init__(self) -> None:
+        super().__init__("colour", Colour, package="tests.fuzz", helpers=("__main__", "harness", "readers", "test_fuzz"))
+        self.group = "tests.colours"
+
+
+@pytest.fixture
+def colours() -> Colours:
+    registry = Colours()
+
+    @registry.register("red")
+    @dataclass(frozen=True, kw_only=True)
+    class Red(Colour):
+        depth: int = setting(1, "how deep")
+        words: tuple[str, ...] = setting((), "what it says")
+
+    @registry.register("blue")
+    @dataclass(frozen=True, kw_only=True)
+    class Blue(Colour):
+        depth: int = setting(1, "how far down")
+        chill: float = setting(0.5, "how cold")
+
+        def __post_init__(self) -> None:
+            if self.chill < 0:
+                raise InputError("chill", self.chill, "is below 0", "Give 0 or more")
+
+    return registry
+
+
+def paint(registry: Colours) -> Any:
+    @dataclass(frozen=True, kw_only=True)
+    class Paint(Settings):
+        coats: int = setting(2, "how many")
+        colour: Colour = plugin_setting(registry, "red", "which one")
+
+    return Paint
+
+
+class TestRegistering:
+    def test_names_owners_and_help(self, colours: Colours) -> None:
+        assert colours.names == ("blue", "red")
+        assert list(colours.parameters) == ["depth", "chill", "words"]
+        assert colours.owners("depth") == ("blue", "red")
+        assert colours.help("depth") == "blue: how far down; red: how deep"
+        assert colours["blue"].plugin_name == "blue"
+        assert colours.origin("blue") is None
+
+    def test_an_unknown_name(self, colours: Colours) -> None:
+        with pytest.raises(InputError, match=r"colour = 'rde': is not known. Did you mean 'red'\? Choose one of: blue, red"):
+            colours["rde"]
+
+    def test_what_cannot_be_registered(self, colours: Colours) -> None:
+        @dataclass
+        class Soft(Colour):
+            depth: int = setting(1, "x")
+
+        @dataclass(frozen=True)
+        class Mute(Colour):
+            depth: int = 1
+
+        @dataclass(frozen=True)
+        class Other(Colour):
+            depth: float = setting(1.0, "x")
+
+        @dataclass(frozen=True)
+        class NotOne:
+            depth: int = setting(1, "x")
+
+        for cls, words in (
+            (Soft, "frozen"),
+            (Mute, "setting"),
+            (Other, "another type or default"),
+            (NotOne, "must be a dataclass"),
+        ):
+            with pytest.raises(TypeError, match=words):
+                colours.register("green")(cls)  # type: ignore[type-var]
+        assert colours.names == ("blue", "red")
+
+
+class TestSettings:
+    def test_flat_values_in_and_out(self, colours: Colours) -> None:
+        made = paint(colours).of(colour="blue", chill=0.1, coats=3)
+        assert jsonable(made) == {"coats": 3, "colour": "blue", "depth": 1, "chill": 0.1}
+        assert from_dict(type(made), jsonable(made)) == made
+        assert made.with_values(depth=4).colour == colours["blue"](depth=4, chill=0.1)
+        assert made.with_values(colour="red").colour == colours["red"](), "another plug-in begins with its defaults"
+
+    def test_what_reaches_nothing_is_refused_but_for_its_default(self, colours: Colours) -> None:
+        with pytest.raises(UnusedError, match=r"chill = 0.1: means nothing with colour = red.*set colour = blue$"):
+            paint(colours).of(chill=0.1)
+        assert paint(colours).of(chill=0.5, depth=2).colour == colours["red"](depth=2)
+
+    def test_what_cannot_work(self, colours: Colours) -> None:
+        with pytest.raises(InputError, match=r"chill = -1: is below 0"):
+            paint(colours).of(colour="blue", chill=-1)
+        with pytest.raises(TypeError, match="has no shade"):
+            paint(colours).of(shade=1)
+        with pytest.raises(InputError, match="shade = 1: is not a field"):
+            from_dict(paint(colours), {"colour": "red", "shade": 1})
+        with pytest.raises(InputError, match="colour = 'x': is not known"):
+            from_dict(paint(colours), {"colour": "x"})
+
+
+GREEN = """
+from dataclasses import dataclass
+from tests.unit.test_plugins import CURRENT
+from rco.core.plugins import Plugin
+from rco.core.settings import setting
+
+@CURRENT[0].register("green")
+@dataclass(frozen=True, kw_only=True)
+class Green(CURRENT[0].base):
+    depth: int = setting(1, "how green")
+"""
+CURRENT: list[Colours] = []
+
+
+class TestOtherPackages:
+    @pytest.fixture
+    def install(self, colours: Colours, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """Installs a package of one module with an entry point, as pip lays it out."""
+        CURRENT[:] = [colours]
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+        def install(text: str, name: str = "green", version: str = "1.2") -> None:
+            (tmp_path / "greens.py").write_text(text)
+            folder = tmp_path / f"greens-{version}.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: greens\nVersion: {version}\n")
+            (folder / "entry_points.txt").write_text(f"[tests.colours]\n{name} = greens\n")
+
+        yield install
+        sys.modules.pop("greens", None)
+
+    def test_their_plug_ins_are_like_ours(self, colours: Colours, install: Any, tmp_path: Path) -> None:
+        install(GREEN)
+        assert colours.names == ("blue", "green", "red")
+        assert colours.help("depth") == "blue: how far down; green: how green; red: how deep"
+        origin = colours.origin("green")
+        assert origin is not None
+        assert (origin.package, origin.version, len(origin.digest)) == ("greens", "1.2", 64)
+        (tmp_path / "greens.py").write_text(GREEN + "\n")
+        assert colours.origin("green") != origin, "an edit is another plug-in"
+
+    @pytest.mark.parametrize(
+        ("text", "name", "words"),
+        [
+            ("import no_such_module", "green", "greens: ModuleNotFoundError"),
+            ("", "green", "registers no colour of that name"),
+            (GREEN, "emerald", "registers no colour of that name"),
+            (GREEN.replace("depth: int = setting(1", "depth: int = setting(2"), "green", "another type or default"),
+            (GREEN.replace('register("green")', 'register("red")'), "red", "is taken"),
+            ("raise SystemError('no\\nway')", "green", "SystemError"),
+        ],
+    )
+    def test_one_that_cannot_be_used_takes_nothing_down(
+        self, colours: Colours, install: Any, text: str, name: str, words: str
+    ) -> None:
+        install(text, name)
+        assert {"blue", "red"} <= set(colours.names)
+        assert words in colours.failures[name]
+        if name != "red":
+            with pytest.raises(InputError, match=rf"colour = '{name}': cannot be used \(greens"):
+                colours[name]
+
+    def test_a_pipeline_compiled_with_others_is_refused(self) -> None:
+        require({})
+        with pytest.raises(
+            InputError, match=r"strategy = 'mine': is of mine 1.0 \(abc\) where the pipeline was compiled, and missing here"
+        ):
+            require({"strategy mine": "mine 1.0 (abc)"})
