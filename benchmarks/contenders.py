@@ -82,7 +82,8 @@ class KL(nn.Module):
 def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: str = "") -> Epoch:
     """This project's loop; with `views`, the logits are looked up (they are computed in the epochs before the first one)."""
     from rco.data.dataset import Dataset
-    from rco.objectives.route import RouteLoss
+    from rco.objectives.config import ObjectiveConfig
+    from rco.objectives.stage import StageLoss
     from rco.training.anchor import LiveAnchor, StoredLogits
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process
@@ -101,7 +102,7 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
         anchor = StoredLogits(anchor=teacher, train=split, augment="crop-flip", views=views, compute=compute, batch_size=batch)
         for view in range(views):
             anchor.prepare(view)
-    rows = fit(student, split, RouteLoss(TAU, TAU**2), config, compute, epochs=10**6, anchor=anchor)
+    rows = fit(student, split, StageLoss(ObjectiveConfig(tau=TAU)), config, compute, epochs=10**6, anchor=anchor)
     images = min(len(split), split.num_batches(batch) * batch)
 
     def epoch() -> int:

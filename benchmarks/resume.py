@@ -28,7 +28,7 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     from rco.data.dataset import Dataset
     from rco.models.config import ModelConfig
     from rco.models.spec import NetworkSpec
-    from rco.objectives.route import Labels
+    from rco.objectives.stage import labels_only
     from rco.training.config import ComputeConfig, TrainConfig
     from rco.training.device import prepare_process, resolve
     from rco.training.loop import fit
@@ -54,7 +54,7 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     model = spec.build(0)
     points = Timed(str(root / "points"), {}, every=0)
     started = time.perf_counter()
-    list(fit(model, data.split("train"), Labels(), train, compute, epochs=1, checkpointer=points))
+    list(fit(model, data.split("train"), labels_only(), train, compute, epochs=1, checkpointer=points))
     trained = time.perf_counter() - started - sum(taken)
     copying = time.perf_counter()
     copy = {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}

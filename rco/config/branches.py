@@ -31,7 +31,7 @@ from rco.config.kinds import (
 from rco.config.parameters import PARAMETERS, RunConfig, read_value
 from rco.core.errors import InputError, UnusedError, choice
 from rco.models.config import ModelConfig
-from rco.objectives.config import OWNERS, ObjectiveConfig
+from rco.objectives.config import ObjectiveConfig
 from rco.strategies.base import STRATEGIES
 from rco.training.config import TrainConfig
 
@@ -84,7 +84,7 @@ def branch_params(branch: str, kind: str, config: StudentConfig) -> dict[str, An
         "strategy": kind,
         "student": config.student.model,
         "epochs": config.train.epochs,
-        **({"objective": objective.objective, "tau": objective.tau} if objective.needs_anchor else {}),
+        **({"objective": objective.objective.plugin_name, "tau": objective.tau} if objective.needs_anchor else {}),
         "lambda": objective.lambda_,
     }
 
@@ -173,24 +173,17 @@ def _shared(
     followed = {
         restart_like if kind == "kd-restart" else kind for kind in kinds if kind not in BASELINES or kind == "kd-restart"
     }
-    for p in (PARAMETERS[name] for name in SHARED if PARAMETERS[name].chooser == "strategy"):
+    for p in (PARAMETERS[name] for name in SHARED if PARAMETERS[name].chooser):
         given = p.name in axes or shared[p.name] != read_value(p.name, p.default)
-        if given and followed.isdisjoint(p.owners):
+        anchors = p.chooser == "strategy"
+        chosen = followed if anchors else {*axes.get(p.chooser, (shared[p.chooser],))}
+        if given and chosen.isdisjoint(p.owners):
+            named, listed = ("branches", kinds) if anchors else (p.chooser, sorted(chosen))
             raise UnusedError(
                 p.name,
                 axes.get(p.name, shared[p.name]),
-                f"means nothing with branches = {', '.join(kinds)}",
+                f"means nothing with {named} = {', '.join(listed)}",
                 f"Leave it out, or add one of: {', '.join(p.owners)}",
-            )
-    objectives = axes.get("objective", (shared["objective"],))
-    for name, owner in OWNERS.items():
-        given = name in axes or shared[name] != read_value(name, PARAMETERS[name].default)
-        if given and owner not in objectives:
-            raise UnusedError(
-                name,
-                axes.get(name, shared[name]),
-                f"means nothing with objective = {', '.join(objectives)}",
-                f"Leave it out, or add the objective {owner}",
             )
     return shared
 
@@ -264,22 +257,21 @@ def _table_order(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any
     )
 
 
-def _changes_result(kind: str, name: str, objective: str) -> bool:
+def _changes_result(kind: str, name: str, chosen: Mapping[str, Any]) -> bool:
     """Whether a parameter changes what a branch computes. A plug-in reads its own parameters alone, a baseline's anchor is
-    fixed, and where labels alone teach no objective is read at all.
+    fixed, and where labels alone teach, of an objective's parameters only the labels' weight is read.
 
     Args:
         kind: of the branch, or of the one whose stages it repeats.
         name: of the parameter.
-        objective: of the branch.
+        chosen: flat parameters of the branch; it says which plug-ins are chosen.
     """
+    p = PARAMETERS[name]
     if name in KINDS[kind]:
         return False
-    if PARAMETERS[name].chooser == "strategy":
-        return KINDS[kind]["strategy"] in PARAMETERS[name].owners
-    if GROUPS[name] == "objective":
-        return kind != "scratch" and OWNERS.get(name, objective) == objective
-    return True
+    if p.chooser and {**chosen, **KINDS[kind]}[p.chooser] not in p.owners:
+        return False
+    return kind != "scratch" or p.group != "objective" or name == "label_weight"
 
 
 def _distinctions(
@@ -295,11 +287,10 @@ def _distinctions(
         base: the parameters that all branches share.
     """
     walked = restart_like if kind == "kd-restart" else kind
-    objective = point.get("objective", base["objective"])
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in point.items()
-        if _changes_result(walked, name, objective) and value != base[name]
+        if _changes_result(walked, name, {**base, **point}) and value != base[name]
     )
 
 
@@ -311,9 +302,8 @@ def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], bran
     Raises:
         InputError: they do not work together; it names the branch.
     """
-    objective = cell.get("objective", base["objective"])
     given = {**base, **cell}
-    read = {name: given[name] for name in given if name == "tau" or _changes_result(kind, name, objective)}
+    read = {name: given[name] for name in given if name == "tau" or _changes_result(kind, name, given)}
     try:
         return RunConfig.from_flat({**read, **KINDS[kind]})
     except InputError as error:

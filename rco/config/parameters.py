@@ -41,10 +41,10 @@ class RunConfig:
     services: ServicesConfig = field(default_factory=ServicesConfig)
 
     def __post_init__(self) -> None:
-        mimicked, compared = self.objective.objective == "embedding", bool(self.data.open_classes)
+        mimicked, compared = self.objective.objective.needs_embeddings, bool(self.data.open_classes)
         for role, model in (("teacher", self.teacher), ("student", self.student)):
             if (mimicked or compared) and not model.embedding_dim:
-                reason = "objective = embedding" if mimicked else "open_classes"
+                reason = f"objective = {self.objective.objective.plugin_name}" if mimicked else "open_classes"
                 raise InputError(
                     f"{role}_embedding_dim", 0, f"is no size, but {reason} needs embeddings", "Give a size such as 32"
                 )
@@ -169,7 +169,7 @@ def _parameters_of(config: Any, group: str, prefix: str) -> Iterator[Parameter]:
         if registry is None:
             yield Parameter(name, *_kind(hints[f.name]), jsonable(value), f.metadata["help"], group, f.name)
             continue
-        help = f"{f.metadata['help']}: {' | '.join(registry.names)}"
+        help = f"{f.metadata['help']}: {' | '.join(f'{cls.plugin_name} ({cls.summary})' for cls in registry)}"
         yield Parameter(name, str, None, value.plugin_name, help, group, f.name, registry=registry)
         for own in registry.parameters.values():
             owners = registry.owners(own.name)

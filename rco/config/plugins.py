@@ -8,9 +8,10 @@ from typing import Any
 
 from rco.core.errors import InputError
 from rco.core.plugins import Plugin, Registry, registry_of
+from rco.objectives.base import OBJECTIVES
 from rco.strategies.base import STRATEGIES
 
-REGISTRIES: tuple[Registry[Any], ...] = (STRATEGIES,)
+REGISTRIES: tuple[Registry[Any], ...] = (STRATEGIES, OBJECTIVES)
 
 
 def installed() -> dict[str, str]:

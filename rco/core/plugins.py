@@ -38,6 +38,8 @@ class Plugin:
 
     #: The name under which it is registered.
     plugin_name: ClassVar[str] = ""
+    #: What it is, in a few words.
+    summary: ClassVar[str]
 
 
 P = TypeVar("P", bound=Plugin)
@@ -105,6 +107,8 @@ class Registry(Generic[P]):
             for f in fields(cls):
                 if "help" not in f.metadata or f.default is dataclasses.MISSING:
                     raise TypeError(f"{cls.__qualname__}.{f.name} must be a setting(default, help)")
+            if not getattr(cls, "summary", ""):
+                raise TypeError(f"{cls.__qualname__} needs a summary")
             if name in self.reserved:
                 raise TypeError(f"{self.setting} {name!r} is a name that means something else")
             if (other := self._classes.get(name)) is not None and other.__module__ != cls.__module__:

@@ -1,52 +1,117 @@
-"""What every objective has in common."""
+"""What every objective has in common.
+
+A stage minimises w * H(y, P_s), the term of the labels, which is the stage's (`rco.objectives.stage`), and what its objective
+adds: named terms that make the student mimic the anchor.
+
+Importing an objective imports no torch: the command line lists them all.
+"""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from rco.models.taps import Output, Taps
+from rco.core.plugins import Plugin, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rco.models.taps import Output, Taps
+
+Shape = tuple[int, ...]
 
 
-class Objective(nn.Module):
-    """What a training minimises: a module that maps (student, anchor, labels) to the named parts of a loss.
+class Weights(Protocol):
+    """The settings that all objectives share (`rco.objectives.config.ObjectiveConfig`).
 
-    The training minimises the sum of the parts, and logs each under its name; the parts include their weights. Beyond that,
-    the loop knows only two things of an objective:
-
-    - `taps`: modules of student and anchor whose features it needs in `Output.features`;
-    - its parameters, registered as in any module: they are trained with the student, but are not part of it.
-
-    The anchor is run only if the objective needs it.
+    Attributes:
+        tau: relaxation temperature, above 0.
+        lambda_: weight of the mimicry of the logits, 0 or more.
     """
 
-    taps: Taps = Taps()
-    needs_anchor: bool = True
+    @property
+    def tau(self) -> float: ...
+    @property
+    def lam(self) -> str: ...
+    @property
+    def lambda_(self) -> float: ...
 
-    def forward(self, student: Output, anchor: Output | None, labels: Tensor) -> dict[str, Tensor]:
-        """The parts, scalars in float32.
+
+class Objective(Plugin, ABC):
+    """How a student mimics an anchor. A frozen dataclass: its fields are its parameters."""
+
+    #: Whether it compares more of the networks than their logits, at its `taps`.
+    needs_features: ClassVar[bool] = False
+    #: Whether what it compares are embeddings: both networks need one, of one size.
+    needs_embeddings: ClassVar[bool] = False
+
+    def check(self, weights: Weights) -> None:
+        """Refuse settings that cannot work together.
+
+        Raises:
+            InputError: they cannot.
+        """
+
+    def needs_anchor(self, weights: Weights) -> bool:
+        """Whether anything is mimicked: with lambda = 0 only the labels supervise."""
+        return weights.lambda_ > 0
+
+    def taps(self, student: nn.Module, anchor: nn.Module) -> Taps:
+        """The modules of both networks whose features it compares."""
+        from rco.models.taps import Taps
+
+        return Taps(getattr(self, "student_tap", ""), getattr(self, "teacher_tap", ""))
+
+    def make_own(self, student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.Module | None:
+        """A module with weights of its own, trained with the student but not part of it; None: it has none.
 
         Args:
-            student: logits (B, K), and features if `taps.student` names a module.
-            anchor: the same of the frozen anchor, a constant target: no gradient flows into it.
-            labels: (B,), int64.
+            student: shape of one sample's features at `taps`; () if it compares none.
+            anchor: the same of the anchor.
+            taps: where they come from, for messages.
+            seed: of the weights.
+
+        Raises:
+            InputError: features that cannot be compared.
         """
-        raise NotImplementedError
+        return None
+
+    @abstractmethod
+    def terms(
+        self, student: Output, anchor: Output, labels: Tensor, weights: Weights, own: nn.Module | None
+    ) -> dict[str, Tensor]:
+        """What it adds to the loss: terms by name, weights included; scalars in float32.
+
+        Args:
+            student: logits (B, K), and features if `taps` names a module.
+            anchor: the same of the frozen anchor, a constant target: no gradient may flow into it.
+            labels: (B,), int64.
+            own: of `make_own`.
+        """
 
 
-def required(anchor: Output | None) -> Output:
-    """The anchor's output, for an objective that needs it."""
-    if anchor is None:
-        raise ValueError("this objective needs an anchor")
-    return anchor
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective",
+    Objective,  # type: ignore[type-abstract]
+    package="rco.objectives",
+    helpers=("base", "config", "make", "stage"),
+)
 
 
 def full(x: Tensor) -> Tensor:
     """`x` in float32: losses are not computed in half precision. float64 stays float64, for numerical checks of gradients."""
+    import torch
+
     return x if x.dtype is torch.float64 else x.float()
 
 
-def label_loss(student: Output, labels: Tensor) -> Tensor:
-    """H(y, P_s): cross-entropy with the labels at temperature 1, mean over the batch, in nats."""
-    return F.cross_entropy(full(student.logits), labels)
+def features(student: Output, anchor: Output) -> tuple[Tensor, Tensor]:
+    """The features of both, the anchor's as a constant.
+
+    Raises:
+        ValueError: they were not observed.
+    """
+    ours, theirs = student.features, anchor.features
+    if ours is None or theirs is None:
+        raise ValueError("this objective needs the features of student and anchor")
+    return ours, theirs.detach()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from rco.models.taps import Output
-from rco.objectives.base import Objective, full, label_loss, required
+from rco.core.settings import at_least, setting
+from rco.objectives.base import OBJECTIVES, Objective, Weights, full
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rco.models.taps import Output
 
 
 def decoupled(student_logits: Tensor, anchor_logits: Tensor, labels: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -23,6 +27,8 @@ def decoupled(student_logits: Tensor, anchor_logits: Tensor, labels: Tensor, tau
         labels: (B,), the target classes.
         tau: temperature, above 0.
     """
+    import torch
+
     classes = student_logits.shape[1]
     # Gathered, not masked: a mask's shape depends on the data, and a GPU would have to wait for it.
     others = (labels[:, None] + torch.arange(1, classes, device=labels.device)) % classes
@@ -34,6 +40,9 @@ def decoupled(student_logits: Tensor, anchor_logits: Tensor, labels: Tensor, tau
 
 def _parts(z: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """log of (target, not target), (B, 2); log-probabilities among the other classes, (B, K - 1)."""
+    import torch
+    import torch.nn.functional as F
+
     rest = z.gather(1, others)
     binary = torch.stack([z.gather(1, labels[:, None]).squeeze(1), rest.logsumexp(1)], dim=1)
     # Never 1 - p: of a sure network, only its logarithm still has digits.
@@ -41,24 +50,34 @@ def _parts(z: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kl(log_student: Tensor, log_anchor: Tensor) -> Tensor:
+    import torch.nn.functional as F
+
     return F.kl_div(log_student, log_anchor, reduction="none", log_target=True).sum(1)
 
 
-class DKDLoss(Objective):
-    """L = w H(y, P_s) + lambda (alpha TCKD + beta NCKD), means over the batch.
+@OBJECTIVES.register("dkd")
+@dataclass(frozen=True, kw_only=True)
+class Dkd(Objective):
+    """lambda (alpha TCKD + beta NCKD), means over the batch.
 
-    The authors' code has w = 1, lambda = tau^2, tau = 4, alpha = 1, beta = 8 as defaults; it also raises
+    The authors' code has lambda = tau^2, tau = 4, alpha = 1, beta = 8 as defaults, and weight 1 for the labels; it also raises
     the second term linearly over the first 20 of 240 epochs, which this does not.
     """
 
-    def __init__(self, tau: float, lambda_: float, alpha: float, beta: float, label_weight: float = 1.0) -> None:
-        super().__init__()
-        self.tau, self.lambda_, self.alpha, self.beta, self.label_weight = tau, lambda_, alpha, beta, label_weight
+    summary: ClassVar[str] = "the target class and the others apart"
 
-    def forward(self, student: Output, anchor: Output | None, labels: Tensor) -> dict[str, Tensor]:
-        target, others = decoupled(student.logits, required(anchor).logits, labels, self.tau)
+    dkd_alpha: float = setting(1.0, "weight of the target class's part (1: as its authors)")
+    dkd_beta: float = setting(8.0, "weight of the other classes' part (8: the default of its authors, who tune it)")
+
+    def __post_init__(self) -> None:
+        at_least("dkd_alpha", self.dkd_alpha, 0)
+        at_least("dkd_beta", self.dkd_beta, 0)
+
+    def terms(
+        self, student: Output, anchor: Output, labels: Tensor, weights: Weights, own: nn.Module | None
+    ) -> dict[str, Tensor]:
+        target, others = decoupled(student.logits, anchor.logits, labels, weights.tau)
         return {
-            "label_loss": self.label_weight * label_loss(student, labels),
-            "target_loss": self.lambda_ * self.alpha * target.mean(),
-            "nontarget_loss": self.lambda_ * self.beta * others.mean(),
+            "target_loss": weights.lambda_ * self.dkd_alpha * target.mean(),
+            "nontarget_loss": weights.lambda_ * self.dkd_beta * others.mean(),
         }

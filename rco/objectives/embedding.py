@@ -6,10 +6,16 @@ of the mimic term, its reduction and the layer that yields the embedding (`rco.m
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from rco.models.taps import Output, Taps
-from rco.objectives.base import Objective, full, label_loss, required
+from rco.core.errors import InputError
+from rco.objectives.base import OBJECTIVES, Objective, Weights, features, full
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rco.models.taps import Output, Taps
 
 
 def mimic_embedding(student: Tensor, anchor: Tensor) -> Tensor:
@@ -29,25 +35,36 @@ def mimic_embedding(student: Tensor, anchor: Tensor) -> Tensor:
     return (full(student) - full(anchor.detach())).square().sum(dim=1).mean()
 
 
-class EmbeddingLoss(Objective):
-    """L = w H(y, P_s) + lambda |e_s - e_t|^2 (our form).
+@OBJECTIVES.register("embedding")
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Objective):
+    """lambda |e_s - e_t|^2 (our form), lambda used as it is.
 
-    Args:
-        lambda_: weight of the mimic term, used as it is. The distance grows with d: with embeddings as ours, of unit variance a
-            component, unrelated ones are 2 d apart.
-        taps: of the embeddings.
-        label_weight: w.
+    The distance grows with d: with embeddings as ours, of unit variance a component, unrelated ones are 2 d apart.
     """
 
-    def __init__(self, lambda_: float, taps: Taps, label_weight: float = 1.0) -> None:
-        super().__init__()
-        self.lambda_, self.taps, self.label_weight = lambda_, taps, label_weight
+    summary: ClassVar[str] = "embeddings, for open sets"
+    needs_features: ClassVar[bool] = True
+    needs_embeddings: ClassVar[bool] = True
 
-    def forward(self, student: Output, anchor: Output | None, labels: Tensor) -> dict[str, Tensor]:
-        ours, theirs = student.features, required(anchor).features
-        if ours is None or theirs is None:
-            raise ValueError("the embedding loss needs the embeddings of student and anchor")
-        return {
-            "label_loss": self.label_weight * label_loss(student, labels),
-            "mimic_loss": self.lambda_ * mimic_embedding(ours, theirs),
-        }
+    def check(self, weights: Weights) -> None:
+        try:
+            float(weights.lam)
+        except ValueError:
+            raise InputError(
+                "lam",
+                weights.lam,
+                "is the factor of a temperature, and objective = embedding has none",
+                "Give a number such as 0.1",
+            ) from None
+
+    def taps(self, student: nn.Module, anchor: nn.Module) -> Taps:
+        from rco.models.embeddings import embedding_path
+        from rco.models.taps import Taps
+
+        return Taps(embedding_path(student), embedding_path(anchor))
+
+    def terms(
+        self, student: Output, anchor: Output, labels: Tensor, weights: Weights, own: nn.Module | None
+    ) -> dict[str, Tensor]:
+        return {"mimic_loss": weights.lambda_ * mimic_embedding(*features(student, anchor))}

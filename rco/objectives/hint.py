@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
-from rco.models.taps import Output, Taps
-from rco.objectives.base import Objective, full, required
-from rco.objectives.route import RouteLoss
+from rco.core.settings import positive, setting
+from rco.objectives.base import OBJECTIVES, Objective, Shape, Weights, features, full
+from rco.objectives.route import mimic_kl
 
-Shape = tuple[int, ...]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rco.models.taps import Output, Taps
+
+TAP = "such as stage2 (input:NAME: what it is given)"
+
+
+def require_taps(objective: Objective, student: str, teacher: str) -> None:
+    """Raise InputError if one of an objective's taps is empty."""
+    for name, value in (("student_tap", student), ("teacher_tap", teacher)):
+        if not value.strip():
+            raise InputError(
+                name,
+                value,
+                f"is empty, but the objective is {objective.plugin_name}",
+                "Name a module of the network, such as stage2 or layer2",
+            )
 
 
 def make_regressor(student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.Module:
@@ -36,6 +52,9 @@ def make_regressor(student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.M
             f"yields features of shape {student}, which cannot be compared with {anchor} at teacher_tap = {taps.anchor!r}",
             "Tap feature maps (C, H, W) or vectors (C,) of both, or as many tokens (T, C) of both",
         )
+    import torch
+    from torch import nn
+
     inputs, outputs = (shape[-1] if len(shape) == 2 else shape[0] for shape in (student, anchor))
     with torch.random.fork_rng(devices=[]):
         # The loop seeds epoch e with seed * 1_000_003 + e; this is epoch 0. The student's own weights have the bare seed.
@@ -59,6 +78,8 @@ def comparable(student: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    import torch.nn.functional as F
+
     return x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size)
 
 
@@ -66,29 +87,46 @@ def _averaged(x: Tensor, other_dim: int) -> Tensor:
     return x.mean((2, 3)) if x.dim() == 4 and other_dim == 2 else x
 
 
-class HintLoss(Objective):
-    """The route's loss plus h / 2 times the mean squared difference between regressed and hinted features.
+@OBJECTIVES.register("hint")
+@dataclass(frozen=True, kw_only=True)
+class Hint(Objective):
+    """The route's term, plus h / 2 times the mean squared difference between regressed and hinted features.
 
     FitNets' L_HT = 1/2 ||u_h(x) - r(v_g(x))||^2 (its equation 3), divided by the number of the hint's elements, so that the
     weight does not depend on the layer's size. FitNets first trains on L_HT and then on the labels and KL; here, as in
-    RepDistiller and mdistiller, they are minimised together. `lambda_ = 0` in `route` leaves out the logits.
+    RepDistiller and mdistiller, they are minimised together. lambda = 0 leaves out the logits.
 
-    Args:
-        route: labels and logits.
-        weight: h. Our default is 1, FitNets' formula as it stands. RepDistiller and mdistiller weight the squared difference,
-            without the half, by 100 on CIFAR-100, which is h = 200; it drowns the labels of a student as small as digits-cnn-s.
-        taps: guided layer of the student and hint layer of the anchor.
-        regressor: of `make_regressor`; its parameters are the objective's.
+    Our default of h is 1, FitNets' formula as it stands. RepDistiller and mdistiller weight the squared difference, without the
+    half, by 100 on CIFAR-100, which is h = 200; it drowns the labels of a student as small as digits-cnn-s.
     """
 
-    def __init__(self, route: RouteLoss, weight: float, taps: Taps, regressor: nn.Module) -> None:
-        super().__init__()
-        self.route, self.weight, self.taps, self.regressor = route, weight, taps, regressor
+    summary: ClassVar[str] = "features of a layer (FitNets), and the logits"
+    needs_features: ClassVar[bool] = True
 
-    def forward(self, student: Output, anchor: Output | None, labels: Tensor) -> dict[str, Tensor]:
-        guided, hint = student.features, required(anchor).features
-        if guided is None or hint is None:
-            raise ValueError("the hint loss needs the features of student and anchor")
-        guided, hint = comparable(guided, hint.detach())
-        parts: dict[str, Tensor] = self.route(student, anchor, labels)
-        return {**parts, "hint_loss": self.weight / 2 * F.mse_loss(full(self.regressor(guided)), full(hint))}
+    hint_weight: float = setting(
+        1.0, "weight of half the mean squared difference of the features (RepDistiller and mdistiller: 200, for CIFAR)"
+    )
+    student_tap: str = setting("", f"module of the student whose features are compared, {TAP}")
+    teacher_tap: str = setting("", f"module of the teacher whose features are compared, {TAP}")
+
+    def __post_init__(self) -> None:
+        positive("hint_weight", self.hint_weight)
+        require_taps(self, self.student_tap, self.teacher_tap)
+
+    def needs_anchor(self, weights: Weights) -> bool:
+        return True
+
+    def make_own(self, student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.Module:
+        return make_regressor(student, anchor, taps, seed)
+
+    def terms(
+        self, student: Output, anchor: Output, labels: Tensor, weights: Weights, own: nn.Module | None
+    ) -> dict[str, Tensor]:
+        import torch.nn.functional as F
+
+        assert own is not None
+        guided, hint = comparable(*features(student, anchor))
+        return {
+            "mimic_loss": weights.lambda_ * mimic_kl(student.logits, anchor.logits, weights.tau),
+            "hint_loss": self.hint_weight / 2 * F.mse_loss(full(own(guided)), full(hint)),
+        }

@@ -1,62 +1,21 @@
-"""From settings to an objective.
-
-All objectives are w H(y, P_s) + lambda * (a mimic term): `label_weight` is w, `lam` is lambda.
-To add one, see CONTRIBUTING.md.
-"""
+"""From settings to the loss of a stage."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from rco.models.embeddings import embedding_path
 from rco.models.taps import Taps, feature_shape
-from rco.objectives.base import Objective
+from rco.objectives.base import Shape
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.dist import DISTLoss
-from rco.objectives.dkd import DKDLoss
-from rco.objectives.embedding import EmbeddingLoss
-from rco.objectives.hint import HintLoss, make_regressor
-from rco.objectives.route import Labels, RouteLoss
-from rco.objectives.standardised import StandardisedLoss
+from rco.objectives.stage import StageLoss
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def taps_of(config: ObjectiveConfig, student: nn.Module, anchor: nn.Module) -> Taps:
-    """The modules whose features an objective compares: the embeddings, those that `config` names, or none.
-
-    Raises:
-        InputError: a network without an embedding, for an objective that mimics it.
-    """
-    if config.objective == "embedding" and config.needs_anchor:
-        return Taps(embedding_path(student), embedding_path(anchor))
-    return Taps(config.student_tap, config.teacher_tap)
-
-
-def feature_shapes(
-    config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, image_shape: tuple[int, ...]
-) -> Shapes | None:
-    """Shapes of one sample's features in student and anchor at the taps that `config` names; None: it names none.
-
-    Args:
-        student: left as it was; may lie on the meta device, as may the anchor.
-        image_shape: (C, H, W).
-
-    Raises:
-        InputError: a tap that names no module, or one whose output cannot be used.
-    """
-    if not config.student_tap:
-        return None
-    return (
-        feature_shape(student, config.student_tap, image_shape, "student_tap"),
-        feature_shape(anchor, config.teacher_tap, image_shape, "teacher_tap"),
-    )
+Shapes = tuple[Shape, Shape]
 
 
 def make_objective(
     config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0
-) -> Objective:
-    """The objective that `config` describes. It is made once for a student: its own weights go on from stage to stage.
+) -> StageLoss:
+    """The loss that `config` describes. It is made once for a student: the objective's own weights go on from stage to stage.
 
     Args:
         student: left as it was; may lie on the meta device, as may the anchor.
@@ -65,41 +24,34 @@ def make_objective(
         seed: of the objective's own weights, if it has any.
 
     Raises:
-        InputError: a tap that cannot be used, or features that cannot be compared.
+        InputError: a tap that names no module, features that cannot be compared, or a network without an embedding for an
+            objective that mimics it.
     """
-    shapes = feature_shapes(config, student, anchor, image_shape)
-    return objective_from_shapes(config, taps_of(config, student, anchor), shapes, seed=seed)
+    if not config.needs_anchor:
+        return StageLoss(config)
+    taps = config.objective.taps(student, anchor)
+    shapes: Shapes = ((), ())
+    if taps.student:
+        shapes = (
+            feature_shape(student, taps.student, image_shape, "student_tap"),
+            feature_shape(anchor, taps.anchor, image_shape, "teacher_tap"),
+        )
+    return objective_from_shapes(config, taps, shapes, seed=seed)
 
 
 def objective_from_shapes(
-    config: ObjectiveConfig, taps: Taps | None = None, shapes: Shapes | None = None, *, seed: int = 0
-) -> Objective:
+    config: ObjectiveConfig, taps: Taps | None = None, shapes: Shapes = ((), ()), *, seed: int = 0
+) -> StageLoss:
     """As `make_objective`, without networks.
 
-    With lambda = 0 nothing is mimicked: only the labels supervise (and the hint, if that is the objective).
-
     Args:
-        taps: of `taps_of`, for objectives that compare features.
-        shapes: of `feature_shapes`, for objectives that map features onto others.
+        taps: of the objective, if it compares features.
+        shapes: of one sample's features at the taps of student and anchor.
         seed: of the objective's own weights, if it has any.
 
     Raises:
         InputError: features that cannot be compared.
     """
-    tau, lambda_, weight = config.tau, config.lambda_, config.label_weight
     if not config.needs_anchor:
-        return Labels(weight)
-    match config.objective:
-        case "embedding":
-            return EmbeddingLoss(lambda_, taps or Taps(), weight)
-        case "standardised":
-            return StandardisedLoss(tau, lambda_, weight)
-        case "dkd":
-            return DKDLoss(tau, lambda_, config.dkd_alpha, config.dkd_beta, weight)
-        case "dist":
-            return DISTLoss(tau, lambda_, config.dist_beta, config.dist_gamma, weight)
-        case "hint":
-            if taps is None or shapes is None:
-                raise ValueError("the hint loss needs the taps and the shapes of the features")
-            return HintLoss(RouteLoss(tau, lambda_, weight), config.hint_weight, taps, make_regressor(*shapes, taps, seed))
-    return RouteLoss(tau, lambda_, weight)
+        return StageLoss(config)
+    return StageLoss(config, taps, config.objective.make_own(*shapes, taps or Taps(), seed))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rco.core.plugins import Plugin, Registry
 
@@ -129,9 +129,6 @@ class Pick:
 
 class Strategy(Plugin, ABC):
     """Which checkpoints supervise the student. The last anchor is the converged teacher, the last checkpoint of the route."""
-
-    #: What a table says of it, in a few words.
-    summary: ClassVar[str]
 
     @abstractmethod
     def most_stages(self, route: Schedule) -> int:

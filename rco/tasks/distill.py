@@ -43,7 +43,7 @@ from rco.training.resume_points import ResumePoints
 if TYPE_CHECKING:
     from torch import nn
 
-    from rco.objectives.base import Objective
+    from rco.objectives.stage import StageLoss
     from rco.training.distillation import ProbeTargets
 
 _RESULTS = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
@@ -73,7 +73,7 @@ class _Loaded:
     about: Anchor
     anchor_folder: Path
     targets: ProbeTargets
-    objective: Objective
+    objective: StageLoss
     record: Record
     passes: int
     images: int

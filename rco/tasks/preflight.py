@@ -160,7 +160,7 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
             embedding_dim=model.embedding_dim,
             parameter=parameter,
         )
-    if config.objective.student_tap:
+    if config.objective.objective.needs_features:
         _check_taps(config, info.image_shape, info.num_classes)
     if route := existing_route(config):
         if not is_remote(config.route.route):  # the files of another are verified when they have been fetched
@@ -247,7 +247,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             anchors=config.anchors,
             compute=compute,
             code=both,
-            plugins=used_by(config.anchors),
+            plugins=used_by(config.anchors, config.objective),
         ),
         evaluate=EvaluateSettings(
             teacher=config.teacher, student=config.student, tau=config.objective.tau, compute=compute, code=both

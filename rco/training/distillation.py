@@ -24,9 +24,9 @@ from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import load_network
-from rco.objectives.base import Objective
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.make import make_objective
+from rco.objectives.stage import StageLoss
 from rco.strategies.base import StudentLevel, TrainedRoute
 from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import kl
@@ -63,7 +63,7 @@ def train_stage(
     stage: int,
     epochs: int,
     first_epoch: int,
-    loss: Objective | None = None,
+    loss: StageLoss | None = None,
     anchor_id: str = "",
     checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -210,7 +210,7 @@ def distill_route(
         level = StudentLevel.of(labels, route_logits, probe_logits(student, data, compute), objective.tau)
         return next_anchor(strategy, trained, chosen=walk.chosen, student=level)
 
-    loss: Objective | None = None
+    loss: StageLoss | None = None
     while (choice := walk.choice or choose()) is not None:
         walk.choice = choice
         checkpoint = route.checkpoints[choice.index]

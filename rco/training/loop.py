@@ -15,7 +15,7 @@ from rco.data.dataset import Split
 from rco.data.images import Rows
 from rco.models.taps import observe
 from rco.models.weights import load_weights
-from rco.objectives.base import Objective
+from rco.objectives.stage import StageLoss
 from rco.training.anchor import Anchor
 from rco.training.checkpointer import MISFIT, Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
@@ -30,7 +30,7 @@ _CHECK_EVERY = 100  # steps between two checks of the loss: each makes the progr
 def fit(
     model: nn.Module,
     train: Split,
-    objective: Objective,
+    objective: StageLoss,
     config: TrainConfig,
     compute: ComputeConfig,
     *,
@@ -73,7 +73,7 @@ class Trainer:
         self,
         model: nn.Module,
         train: Split,
-        objective: Objective,
+        objective: StageLoss,
         config: TrainConfig,
         compute: ComputeConfig,
         *,

@@ -16,7 +16,7 @@ from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, save_network
-from rco.objectives.route import Labels
+from rco.objectives.stage import labels_only
 from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.loop import fit
@@ -55,7 +55,9 @@ def train_teacher(
         if (saved := checkpointer.take("route")) is not None:
             growing.load_state(saved)
         checkpointer.add("route", growing.state, files=growing.files)
-    for fitted in fit(model, data.split("train"), Labels(), config, compute, epochs=config.epochs, checkpointer=checkpointer):
+    for fitted in fit(
+        model, data.split("train"), labels_only(), config, compute, epochs=config.epochs, checkpointer=checkpointer
+    ):
         logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
         row: dict[str, Any] = {**fitted, "epoch": int(fitted["epoch"]), "val_accuracy": accuracy(logits, labels)}
         growing.add_epoch(row, labels)

@@ -20,6 +20,8 @@ from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and_deviation, paired, require_same_data, verdict
 from rco.objectives.config import ObjectiveConfig
+from rco.objectives.dkd import Dkd
+from rco.objectives.hint import Hint
 from rco.reporting.comparison_report import _open_set_table, as_csv, metric_name
 from rco.strategies.equal_interval import EqualInterval
 from rco.strategies.lr_decay import LrDecay
@@ -111,9 +113,9 @@ class TestBranches:
         ]
         of = {name: branch.config.objective for name, branch in branches.items()}
         assert of["greedy"] == ObjectiveConfig(tau=3.0, label_weight=0.5)
-        assert of["scratch"] == ObjectiveConfig(tau=3.0, lam="0")
-        assert (of["kd objective=hint"].student_tap, of["kd objective=hint"].dkd_beta) == ("stage1", 8.0)
-        assert (of["kd objective=dkd"].student_tap, of["kd objective=dkd"].dkd_beta) == ("", 4.0)
+        assert of["scratch"] == ObjectiveConfig(tau=3.0, lam="0", label_weight=0.5), "the labels' weight reaches it too"
+        assert of["kd objective=hint"].objective == Hint(student_tap="stage1", teacher_tap="stage1")
+        assert of["kd objective=dkd"].objective == Dkd(dkd_beta=4.0)
         assert branches["greedy objective=hint"].reference == "kd objective=hint"
         assert branches["scratch"].reference == "kd"
 

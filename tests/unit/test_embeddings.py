@@ -20,10 +20,10 @@ from rco.models.build import build_network, check_network, parameter_count
 from rco.models.embeddings import Embedder, embedding_path
 from rco.models.predict import predict
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.taps import Output, Taps, observe
+from rco.models.taps import Output, observe
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.embedding import EmbeddingLoss, mimic_embedding
-from rco.objectives.route import Labels, RouteLoss
+from rco.objectives.embedding import mimic_embedding
+from rco.objectives.stage import labels_only
 from rco.tasks.preflight import preflight
 from rco.tasks.settings import Settings
 from rco.training.anchor import LiveAnchor
@@ -31,6 +31,7 @@ from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, train_stage
 from rco.training.loop import fit
 from tests.conftest import CPU
+from tests.losses import loss_of, route_loss
 
 PLAIN = {"in_channels": 3, "num_classes": 5, "image_size": 32}
 
@@ -179,12 +180,12 @@ class TestLoss:
     def test_parts_add_up_to_the_loss(self) -> None:
         logits, labels = torch.randn(3, 5), torch.tensor([0, 4, 2])
         student, anchor = Output(logits, torch.randn(3, 4)), Output(torch.randn(3, 5), torch.randn(3, 4))
-        parts = EmbeddingLoss(0.5, Taps())(student, anchor, labels)
+        parts = loss_of("embedding", lam="0.5")(student, anchor, labels)
         assert set(parts) == {"label_loss", "mimic_loss"}
         torch.testing.assert_close(parts["label_loss"], nn.functional.cross_entropy(logits, labels))
         torch.testing.assert_close(parts["mimic_loss"], 0.5 * (student.features - anchor.features).pow(2).sum() / 3)
         with pytest.raises(ValueError, match="anchor"):
-            EmbeddingLoss(0.5, Taps())(student, None, labels)
+            loss_of("embedding", lam="0.5")(student, None, labels)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def spec(model: str) -> NetworkSpec:
 def trained_anchor(data: Dataset) -> nn.Module:
     """Until some epochs have passed, BatchNorm's running statistics are not those of the embeddings."""
     anchor = spec("digits-cnn-s").build(1)
-    list(fit(anchor, data.split("train"), Labels(), TrainConfig(epochs=4), CPU, epochs=4))
+    list(fit(anchor, data.split("train"), labels_only(), TrainConfig(epochs=4), CPU, epochs=4))
     return anchor
 
 
@@ -247,7 +248,7 @@ class TestStage:
         staged(ours, anchor, data, objective="route", lam="tau^2")
         train = TrainConfig(epochs=3, lr=0.02, batch_size=128)
         live = LiveAnchor(anchor, data.manifest.image_shape, CPU.device)
-        list(fit(theirs, data.split("train"), RouteLoss(4.0, 16.0), train, CPU, epochs=3, anchor=live))
+        list(fit(theirs, data.split("train"), route_loss(4.0, 16.0), train, CPU, epochs=3, anchor=live))
         assert save_model(tmp_path / "a", ours) == save_model(tmp_path / "b", theirs)
 
 

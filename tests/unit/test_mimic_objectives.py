@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,17 @@ from torch import Tensor, nn
 
 from rco.core.errors import InputError
 from rco.models.taps import Output, Taps
-from rco.objectives.base import Objective
-from rco.objectives.config import OBJECTIVES, ObjectiveConfig
+from rco.objectives.at import attention_map
+from rco.objectives.base import OBJECTIVES
+from rco.objectives.config import ObjectiveConfig
 from rco.objectives.dist import pearson_distance
 from rco.objectives.dkd import decoupled
 from rco.objectives.hint import comparable, make_regressor
 from rco.objectives.make import Shapes, objective_from_shapes
-from rco.objectives.route import RouteLoss, mimic_kl
+from rco.objectives.route import Route, mimic_kl
+from rco.objectives.stage import StageLoss
 from rco.objectives.standardised import standardised
+from tests.losses import route_loss
 
 Array = NDArray[np.float64]
 
@@ -95,18 +97,18 @@ logits = hnp.arrays(np.float64, (5, 4), elements=st.floats(-8, 8)).filter(
 
 
 def config(name: str, **more: Any) -> ObjectiveConfig:
-    taps = {"student_tap": "a", "teacher_tap": "b"} if name == "hint" else {}
-    return ObjectiveConfig(**{"objective": name, "tau": TAU, "lam": str(LAM), "label_weight": W, **taps, **more})
+    taps = {"student_tap": "a", "teacher_tap": "b"} if "student_tap" in OBJECTIVES[name].__dataclass_fields__ else {}
+    return ObjectiveConfig.of(**{"objective": name, "tau": TAU, "lam": str(LAM), "label_weight": W, **taps, **more})
 
 
-def made(name: str, shapes: Shapes = ((3, 4, 4), (5, 2, 2)), **more: Any) -> Objective:
-    return objective_from_shapes(config(name, **more), Taps("a", "b"), shapes if name == "hint" else None)
+def made(name: str, shapes: Shapes = ((3, 4, 4), (5, 2, 2)), **more: Any) -> StageLoss:
+    return objective_from_shapes(config(name, **more), Taps("a", "b"), shapes if name in ("hint", "at") else ((), ()))
 
 
 def batch(name: str, **options: Any) -> tuple[Output, Output, Tensor]:
     g = torch.Generator().manual_seed(0)
     student, anchor = (2 * torch.randn(5, 4, generator=g, **options) for _ in range(2))
-    if name not in ("hint", "embedding"):
+    if name not in ("hint", "at", "embedding"):
         return Output(student), Output(anchor), torch.tensor(LABELS)
     if name == "embedding":
         ours, theirs = (torch.randn(5, 3, generator=g, **options) for _ in range(2))
@@ -128,7 +130,7 @@ def test_loss_is_the_papers_formula(name: str, student: Array, anchor: Array) ->
         assert parts[part].item() == pytest.approx(value, **tolerance), part
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES.names)
 def test_gradient_by_finite_differences(name: str) -> None:
     objective = made(name).double()
     student, anchor, labels = batch(name, dtype=torch.float64)
@@ -153,7 +155,7 @@ def test_gradient_of_the_regressor_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(total, tuple(objective.parameters()))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES.names)
 def test_no_gradient_reaches_the_anchor(name: str) -> None:
     student, anchor, labels = batch(name)
     leaves = [x.requires_grad_() for output in (student, anchor) for x in output if x is not None]
@@ -163,7 +165,7 @@ def test_no_gradient_reaches_the_anchor(name: str) -> None:
     assert all(x.grad is None for x in leaves[half:])
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES.names)
 def test_labels_and_mimicry_have_weights_of_their_own(name: str) -> None:
     student, anchor, labels = batch(name)
     base, labelled, mimicking = (
@@ -176,7 +178,7 @@ def test_labels_and_mimicry_have_weights_of_their_own(name: str) -> None:
     assert nothing["label_loss"].item() == 0
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES.names)
 def test_half_precision_is_computed_in_float32(name: str) -> None:
     student, anchor, labels = batch(name)
     half = [Output(*(None if x is None else x.bfloat16() for x in output)) for output in (student, anchor)]
@@ -188,14 +190,14 @@ def test_half_precision_is_computed_in_float32(name: str) -> None:
         assert parts[part].item() == pytest.approx(value.item(), rel=0.05), part
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES.names)
 def test_the_anchor_is_required(name: str) -> None:
     student, _, labels = batch(name)
     with pytest.raises(ValueError, match="anchor"):
         made(name)(student, None, labels)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES.names)
 def test_extreme_logits_give_finite_losses_and_gradients(name: str) -> None:
     """A sure anchor has probabilities that float32 rounds to 0 and 1; a head that starts at zero has equal logits."""
     for student_logits, anchor_logits in (
@@ -302,7 +304,7 @@ class TestHint:
         expected = 30.0 * 0.5 * ((hint - regressed) ** 2).mean()
         parts = objective(student, anchor, labels)
         assert parts["hint_loss"].item() == pytest.approx(expected, rel=1e-9)
-        logits = RouteLoss(TAU, LAM, W)(student, anchor, labels)
+        logits = route_loss(TAU, LAM, W)(student, anchor, labels)
         assert {name: parts[name].item() for name in logits} == {name: part.item() for name, part in logits.items()}
 
     @pytest.mark.parametrize(
@@ -363,8 +365,43 @@ class TestHint:
         student, anchor, labels = batch("hint")
         with pytest.raises(ValueError, match="features"):
             made("hint")(Output(student.logits), anchor, labels)
-        with pytest.raises(ValueError, match="shapes"):
-            objective_from_shapes(config("hint"))
+
+
+class TestAttention:
+    def test_loss_is_the_authors_code_with_numpy(self) -> None:
+        student, anchor, labels = batch("at", dtype=torch.float64)
+        parts = made("at", at_beta=7.0)(student, anchor, labels)
+        assert student.features is not None
+        assert anchor.features is not None
+
+        def attention(x: Array) -> Array:
+            q = (x**2).sum(axis=1).reshape(len(x), -1)
+            return np.asarray(q / np.sqrt((q**2).sum(axis=1, keepdims=True)))
+
+        pooled = student.features.numpy().reshape(5, 3, 2, 2, 2, 2).mean(axis=(3, 5))  # 4x4 to the anchor's 2x2
+        expected = 7.0 * ((attention(pooled) - attention(anchor.features.numpy())) ** 2).mean()
+        assert parts["attention_loss"].item() == pytest.approx(expected, rel=1e-9)
+        logits = route_loss(TAU, LAM, W)(student, anchor, labels)
+        assert {name: parts[name].item() for name in logits} == {name: part.item() for name, part in logits.items()}
+
+    def test_channels_and_sizes_of_activations_do_not_matter(self) -> None:
+        x = torch.randn(3, 4, 5, 5)
+        torch.testing.assert_close(attention_map(x), attention_map(7 * x))
+        torch.testing.assert_close(attention_map(x), attention_map(torch.cat([x, x], dim=1)))
+        torch.testing.assert_close(attention_map(x).square().sum(1), torch.ones(3))
+
+    def test_it_has_no_weights_and_may_leave_out_the_logits(self) -> None:
+        objective = made("at", lam="0", label_weight=0.0)
+        assert not list(objective.parameters())
+        assert objective.needs_anchor
+        assert float(objective(*batch("at"))["attention_loss"]) > 0
+
+    @pytest.mark.parametrize(
+        ("shapes", "words"), [(((3,), (5, 2, 2)), "student_tap = 'a'"), (((3, 4, 4), (7, 5)), "teacher_tap = 'b'")]
+    )
+    def test_features_that_are_no_maps_are_refused(self, shapes: Shapes, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            objective_from_shapes(config("at"), Taps("a", "b"), shapes)
 
 
 class TestSettings:
@@ -379,7 +416,8 @@ class TestSettings:
             ({"objective": "dist", "dist_gamma": float("inf")}, "dist_gamma = inf"),
             ({"dkd_beta": 4.0}, "dkd_beta = 4.0: means nothing with objective = route. Leave it out, or set objective = dkd"),
             ({"objective": "dist", "dkd_alpha": 2.0}, "set objective = dkd"),
-            ({"objective": "dkd", "student_tap": "stage1"}, "set objective = hint"),
+            ({"objective": "dkd", "student_tap": "stage1"}, "set objective = at or hint"),
+            ({"objective": "embedding"}, "lam = 'tau^2': is the factor of a temperature"),
             ({"objective": "hint", "teacher_tap": "stage1"}, "student_tap = '': is empty"),
             ({"objective": "hint", "student_tap": "stage1", "teacher_tap": " "}, "teacher_tap = ' ': is empty"),
             ({"objective": "hint", "student_tap": "a", "teacher_tap": "b", "hint_weight": 0.0}, "hint_weight = 0.0"),
@@ -387,19 +425,12 @@ class TestSettings:
     )
     def test_bad_ones_are_refused_by_name(self, given: dict[str, Any], words: str) -> None:
         with pytest.raises(InputError) as caught:
-            ObjectiveConfig(**given)
+            ObjectiveConfig.of(**given)
         assert words in str(caught.value)
-
-    def test_every_parameter_but_the_common_ones_has_an_owner(self) -> None:
-        from rco.objectives.config import OWNERS
-
-        common = {"objective", "label_weight", "tau", "lam", "views"}
-        assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == common | set(OWNERS)
-        assert set(OWNERS.values()) <= set(OBJECTIVES)
 
     def test_the_default_is_the_papers_loss(self) -> None:
         objective = objective_from_shapes(ObjectiveConfig())
-        assert isinstance(objective, RouteLoss)
-        assert (objective.tau, objective.lambda_, objective.label_weight) == (4.0, 16.0, 1.0)
+        assert objective.config.objective == Route()
+        assert (objective.config.tau, objective.config.lambda_, objective.config.label_weight) == (4.0, 16.0, 1.0)
         assert objective.taps == Taps("", "")
         assert not list(objective.parameters())

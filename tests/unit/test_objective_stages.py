@@ -17,9 +17,10 @@ from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
-from rco.objectives.base import Objective
-from rco.objectives.config import OBJECTIVES, ObjectiveConfig
+from rco.objectives.base import OBJECTIVES
+from rco.objectives.config import ObjectiveConfig
 from rco.objectives.make import make_objective
+from rco.objectives.stage import StageLoss
 from rco.strategies.config import AnchorConfig
 from rco.tasks import distill, students, teacher
 from rco.tasks.check import check
@@ -40,8 +41,8 @@ TAPS = {"student_tap": "stage1", "teacher_tap": "stage2"}
 
 
 def config(name: str, **more: Any) -> ObjectiveConfig:
-    own: dict[str, Any] = {"hint": TAPS, "embedding": {"lam": "0.1"}}.get(name, {})
-    return ObjectiveConfig(**{"objective": name, **own, **more})
+    own: dict[str, Any] = {"hint": TAPS, "at": TAPS, "embedding": {"lam": "0.1"}}.get(name, {})
+    return ObjectiveConfig.of(**{"objective": name, **own, **more})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 class TestRoute:
-    @pytest.mark.parametrize("name", OBJECTIVES)
+    @pytest.mark.parametrize("name", OBJECTIVES.names)
     def test_two_stages_twice_are_the_same_to_the_last_bit(self, route: Route, data: Dataset, name: str) -> None:
         student, rows = walked(route, data, config(name))
         torch.rand(5)
@@ -90,7 +91,8 @@ class TestRoute:
 
     def test_every_objective_leads_elsewhere(self, route: Route, data: Dataset) -> None:
         ends = [
-            torch.cat([t.flatten().double() for t in state(walked(route, data, config(n))[0]).values()]) for n in OBJECTIVES
+            torch.cat([t.flatten().double() for t in state(walked(route, data, config(n))[0]).values()])
+            for n in OBJECTIVES.names
         ]
         for i, a in enumerate(ends):
             assert all(not torch.equal(a, b) for b in ends[i + 1 :])
@@ -138,7 +140,7 @@ def stage(
     data: Dataset,
     objective: ObjectiveConfig,
     number: int = 1,
-    loss: Objective | None = None,
+    loss: StageLoss | None = None,
 ) -> None:
     logits = np.zeros((64, 10), dtype=np.float32)
     targets = ProbeTargets(logits, logits)

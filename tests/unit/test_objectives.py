@@ -12,7 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from rco.models.taps import Output
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.route import Labels, RouteLoss, mimic_kl
+from rco.objectives.route import mimic_kl
+from rco.objectives.stage import labels_only
+from tests.losses import route_loss
 
 
 def softmax(z: list[float], tau: float) -> list[float]:
@@ -37,7 +39,7 @@ logits = hnp.arrays(np.float64, (5, 4), elements=st.floats(-8, 8))
 @given(student=logits, anchor=logits, tau=st.floats(0.5, 20), lam=st.floats(0, 100))
 def test_loss_is_the_formula(student: np.ndarray, anchor: np.ndarray, tau: float, lam: float) -> None:
     labels = [0, 1, 2, 3, 1]
-    parts = RouteLoss(tau, lam)(Output(torch.from_numpy(student)), Output(torch.from_numpy(anchor)), torch.tensor(labels))
+    parts = route_loss(tau, lam)(Output(torch.from_numpy(student)), Output(torch.from_numpy(anchor)), torch.tensor(labels))
     label_loss, mimic_loss = reference(student, anchor, labels, tau, lam)
     assert parts["label_loss"].item() == pytest.approx(label_loss, rel=2e-4, abs=1e-4)
     assert parts["mimic_loss"].item() == pytest.approx(mimic_loss, rel=2e-4, abs=1e-4 * (1 + lam))
@@ -49,7 +51,7 @@ def test_gradient_by_finite_differences() -> None:
     labels = torch.tensor([0, 5, 2, 2])
     tau, lam = 3.0, 7.0
     leaf = student.float().requires_grad_()
-    torch.stack(list(RouteLoss(tau, lam)(Output(leaf), Output(anchor.float()), labels).values())).sum().backward()
+    torch.stack(list(route_loss(tau, lam)(Output(leaf), Output(anchor.float()), labels).values())).sum().backward()
     step = 1e-5
     for i in range(4):
         for j in range(6):
@@ -100,19 +102,19 @@ class TestMistakesOfOthers:
     def test_cross_entropy_takes_logits_not_probabilities(self) -> None:
         confident = torch.tensor([[20.0, 0.0, 0.0]])
         # With probabilities fed in, the loss could not fall below log(e + 2) - 1 = 0.55 for three classes.
-        assert Labels()(Output(confident), None, torch.tensor([0]))["label_loss"] < 1e-6
+        assert labels_only()(Output(confident), None, torch.tensor([0]))["label_loss"] < 1e-6
 
     def test_no_gradient_reaches_the_anchor(self) -> None:
         anchor = torch.randn(4, 3, requires_grad=True)
         student = torch.randn(4, 3, requires_grad=True)
-        sum(RouteLoss(2.0, 4.0)(Output(student), Output(anchor), torch.tensor([0, 1, 2, 0])).values()).backward()
+        sum(route_loss(2.0, 4.0)(Output(student), Output(anchor), torch.tensor([0, 1, 2, 0])).values()).backward()
         assert anchor.grad is None
         assert student.grad is not None
 
 
 def test_lambda_is_used_as_written_and_tau_squared_is_only_a_default() -> None:
     student, anchor, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    one = RouteLoss(5.0, 1.0)(Output(student), Output(anchor), labels)["mimic_loss"]
+    one = route_loss(5.0, 1.0)(Output(student), Output(anchor), labels)["mimic_loss"]
     assert one.item() == pytest.approx(mimic_kl(student, anchor, 5.0).item())
     assert ObjectiveConfig(tau=5.0).lambda_ == 25.0
     assert ObjectiveConfig(tau=5.0, lam="2.5").lambda_ == 2.5
@@ -127,4 +129,4 @@ def test_bf16_logits_are_compared_in_float32() -> None:
 
 def test_the_anchor_is_required() -> None:
     with pytest.raises(ValueError, match="anchor"):
-        RouteLoss(4.0, 16.0)(Output(torch.zeros(1, 2)), None, torch.tensor([0]))
+        route_loss(4.0, 16.0)(Output(torch.zeros(1, 2)), None, torch.tensor([0]))

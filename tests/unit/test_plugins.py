@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,12 +34,16 @@ def colours() -> Colours:
     @registry.register("red")
     @dataclass(frozen=True, kw_only=True)
     class Red(Colour):
+        summary: ClassVar[str] = "warm"
+
         depth: int = setting(1, "how deep")
         words: tuple[str, ...] = setting((), "what it says")
 
     @registry.register("blue")
     @dataclass(frozen=True, kw_only=True)
     class Blue(Colour):
+        summary: ClassVar[str] = "cold"
+
         depth: int = setting(1, "how far down")
         chill: float = setting(0.5, "how cold")
 
@@ -83,6 +87,8 @@ class TestRegistering:
 
         @dataclass(frozen=True)
         class Other(Colour):
+            summary: ClassVar[str] = "x"
+
             depth: float = setting(1.0, "x")
 
         @dataclass(frozen=True)
@@ -133,6 +139,8 @@ from rco.core.settings import setting
 @CURRENT[0].register("green")
 @dataclass(frozen=True, kw_only=True)
 class Green(CURRENT[0].base):
+    summary = "between"
+
     depth: int = setting(1, "how green")
 """
 CURRENT: list[Colours] = []

@@ -33,7 +33,7 @@ from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.models.weights import state_digest
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.route import Labels
+from rco.objectives.stage import StageLoss, labels_only
 from rco.strategies.config import AnchorConfig
 from rco.tasks import comparison as comparison_tasks
 from rco.tasks import distill, students, teacher
@@ -157,8 +157,8 @@ class TestEveryInterruption:
             (ObjectiveConfig(), {"optimizer": "adamw", "lr": 1e-3, "augment": "none"}, "fp32"),
             (ObjectiveConfig(), {"augment": "resized-crop-flip", "schedule": "cosine", "warmup_epochs": 0.5}, "fp32"),
             (ObjectiveConfig(views=2), {}, "fp32"),
-            (ObjectiveConfig(objective="hint", student_tap="2", teacher_tap="input:classifier"), {}, "fp32"),
-            (ObjectiveConfig(objective="dkd"), {}, "bf16"),
+            (ObjectiveConfig.of(objective="hint", student_tap="2", teacher_tap="input:classifier"), {}, "fp32"),
+            (ObjectiveConfig.of(objective="dkd"), {}, "bf16"),
         ],
         ids=["sgd", "adamw", "resized-cosine", "views", "hint", "bf16"],
     )
@@ -198,7 +198,7 @@ class TestEveryInterruption:
             torch.manual_seed(0)
             network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
             torch.rand(len(str(folder)))  # the state of the generator at the start is no part of it
-            rows = list(fit(network, data.split("train"), Labels(), TRAIN, CPU, epochs=3, checkpointer=checkpointer))
+            rows = list(fit(network, data.split("train"), labels_only(), TRAIN, CPU, epochs=3, checkpointer=checkpointer))
             return rows, state_digest(network)
 
         assert every_interruption(run, tmp_path) == 9
@@ -213,7 +213,7 @@ class TestEveryInterruption:
     )
     def test_of_a_walk_along_a_route(self, data: Dataset, route: Route, tmp_path: Path, anchors: AnchorConfig) -> None:
         """Anchors chosen before the interruption stay chosen; regressor and student go from stage to stage."""
-        objective = ObjectiveConfig(objective="hint", student_tap="2", teacher_tap="input:classifier")
+        objective = ObjectiveConfig.of(objective="hint", student_tap="2", teacher_tap="input:classifier")
         config = dataclasses.replace(TRAIN, epochs=4, milestones=(0.5,))
 
         def run(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
@@ -272,7 +272,7 @@ def trained(data: Dataset, checkpointer: ResumePoints, epochs: int = 2, **more: 
         fit(
             network,
             data.split("train"),
-            Labels(),
+            labels_only(),
             dataclasses.replace(TRAIN, **more),
             CPU,
             epochs=epochs,
@@ -516,7 +516,7 @@ class TestPoints:
 
 
 def fit_slowly(data: Dataset, checkpointer: ResumePoints) -> Iterator[dict[str, float]]:
-    return fit(STUDENT.build(0), data.split("train"), Labels(), TRAIN, CPU, epochs=3, checkpointer=checkpointer)
+    return fit(STUDENT.build(0), data.split("train"), labels_only(), TRAIN, CPU, epochs=3, checkpointer=checkpointer)
 
 
 def harm(path: Path, how: str) -> None:
@@ -618,7 +618,7 @@ class TestDivergence:
     @pytest.mark.parametrize("bad_step", [1, 3, 4, 5, 9])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_names_the_part_and_the_first_bad_step(self, data: Dataset, bad_step: int, value: float) -> None:
-        class Trap(Labels):
+        class Trap(StageLoss):
             step = 0
 
             def forward(self, *args: Any) -> dict[str, Tensor]:
@@ -627,7 +627,7 @@ class TestDivergence:
                 return {**parts, "trap": parts["label_loss"] * (value if self.step == bad_step else 0.0)}
 
         network = STUDENT.build(0)
-        rows = fit(network, data.split("train"), Trap(), TRAIN, CPU, epochs=3)
+        rows = fit(network, data.split("train"), Trap(ObjectiveConfig(lam="0")), TRAIN, CPU, epochs=3)
         seen: dict[int, dict[str, Tensor]] = {}
 
         def watch() -> None:
@@ -651,7 +651,7 @@ class TestDivergence:
     def test_is_found_long_before_the_end_of_a_long_epoch(self, data: Dataset) -> None:
         steps = 0
 
-        class Bad(Labels):
+        class Bad(StageLoss):
             def forward(self, *args: Any) -> dict[str, Tensor]:
                 nonlocal steps
                 steps += 1
@@ -659,7 +659,7 @@ class TestDivergence:
 
         config = dataclasses.replace(TRAIN, batch_size=2)
         with pytest.raises(DivergenceError, match="in epoch 1 at step 7 of "):
-            list(fit(STUDENT.build(0), data.split("train"), Bad(), config, CPU, epochs=1))
+            list(fit(STUDENT.build(0), data.split("train"), Bad(ObjectiveConfig(lam="0")), config, CPU, epochs=1))
         assert steps == 100
 
     def test_weights_that_are_not_finite_are_not_handed_on(self, data: Dataset) -> None:
@@ -673,7 +673,7 @@ class TestDivergence:
 
         config = dataclasses.replace(TRAIN, batch_size=2000)
         with pytest.raises(DivergenceError, match="a weight is not a finite number in epoch 1 at step 1 of 1"):
-            list(fit(Spoilt(64, 10), data.split("train"), Labels(), config, CPU, epochs=1))
+            list(fit(Spoilt(64, 10), data.split("train"), labels_only(), config, CPU, epochs=1))
 
     def test_no_bad_state_is_ever_kept(self, data: Dataset, tmp_path: Path) -> None:
         checkpointer = Recorder(str(tmp_path / "points"), {}, every=0)

@@ -16,12 +16,12 @@ from rco.data import augment
 from rco.data.dataset import Dataset
 from rco.models.spec import NetworkSpec
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.route import RouteLoss
 from rco.training.anchor import FOLDER, StoredLogits, check_size
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, train_stage
 from rco.training.loop import fit
 from tests.conftest import CPU
+from tests.losses import route_loss
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 TRAIN = TrainConfig(epochs=4, batch_size=100, augment="shift")
@@ -67,7 +67,7 @@ class Anew(StoredLogits):
 
 def student(data: Dataset, anchor_logits: StoredLogits, epochs: int = 4) -> tuple[nn.Module, list[dict[str, float]]]:
     network = NETWORK.build(0)
-    rows = list(fit(network, data.split("train"), RouteLoss(4.0, 16.0), TRAIN, CPU, epochs=epochs, anchor=anchor_logits))
+    rows = list(fit(network, data.split("train"), route_loss(4.0, 16.0), TRAIN, CPU, epochs=epochs, anchor=anchor_logits))
     return network, rows
 
 

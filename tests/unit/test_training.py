@@ -21,7 +21,7 @@ from rco.models.predict import accuracy, predict
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.config import ObjectiveConfig
-from rco.objectives.route import Labels, RouteLoss
+from rco.objectives.stage import labels_only
 from rco.strategies.base import STRATEGIES
 from rco.strategies.config import AnchorConfig
 from rco.training.anchor import LiveAnchor
@@ -33,6 +33,7 @@ from rco.training.loop import DivergenceError, fit
 from rco.training.route import adopt_route, import_route
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
+from tests.losses import route_loss
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 STUDENT = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
@@ -287,7 +288,7 @@ class TestEngine:
         def trained(seed: int) -> dict[str, Tensor]:
             model = TEACHER.build(seed)
             config = TrainConfig(epochs=2, seed=seed, augment="shift")
-            list(fit(model, data.split("train"), Labels(), config, CPU, epochs=2))
+            list(fit(model, data.split("train"), labels_only(), config, CPU, epochs=2))
             return state(model)
 
         first = trained(3)
@@ -299,8 +300,8 @@ class TestEngine:
         anchor = load_network(route.folder / route.checkpoints[-1].file)
         a, b = STUDENT.build(0), STUDENT.build(0)
         live = LiveAnchor(anchor, data.manifest.image_shape, CPU.device)
-        list(fit(a, data.split("train"), RouteLoss(4.0, 0.0), STAGE_TRAIN, CPU, epochs=1, anchor=live))
-        list(fit(b, data.split("train"), Labels(), STAGE_TRAIN, CPU, epochs=1))
+        list(fit(a, data.split("train"), route_loss(4.0, 0.0), STAGE_TRAIN, CPU, epochs=1, anchor=live))
+        list(fit(b, data.split("train"), labels_only(), STAGE_TRAIN, CPU, epochs=1))
         for name, tensor in a.state_dict().items():
             torch.testing.assert_close(tensor, b.state_dict()[name])
 
@@ -309,7 +310,7 @@ class TestEngine:
         """The loop of any textbook, on the same batches, gives the same weights."""
         config = TrainConfig(epochs=2, lr=0.01, batch_size=256, optimizer=optimizer, schedule="constant")
         ours, theirs = STUDENT.build(0), STUDENT.build(0)
-        list(fit(ours, data.split("train"), Labels(), config, CPU, epochs=2))
+        list(fit(ours, data.split("train"), labels_only(), config, CPU, epochs=2))
         made = (
             torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
             if optimizer == "sgd"
@@ -326,14 +327,14 @@ class TestEngine:
     def test_divergence_says_where(self, data: Dataset) -> None:
         config = TrainConfig(epochs=1, lr=1e12, schedule="constant")
         with pytest.raises(DivergenceError, match=r"label_loss is .* in epoch 1 .*Lower lr"):
-            list(fit(STUDENT.build(0), data.split("train"), Labels(), config, CPU, epochs=1))
+            list(fit(STUDENT.build(0), data.split("train"), labels_only(), config, CPU, epochs=1))
 
     def test_bf16_trains_and_keeps_float32_weights(self, data: Dataset) -> None:
         import dataclasses
 
         model = TEACHER.build(0)
         rows = list(
-            fit(model, data.split("train"), Labels(), STAGE_TRAIN, dataclasses.replace(CPU, precision="bf16"), epochs=2)
+            fit(model, data.split("train"), labels_only(), STAGE_TRAIN, dataclasses.replace(CPU, precision="bf16"), epochs=2)
         )
         assert rows[1]["loss"] < rows[0]["loss"]
         assert all(p.dtype is torch.float32 for p in model.parameters())
