@@ -176,9 +176,9 @@ def _shared(
     for p in (PARAMETERS[name] for name in SHARED if PARAMETERS[name].chooser):
         given = p.name in axes or shared[p.name] != read_value(p.name, p.default)
         anchors = p.chooser == "strategy"
-        chosen = followed if anchors else {*axes.get(p.chooser, (shared[p.chooser],))}
-        if given and chosen.isdisjoint(p.owners):
-            named, listed = ("branches", kinds) if anchors else (p.chooser, sorted(chosen))
+        chosen = followed if anchors else axes.get(p.chooser, (shared[p.chooser],))
+        if given and not {*chosen} & {*p.owners}:
+            named, listed = ("branches", kinds) if anchors else (p.chooser, chosen)
             raise UnusedError(
                 p.name,
                 axes.get(p.name, shared[p.name]),

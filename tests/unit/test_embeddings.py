@@ -206,7 +206,7 @@ def trained_anchor(data: Dataset) -> nn.Module:
 
 def staged(student: nn.Module, anchor: nn.Module, data: Dataset, **objective: Any) -> list[dict[str, Any]]:
     logits = np.zeros((64, 10), dtype=np.float32)
-    chosen = ObjectiveConfig(**{"objective": "embedding", "lam": "1", **objective})
+    chosen = ObjectiveConfig.of(**{"objective": "embedding", "lam": "1", **objective})
     train = TrainConfig(epochs=3, lr=0.02, batch_size=128)
     rows = train_stage(
         student, anchor, data, chosen, train, CPU, ProbeTargets(logits, logits), stage=1, epochs=3, first_epoch=1

@@ -19,6 +19,7 @@ from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.base import OBJECTIVES
 from rco.objectives.config import ObjectiveConfig
+from rco.objectives.hint import Hint
 from rco.objectives.make import make_objective
 from rco.objectives.stage import StageLoss
 from rco.strategies.config import AnchorConfig
@@ -193,7 +194,7 @@ class TestWhatAnObjectiveLearns:
         guided = nn.functional.adaptive_avg_pool2d(twin[0](x), 4)  # type: ignore[index]
         with torch.no_grad():
             hinted = anchor[1](anchor[0](x))  # type: ignore[index]
-        (100 * nn.functional.mse_loss(theirs.regressor(guided), hinted)).backward()
+        (100 * nn.functional.mse_loss(theirs.own(guided), hinted)).backward()
         made.step()
         for name, tensor in state(theirs).items():
             torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-4, atol=3e-5)
@@ -263,7 +264,7 @@ class TestTasks:
         stages.run(3)  # the third passes through
         assert not (tmp_path / "student-0" / students.OBJECTIVE).exists()
         first, second = stages.weights(1, students.OBJECTIVE), stages.weights(2, students.OBJECTIVE)
-        assert set(first) == {"regressor.weight", "regressor.bias"}
+        assert set(first) == {"own.weight", "own.bias"}
         assert not same(first, second)
         assert same(stages.weights(3, students.OBJECTIVE), second), "a stage that passes the student through passes this too"
         assert set(stages.weights(2)) == set(NETWORK.build(0).state_dict()), "the student's file holds the student"
@@ -329,7 +330,8 @@ class TestPreflight:
         # digits-cnn-l has a third stage, this route's teacher has not.
         assert "teacher_tap = 'stage3': names no module" in self.refused(**flat, teacher_tap="stage3")
         flat |= {"objective": "hint", "teacher_tap": "stage2"}
-        assert preflight(RunConfig.from_flat(flat)).stage.objective.teacher_tap == "stage2"
+        chosen = preflight(RunConfig.from_flat(flat)).stage.objective.objective
+        assert chosen == Hint(student_tap="stage2", teacher_tap="stage2")
 
     def test_the_users_own_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "tapped_nets.py").write_text(

@@ -185,6 +185,6 @@ def test_too_many_are_refused_with_the_number_that_fits() -> None:
 )
 def test_objectives_that_need_features_refuse_them(objective: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"views = 2: keeps logits, but objective = "):
-        ObjectiveConfig(views=2, **objective)
+        ObjectiveConfig.of(views=2, **objective)
     with pytest.raises(InputError, match="views"):
         ObjectiveConfig(views=-1)
