@@ -11,13 +11,17 @@ from rco.core.errors import InputError, choice
 from rco.strategies.base import STRATEGIES, Adaptive
 
 REFERENCE = "kd"
+#: The branches of a comparison that names none.
+STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "lr-decay", "greedy")
+#: In the order of tables: those of `STANDARD` first.
+_STRATEGIES = sorted(STRATEGIES.names, key=lambda name: (STANDARD.index(name) if name in STANDARD else len(STANDARD), name))
 _PLAIN = {"strategy": "equal-interval", "n_anchors": 1}
 #: What sets a kind of branch apart from the run's own parameters: the baselines, and a kind for every strategy.
 KINDS: dict[str, dict[str, Any]] = {
     "scratch": {**_PLAIN, "lam": "0"},
     "kd": _PLAIN,
     "kd-restart": _PLAIN,
-    **{name: {"strategy": name} for name in STRATEGIES.names},
+    **{name: {"strategy": name} for name in _STRATEGIES},
 }
 DESCRIBED = {
     "scratch": "labels only",
@@ -26,14 +30,13 @@ DESCRIBED = {
     **{name: STRATEGIES[name].summary for name in STRATEGIES.names},
 }
 BASELINES = ("scratch", "kd", "kd-restart")
-STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "greedy", "lr-decay")
 SEEDS = (0, 1, 2)
 RESTART_LIKE = "equal-interval"
 #: Most branches of one comparison: the report has so many inputs.
 MOST = 24
 
 #: Kinds whose stages are known before a student is trained: kd-restart can have their lengths.
-RESTARTED = tuple(name for name in STRATEGIES.names if not issubclass(STRATEGIES[name], Adaptive))
+RESTARTED = tuple(name for name in _STRATEGIES if not issubclass(STRATEGIES[name], Adaptive))
 GROUPS = {name: p.group for name, p in PARAMETERS.items()}
 #: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
 NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin")

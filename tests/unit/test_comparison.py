@@ -61,7 +61,7 @@ class TestBranches:
         like = branches["kd-restart"].like
         assert like is not None
         assert like.anchors.strategy == EqualInterval(n_anchors=4)
-        assert [n for n, b in branches.items() if b.follows_route] == ["equal-interval", "greedy", "lr-decay"]
+        assert [n for n, b in branches.items() if b.follows_route] == ["equal-interval", "lr-decay", "greedy"]
 
     def test_what_does_not_matter_to_a_branch_is_not_in_its_settings(self) -> None:
         base, other = ({b.name: b.config for b in make_branches(p)} for p in ({}, {"delta": 3.0, "n_anchors": 5}))
