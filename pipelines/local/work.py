@@ -46,7 +46,7 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
     device.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     if gone := resume.sweep(home / "resume"):
-        log.info("%d interrupted trainings to which nobody came back were removed from %s", gone, home / "resume")
+        log.info("%d interrupted trainings that no run has gone on with were removed from %s", gone, home / "resume")
     (folder / "started").touch()
     from kfp import local
 

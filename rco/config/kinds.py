@@ -72,7 +72,7 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
     """The students' seeds, in increasing order.
 
     Raises:
-        InputError: none, repeated ones, or values that are no seeds.
+        InputError: an empty list, a repeated seed, or a value that is not a seed.
     """
     remedy = "Give different whole numbers, 0 or more, such as 0,1,2"
     items = [part for part in seeds.split(",") if part.strip()] if isinstance(seeds, str) else list(seeds)
@@ -84,7 +84,7 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
     if not numbers:
         raise InputError("seeds", seeds, "is empty", remedy)
     if not whole:
-        raise InputError("seeds", seeds, "has a value that is no seed", remedy)
+        raise InputError("seeds", seeds, "has a value that is not a seed", remedy)
     if len(set(numbers)) < len(numbers):
         raise InputError("seeds", numbers, "repeats a seed: the same student twice says nothing new", remedy)
     return tuple(sorted(numbers))

@@ -46,7 +46,7 @@ class RunConfig:
             if (mimicked or compared) and not model.embedding_dim:
                 reason = f"objective = {self.objective.objective.plugin_name}" if mimicked else "open_classes"
                 raise InputError(
-                    f"{role}_embedding_dim", 0, f"is no size, but {reason} needs embeddings", "Give a size such as 32"
+                    f"{role}_embedding_dim", 0, f"is not a size, but {reason} needs embeddings", "Give a size such as 32"
                 )
         if mimicked and self.teacher.embedding_dim != self.student.embedding_dim:
             raise InputError(

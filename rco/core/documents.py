@@ -48,7 +48,7 @@ def parse_json(text: str, source: object, *, surrogates: bool = False) -> Any:
         surrogates: as in `read_json`.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not one.
     """
     try:
         document = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_named_once)
@@ -70,7 +70,7 @@ def read_as(cls: type[T], path: Path, remedy: str, *, partial: bool = False, sur
         surrogates: as in `read_json`.
 
     Raises:
-        InputError: it is none; the message names the file, and the value in it.
+        InputError: it is not one; the message names the file, and the value in it.
     """
     document = read_json(path, surrogates=surrogates)
     try:
@@ -80,7 +80,7 @@ def read_as(cls: type[T], path: Path, remedy: str, *, partial: bool = False, sur
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 def _finite(digits: str) -> float:

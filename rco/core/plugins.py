@@ -14,7 +14,7 @@ the plug-in's name, and the plug-in's parameters stand beside it.
 
 Plug-ins of other packages are found by their entry points: the group is the registry's (`rco.strategies`), the entry point's
 name the plug-in's, its value the module that registers it. One that cannot be imported takes nothing else down: it is told in
-`failures`, and whoever chooses it reads why.
+`failures`, and choosing it says why.
 """
 
 from __future__ import annotations

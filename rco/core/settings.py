@@ -132,7 +132,7 @@ def typed(hint: Any, value: Any, *, partial: bool = False, lenient: bool = False
         hint: the field's type: a dataclass, a union with None, dict, list, tuple, int, float, str or bool.
         partial: as for `from_dict`.
         lenient: whether values may be words, as on a command line ("4", "true", "10,20"); else they are of a JSON document, and
-            a number is no text.
+            a number is not text.
 
     Raises:
         TypeError, ValueError, OverflowError: it is of another type.

@@ -59,7 +59,7 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
 def write_state(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, sort_keys: bool = False
 ) -> None:
-    """As `save_state`, but straight to `path`, for who sees to it that nobody reads half a file; metadata keep their order."""
+    """As `save_state`, but straight to `path`: the caller prevents that half a file is read. Metadata keep their order."""
     from safetensors.torch import save_file
 
     # clone: safetensors refuses tensors that share memory (tied weights), and they load back all the same.

@@ -8,7 +8,7 @@ A prepared data set is a folder:
     train.json, val.json, test.json             else paths of image files, which are decoded as they are needed, and labels
     images/                                     those files, if they came out of a tar or a store
 
-Only who asks for the test part opens its file. Preparing needs no torch; reading batches does.
+The file of the test part is opened only where that part is asked for. Preparing needs no torch; reading batches does.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ class _ArraySplit(Split):
 
         count = self.manifest.sizes[self.part]
         shape, dtype = ((count,), torch.int64) if name == "labels" else ((count, *self.manifest.image_shape), torch.uint8)
-        # What is kept must be good for training too, whoever was first to ask.
+        # What is kept must be good for training too, also if inference was first to ask.
         with torch.inference_mode(False):
             tensor: Tensor
             (tensor,) = read_tensors(self.file, [name])

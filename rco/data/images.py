@@ -101,7 +101,7 @@ class FileImages:
         """Look at the header of every file, without decoding.
 
         Raises:
-            InputError: a file is no readable image, or has a size that it must not have.
+            InputError: a file is not a readable image, or has a size that it must not have.
         """
 
         def look(row: int) -> None:

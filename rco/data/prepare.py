@@ -56,7 +56,7 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
             raise InputError(
                 "image_size",
                 config.image_size,
-                f"makes {config.dataset} {gib:.1f} GiB, but a set that is no image folder must fit into {IN_MEMORY_GIB} GiB",
+                f"makes {config.dataset} {gib:.1f} GiB, but what is not an image folder must fit into {IN_MEMORY_GIB} GiB",
                 "Choose smaller images, or save the data set as an image folder",
             )
         validation = splits["val"]

@@ -114,7 +114,7 @@ def _require_likeness(spec: NetworkSpec, state: Mapping[str, Tensor], path: Path
     sizes = {size for tensor in state.values() for size in tensor.shape}
     for name in ("num_classes", "embedding_dim"):
         if (value := getattr(spec, name)) and value not in sizes:
-            raise InputError(name, value, f"is no size of the weights in {path.name}", "Copy the file again")
+            raise InputError(name, value, f"is not a size of the weights in {path.name}", "Copy the file again")
     for name, most in (("in_channels", _MOST_CHANNELS), ("image_size", _LARGEST_IMAGE)):
         if (value := getattr(spec, name)) > most:
             raise InputError(name, value, f"is more than {most}", "Pass the network as model=")

@@ -1,6 +1,6 @@
 """Weights as state dicts: of a module, from a file of anyone's training, into a module.
 
-A file is data, whoever made it: no pickle is ever run.
+A file is data, wherever it is from: no pickle is ever run.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class AttentionTransfer(Objective):
     def make_own(self, student: Shape, anchor: Shape, taps: Taps, seed: int) -> None:
         for name, tap, shape in (("student_tap", taps.student, student), ("teacher_tap", taps.anchor, anchor)):
             if len(shape) != 3:
-                raise InputError(name, tap, f"yields features of shape {shape}, which is no map", "Tap a map (C, H, W)")
+                raise InputError(name, tap, f"yields features of shape {shape}, which is not a map", "Tap a map (C, H, W)")
 
     def terms(
         self, student: Output, anchor: Output, labels: Tensor, weights: Weights, own: nn.Module | None

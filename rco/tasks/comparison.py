@@ -35,7 +35,7 @@ from rco.tasks.comparison_preflight import preflight_comparison, slot_outputs, s
 from rco.tasks.distill import distil
 from rco.tasks.evaluate import EVALUATION, measure_unseen
 from rco.tasks.process import log, read_settings, task
-from rco.tasks.report import tell
+from rco.tasks.report import deliver
 from rco.tasks.selection import Stage, next_stage, write_anchor
 from rco.tasks.settings import BranchSettings, ChoiceSettings, MeasureSettings, StudentSettings, StudentsSettings
 from rco.tasks.students import PROBE, STUDENT, init_student, load_student, read_logits
@@ -347,7 +347,7 @@ def report_comparison(
         folder, s, index=Route.open(route_index), students=students, context=context, parent_run_id=parent
     )
     if context.active:
-        letter = outbox.PendingReport(
+        pending = outbox.PendingReport(
             parent=_parent(s),
             deliveries=[
                 Delivery(record=teacher),
@@ -356,7 +356,7 @@ def report_comparison(
             headline=comparison_report.headline_metrics(summary),
             note=comparison_report.note(summary),
         )
-        tell(context, letter, folder)
+        deliver(context, pending, folder)
     return summary
 
 

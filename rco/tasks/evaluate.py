@@ -31,7 +31,7 @@ EVALUATION = "evaluation.json"
 def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, anchor: Path, evaluation: Path) -> dict[str, Any]:
     """Measure the student and the converged teacher on the test part, which nothing before has touched.
 
-    Writes evaluation.json, and an example batch with the student's answer for whoever serves it.
+    Writes evaluation.json, and an example batch with the student's answer, for a test of what serves it.
 
     Returns:
         headline figures.

@@ -82,7 +82,7 @@ def report(
         }
         if "open_set" in summary:
             student_figures |= openset.figures(summary["open_set"]["student"])
-        letter = outbox.PendingReport(
+        pending = outbox.PendingReport(
             parent=parent_of(s),
             deliveries=run_deliveries(
                 [Record.read(route_index), learner],
@@ -94,12 +94,12 @@ def report(
         )
         lacking = s.registered_model and not registered
 
-        def registration(place: Path) -> None:
-            shutil.copytree(student, place / "student")
-            shutil.copytree(evaluation, place / "evaluation")
-            write_json(place / "settings.json", settings)
+        def registration(target: Path) -> None:
+            shutil.copytree(student, target / "student")
+            shutil.copytree(evaluation, target / "evaluation")
+            write_json(target / "settings.json", settings)
 
-        tell(context, letter, folder, registration if lacking else None)
+        deliver(context, pending, folder, registration if lacking else None)
     return summary
 
 
@@ -110,9 +110,9 @@ def parent_of(s: FilingSettings) -> dict[str, Any]:
     return {"experiment": s.experiment, "name": name, "params": s.parameters}
 
 
-def tell(
+def deliver(
     context: Context,
-    letter: outbox.PendingReport,
+    pending: outbox.PendingReport,
     folder: Path,
     registration: Callable[[Path], object] | None = None,
 ) -> None:
@@ -123,9 +123,9 @@ def tell(
     """
     log.info("completing the runs in MLflow")
     with forgiving("The report") as attempt:
-        letter.send(context, report_files(folder))
+        pending.send(context, report_files(folder))
     if attempt.failed or registration is not None:
-        outbox.keep(folder, letter, context, registration)
+        outbox.keep(folder, pending, context, registration)
         log.warning("what MLflow lacks is kept beside the report; when the server is back, deliver it with: rco sync")
 
 
@@ -142,20 +142,20 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
     Raises:
         InputError: no or a damaged outbox, or a server that it was not meant for.
     """
-    letter, pipeline_run, meant_for = outbox.take(report)
+    pending, pipeline_run, meant_for = outbox.take(report)
     os.environ["RCO_PIPELINE_RUN"] = pipeline_run
     context = Context.from_environment()
-    here = without_credentials(context.tracking_uri)
-    if not here or (here != meant_for and not anywhere):
+    server = without_credentials(context.tracking_uri)
+    if not server or (server != meant_for and not anywhere):
         raise InputError(
             "MLFLOW_TRACKING_URI",
-            here,
+            server,
             f"is not where run {pipeline_run} was tracked",
             f"Set it to {meant_for}, or give --anywhere with a server",
         )
     run_id = ""
     with forgiving(f"Run {pipeline_run}"):
-        run_id = letter.send(context, report_files(report))
+        run_id = pending.send(context, report_files(report))
     registration = report / outbox.FOLDER / outbox.REGISTRATION
     if run_id and registration.is_dir():
         settings = read_json(registration / "settings.json")

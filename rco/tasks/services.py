@@ -167,7 +167,7 @@ def mlflow(context: Context, open_run: Callable[[], str] | None = None) -> list[
             status, step = WARN, "Update the server: it is older than the client"
         elif not re.match(r"(?!file:)[a-z][\w+.-]*:", found.artifacts):
             status = WARN
-            text += f"; artifacts go to {found.artifacts} on the disk of whoever writes them"
+            text += f"; artifacts go to {found.artifacts} on the disk of the machine that writes them"
             step = "Unless the server is this machine, start it with --serve-artifacts, or nobody else will find them"
     if found.left:
         status = FAIL if status == FAIL else WARN

@@ -1,7 +1,7 @@
 """Resume points, as the environment asks for them: what a training that was cut short goes on from, in any process.
 
     RCO_RESUME         a folder or an s3:// address; unset: nothing is kept
-    RCO_RESUME_RUN     who shares resume points; unset: the tasks of one pipeline run (RCO_PIPELINE_RUN)
+    RCO_RESUME_RUN     name under which runs share resume points; unset: the tasks of one pipeline run (RCO_PIPELINE_RUN)
     RCO_RESUME_EVERY   minutes between two points (5); 0: a point after every step
 
 Below RCO_RESUME/RUN/TASK/HASH, where HASH is that of the identity: all that the training depends on (settings, digests of its
@@ -148,12 +148,12 @@ class _Explained(DivergenceError):  # noqa: N818 (it is the same error, in the w
 def _explained(error: DivergenceError, label: str, prefix: str, weights: str, folder: str) -> str:
     advice = re.sub(r"\b(lr|warmup_epochs)\b", rf"{prefix}\1", error.advice)
     if weights:
-        good = f"The weights {error.weights_of} are kept in {weights}"
+        saved = f"The weights {error.weights_of} are kept in {weights}"
     elif not folder:
-        good = f"Nothing is kept of it, because {VARIABLE} is not set"
+        saved = f"Nothing is kept of it, because {VARIABLE} is not set"
     else:
-        good = "No epoch had ended before, so there are no weights worth keeping"
-    return f"{label}: {error.where}. {advice}. {good}. The same settings would end there again"
+        saved = "No epoch had ended before, so there are no weights worth keeping"
+    return f"{label}: {error.where}. {advice}. {saved}. The same settings would end there again"
 
 
 def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> ResumePoints:
@@ -200,7 +200,7 @@ def clear_run() -> None:
 
 
 def sweep(root: Path) -> int:
-    """Remove what nobody came back for from a folder of resume points; returns how many trainings that were.
+    """Remove the interrupted trainings of a folder of resume points that no run has gone on with; returns how many.
 
     That is what was not touched for 14 days, and, above 20 GiB in all, what was not for longest, but for a day at least.
     """

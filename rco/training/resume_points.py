@@ -123,8 +123,8 @@ class ResumePoints:
                 log.warning("the resume point was not written (%s: %s); the training goes on", type(error).__name__, error)
         self._last = time.monotonic()
         if self.stopping is not None:
-            kept = "a resume point is kept" if written else "the resume point before this one has to do"
-            log.info("stopping because of %s; %s", signal.Signals(self.stopping).name, kept)
+            outcome = "a resume point is kept" if written else "the resume point before this one has to do"
+            log.info("stopping because of %s; %s", signal.Signals(self.stopping).name, outcome)
             raise SystemExit(128 + self.stopping)
 
     def clear(self) -> None:
@@ -273,11 +273,11 @@ class ResumePoints:
                 "files": content.files,
             }
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-            raise _DamagedError(f"{name} is none ({type(error).__name__}: {error})") from None
+            raise _DamagedError(f"{name} is not one ({type(error).__name__}: {error})") from None
 
     def _restore(self, file: str, digest: str) -> None:
         if self.files is None or not _FILE.fullmatch(file) or not _SHA256.fullmatch(digest):
-            raise _DamagedError(f"it speaks of {file!r}, which is no file of this training")
+            raise _DamagedError(f"it speaks of {file!r}, which is not a file of this training")
         try:
             with self._local(f"file-{digest}") as path:
                 verify(path, digest)

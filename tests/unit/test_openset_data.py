@@ -136,9 +136,9 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
-        (["gul"], "open_classes = 'gul': is no class of x. Did you mean 'gull'?"),
+        (["gul"], "open_classes = 'gul': is not a class of x. Did you mean 'gull'?"),
         (["4"], "numbers from 0 to 3; the names are crow, gull, kite, wren"),
-        (["-1"], "is no class"),
+        (["-1"], "is not a class"),
         (["gull", "1"], "names class 'gull' twice"),
         (["0", "1", "2"], "leaves 1 of x's classes"),
         (["crow", "gull", "kite", "wren"], "leaves 0"),

@@ -23,7 +23,7 @@ from tests.unit.test_tracking import anchor, children, context, record, server, 
 __all__ = ["server"]  # a fixture
 
 
-def letter(folder: Path, learner: Record, epochs: tuple[int, ...] = (4, 8)) -> outbox.PendingReport:
+def pending(folder: Path, learner: Record, epochs: tuple[int, ...] = (4, 8)) -> outbox.PendingReport:
     anchors = [anchor(folder / f"epoch-{epoch:04d}", epoch, seed=epoch) for epoch in epochs]
     return outbox.PendingReport(
         parent={"experiment": "tests", "name": "late", "params": {"tau": 4.0}, "tags": {"rco.comparison": "true"}},
@@ -43,7 +43,7 @@ def report(tmp_path: Path) -> Path:
 
 def kept(server: Path, report: Path, run: str, **more: Any) -> Context:
     where = context(server, run)
-    outbox.keep(report, letter(report.parent / "anchors", record(rows=3)), where, **more)
+    outbox.keep(report, pending(report.parent / "anchors", record(rows=3)), where, **more)
     os.environ["MLFLOW_TRACKING_URI"] = where.tracking_uri
     os.environ["RCO_ARTIFACT_ROOT"] = where.artifact_root
     return where
@@ -98,16 +98,16 @@ def test_another_server_gets_nothing_by_accident(server: Path, report: Path) -> 
 
 def test_no_password_is_kept(report: Path) -> None:
     where = Context(tracking_uri="http://me:canary@127.0.0.1:9", pipeline_run="secret")
-    outbox.keep(report, letter(report.parent / "anchors", record(rows=1)), where)
+    outbox.keep(report, pending(report.parent / "anchors", record(rows=1)), where)
     assert not [path for path in report.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
 
 
-def test_an_outbox_cut_short_is_no_letter(report: Path) -> None:
+def test_an_outbox_cut_short_is_refused(report: Path) -> None:
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        outbox.keep(report, letter(report.parent / "anchors", record(rows=1)), context(report, "full"), full)
+        outbox.keep(report, pending(report.parent / "anchors", record(rows=1)), context(report, "full"), full)
     assert not outbox.waiting(report)
 
 

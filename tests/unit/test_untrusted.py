@@ -296,7 +296,7 @@ class TestFolders:
     @pytest.mark.parametrize("name", ["ca\nt", "\x1b[2Jcat", "\udcff"])
     def test_class_folders_have_names_that_can_be_shown(self, tmp_path: Path, name: str) -> None:
         folder = folder_of(tmp_path / "data", {"cat": 4, name: 4})
-        with pytest.raises(InputError, match="whose name is no plain text") as caught:
+        with pytest.raises(InputError, match="whose name is not plain text") as caught:
             check_source(DataConfig(dataset=str(folder)))
         assert str(caught.value).isprintable()
 
@@ -315,7 +315,7 @@ class TestDocuments:
         ("text", "words"),
         [
             ('{"a": 1, "a": 2}', "two values of the same name"),
-            ('{"a": NaN}', "NaN is no number"),
+            ('{"a": NaN}', "NaN is not a number"),
             ("[" * 100_000, "nested too deeply"),
             ("1" * 5_000, "not valid JSON"),
             ('"\\ud800"', "surrogates not allowed"),
@@ -382,7 +382,7 @@ def test_a_key_may_have_an_at_sign() -> None:
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"hardness": 1e999}')
-    with pytest.raises(InputError, match="1e999 is no number"):
+    with pytest.raises(InputError, match="1e999 is not a number"):
         read_json(tmp_path / "a.json")
 
 

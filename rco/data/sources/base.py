@@ -136,7 +136,7 @@ def open_labels(source: str, class_names: tuple[str, ...], open_classes: Sequenc
             raise InputError(
                 "open_classes",
                 word,
-                f"is no class of {source}",
+                f"is not a class of {source}",
                 f"{hint}Give names or numbers from 0 to {len(class_names) - 1}; the names are {shown}",
             )
         if label in labels:

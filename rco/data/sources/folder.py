@@ -115,7 +115,7 @@ def lay_out(source: str, names: Iterable[str], open_classes: Sequence[str] = ())
     names_of_classes = tuple(sorted(found["train"]))
     for name in names_of_classes:
         if not name.isprintable():  # it goes into logs, tables and pictures
-            raise InputError("dataset", source, f"has a class folder whose name is no plain text: {name!r}", "Rename it")
+            raise InputError("dataset", source, f"has a class folder whose name is not plain text: {name!r}", "Rename it")
     ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
     for part, classes in found.items():
         start = len(ordered)
