@@ -139,7 +139,7 @@ class Registry(Generic[P]):
                 problem = f"{entry.value} registers no {self.setting} of that name"
             elif cls.__module__.partition(".")[0] != package:
                 problem = f"the name is taken by {cls.__module__}"
-        except Exception as error:  # whatever another package's code raises
+        except (Exception, SystemExit) as error:  # whatever another package's code raises
             problem = f"{type(error).__name__}: {error}"
         new = set(self._classes) - before
         if problem:

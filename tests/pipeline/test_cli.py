@@ -11,10 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.cli.main import main
-from pipelines.cli.recipes import RECIPES, read_recipe
+from pipelines.cli.recipes import RECIPES, merged_comparison, merged_parameters, read_recipe
 from pipelines.local.run import _for_people
 from rco.config.parameters import PARAMETERS, RunConfig
-from rco.core.errors import InputError
+from rco.core.errors import InputError, UnusedError
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
 
@@ -38,6 +38,28 @@ def test_recipes_are_valid(path: Path) -> None:
 
 def test_the_digits_recipe_is_what_make_run_does() -> None:
     assert RunConfig.from_flat(read_recipe("digits")) == RunConfig()
+
+
+def test_what_means_nothing_in_a_recipe_is_left_out_and_said_but_not_in_a_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("strategy: greedy\ndelta: 2.0\nn_anchors: 3\nobjective: dkd\ndkd_beta: 2.0\n")
+    assert merged_parameters(str(file), {"tau": 2.0})["delta"] == 2.0
+    assert capsys.readouterr().err == ""
+    assert "delta" not in merged_parameters(str(file), {"strategy": "equal-interval"})
+    assert capsys.readouterr().err == (
+        f"delta of the recipe {file} is left out: it means nothing with strategy = equal-interval\n"
+    )
+    merged = merged_comparison(str(file), {"branches": "kd,lr-decay"})
+    assert merged == {"branches": "kd,lr-decay", "objective": "dkd", "dkd_beta": 2.0}
+    assert capsys.readouterr().err.count("means nothing with branches = kd, lr-decay") == 2
+    for merge, given in (
+        (merged_parameters, {"strategy": "lr-decay", "delta": 3.0}),
+        (merged_comparison, {"branches": "kd,lr-decay", "delta": 3.0}),
+    ):
+        with pytest.raises(UnusedError, match=r"delta = 3.0: means nothing with "):
+            merge(str(file), given)
 
 
 def test_recipes_of_ones_own_and_flags_that_win(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +196,41 @@ class TestOtherPackages:
         if name != "red":
             with pytest.raises(InputError, match=rf"colour = '{name}': cannot be used \(greens"):
                 colours[name]
+
+    def test_the_settings_of_a_run_know_them(self, tmp_path: Path) -> None:
+        """In a process of its own, which finds them as the command line does."""
+        text = GREEN.replace(
+            "from tests.unit.test_plugins import CURRENT\n", "from rco.strategies.base import STRATEGIES, Planned\n"
+        )
+        text = text.replace("CURRENT[0].register", "STRATEGIES.register").replace("CURRENT[0].base", "Planned")
+        text += "\n    def plan(self, route):\n        return [(route.epochs[-1], 'the last')]\n"
+        (tmp_path / "greens.py").write_text(text)
+        clash = text.replace('register("green")', 'register("clash")').replace("depth: int = setting(1", "tau: int = setting(1")
+        (tmp_path / "clashes.py").write_text(clash)
+        folder = tmp_path / "greens-1.2.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: greens\nVersion: 1.2\n")
+        (folder / "entry_points.txt").write_text("[rco.strategies]\ngreen = greens\nclash = clashes\n")
+        code = """
+from rco.config.branches import Comparison
+from rco.config.parameters import PARAMETERS, RunConfig
+from rco.config.plugins import failures, installed
+from rco.tasks.preflight import anchor_settings, plugin_parameters
+config = RunConfig.from_flat({"strategy": "green", "depth": "3"})
+print(failures())
+print(PARAMETERS["depth"].owners, PARAMETERS["tau"].group, "clash" in PARAMETERS["strategy"].help)
+print(anchor_settings(config).plugins == installed(), plugin_parameters(config), plugin_parameters(RunConfig()))
+print([branch.name for branch in Comparison.of({"branches": "kd,green", "grid": {"depth": [1, 2]}}).branches])
+"""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        )
+        wrong, known, used, branches = done.stdout.splitlines() or [done.stderr] * 4
+        assert wrong == """["strategy 'clash' cannot be used (greens: the name of its parameter tau is taken)"]"""
+        assert known == "('green',) objective False"
+        assert re.fullmatch(r"True {'plugins': 'strategy green of greens 1.2 \([0-9a-f]{12}\)'} {}", used), used
+        assert branches == "['kd', 'green', 'green depth=2']"
 
     def test_a_pipeline_compiled_with_others_is_refused(self) -> None:
         require({})
