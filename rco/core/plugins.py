@@ -116,6 +116,7 @@ class Registry(Generic[P]):
             self._require_like(cls)
             cls.plugin_name = name
             self._classes[name] = cls
+            self._forget()
             return cls
 
         return add
@@ -129,7 +130,14 @@ class Registry(Generic[P]):
             self._load(entry)
         return dict(sorted(self._classes.items()))
 
+    def _forget(self) -> None:
+        """What was read of the registry is read again: a notebook may register a plug-in at any time."""
+        for cached in ("_loaded", "parameters"):
+            self.__dict__.pop(cached, None)
+
     def _load(self, entry: EntryPoint) -> None:
+        if entry.name in self.failures:
+            return
         before, package = set(self._classes), entry.module.partition(".")[0]
         problem = ""
         try:
@@ -153,8 +161,8 @@ class Registry(Generic[P]):
         """Do without a plug-in of another package."""
         dist = self._origins.pop(name)
         self.failures[name] = f"{dist.name}: {problem}"
-        del self._loaded[name]
-        self.__dict__.pop("parameters", None)
+        del self._classes[name]
+        self._forget()
 
     @property
     def names(self) -> tuple[str, ...]:

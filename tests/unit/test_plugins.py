@@ -75,6 +75,17 @@ class TestRegistering:
         assert colours["blue"].plugin_name == "blue"
         assert colours.origin("blue") is None
 
+    def test_at_any_time(self, colours: Colours) -> None:
+        assert colours.names == ("blue", "red")
+
+        @colours.register("green")
+        @dataclass(frozen=True, kw_only=True)
+        class Green(Colour):
+            summary: ClassVar[str] = "between"
+
+        assert colours.names == ("blue", "green", "red")
+        assert jsonable(paint(colours).of(colour="green")) == {"coats": 2, "colour": "green"}
+
     def test_an_unknown_name(self, colours: Colours) -> None:
         with pytest.raises(InputError, match=r"colour = 'rde': is not known. Did you mean 'red'\? Choose one of: blue, red"):
             colours["rde"]
