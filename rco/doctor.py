@@ -79,7 +79,7 @@ def libraries() -> list[Finding]:
 
 
 def plugins() -> list[Finding]:
-    """Check the plug-ins of other packages that are installed here; nothing, if there are none."""
+    """Check the plug-ins of other packages that are installed here."""
     from rco.config.plugins import failures, installed
 
     wrong = [
@@ -87,7 +87,7 @@ def plugins() -> list[Finding]:
         for problem in failures()
     ]
     right = [Finding(name="plug-ins", status=OK, found=f"{name} of {origin}") for name, origin in installed().items()]
-    return wrong + right
+    return wrong + right or [Finding(name="plug-ins", status=OK, found="none of other packages")]
 
 
 def pytorch(device: str, limit: float) -> list[Finding]:

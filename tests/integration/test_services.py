@@ -35,7 +35,6 @@ PARAMETERS = {
     "teacher_milestones": "1",
     "checkpoint_every": 1,
     "epochs": EPOCHS["student"],
-    "n_anchors": 2,
     "strategy": "explicit",
     "anchor_epochs": "1,3",
     "threads": 1,
