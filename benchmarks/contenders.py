@@ -96,7 +96,7 @@ def ours(setup: Setup, precision: str = "fp32", views: int = 0, teacher_name: st
     teacher, student = networks(setup, shape)
     compute = ComputeConfig(device=setup.device, precision=precision, threads=torch.get_num_threads(), workers=0)
     prepare_process(compute)
-    config = TrainConfig(epochs=10**6, batch_size=batch, lr=LR, schedule="constant", augment="crop-flip")
+    config = TrainConfig.of(epochs=10**6, batch_size=batch, lr=LR, schedule="constant", augment="crop-flip")
     anchor: Any = LiveAnchor(teacher, manifest.image_shape, setup.device)
     if views:
         anchor = StoredLogits(anchor=teacher, train=split, augment="crop-flip", views=views, compute=compute, batch_size=batch)

@@ -40,7 +40,7 @@ def measure(name: str, root: Path, steps: int, threads: int) -> dict[str, Any]:
     prepare(root, None, batch * steps, side)
     data = Dataset.open(root / "prepared")
     spec = NetworkSpec.of(ModelConfig(model=name), data.manifest)
-    train = TrainConfig(epochs=1, batch_size=batch, schedule="constant", augment="crop")
+    train = TrainConfig.of(epochs=1, batch_size=batch, schedule="constant", augment="crop")
     taken: list[float] = []
     computed: list[float] = []
 

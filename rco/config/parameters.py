@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rco.core.errors import InputError, choice
-from rco.core.plugins import Registry, Settings, registry_of
+from rco.core.errors import InputError, UnusedError, choice
+from rco.core.plugins import Registry, Settings, registry_of, unused
 from rco.core.settings import jsonable, typed
 from rco.data.config import DataConfig
 from rco.models.config import ModelConfig
@@ -78,6 +78,10 @@ class RunConfig:
                 groups[group] = (
                     before.with_values(**values) if isinstance(before, Settings) else dataclasses.replace(before, **values)
                 )
+            except UnusedError as error:
+                p = PARAMETERS[_flat_name(prefix, error.parameter)]
+                chosen = flat.get(p.chooser, PARAMETERS[p.chooser].default)
+                raise unused(p.name, error.value, f"{p.chooser} = {chosen}", p.chooser, p.owners) from None
             except InputError as error:
                 raise error.renamed(_flat_name(prefix, error.parameter)) from None
         return cls(**groups)

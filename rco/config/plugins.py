@@ -10,8 +10,10 @@ from rco.core.errors import InputError
 from rco.core.plugins import Plugin, Registry, registry_of
 from rco.objectives.base import OBJECTIVES
 from rco.strategies.base import STRATEGIES
+from rco.training.optimizers.base import OPTIMIZERS
+from rco.training.schedules.base import SCHEDULES
 
-REGISTRIES: tuple[Registry[Any], ...] = (STRATEGIES, OBJECTIVES)
+REGISTRIES: tuple[Registry[Any], ...] = (STRATEGIES, OBJECTIVES, OPTIMIZERS, SCHEDULES)
 
 
 def installed() -> dict[str, str]:

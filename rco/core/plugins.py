@@ -277,18 +277,18 @@ def _chosen(registry: Registry[Any], name: str, given: Mapping[str, Any], before
     known = {f.name for f in fields(cls)}
     for parameter, value in given.items():
         if parameter not in known and value != registry.parameters[parameter].default:
-            raise unused(registry, parameter, value, (name,))
+            raise unused(parameter, value, f"{registry.setting} = {name}", registry.setting, registry.owners(parameter))
     own = {parameter: value for parameter, value in given.items() if parameter in known}
     return dataclasses.replace(cast("Any", before), **own) if isinstance(before, cls) else cls(**own)
 
 
-def unused(registry: Registry[Any], parameter: str, value: Any, chosen: tuple[str, ...]) -> UnusedError:
-    """The refusal of a parameter that none of the chosen plug-ins has."""
-    owners = registry.owners(parameter)
+def unused(parameter: str, value: Any, chosen: str, chooser: str, owners: tuple[str, ...]) -> UnusedError:
+    """The refusal of a parameter of plug-ins none of which was chosen.
+
+    Args:
+        chosen: what was, in words.
+        chooser: the parameter that chooses.
+        owners: the plug-ins that have the parameter.
+    """
     listed = ", ".join(owners[:-1]) + (" or " if len(owners) > 1 else "") + owners[-1]
-    return UnusedError(
-        parameter,
-        value,
-        f"means nothing with {registry.setting} = {', '.join(chosen)}",
-        f"Leave it out, or set {registry.setting} = {listed}",
-    )
+    return UnusedError(parameter, value, f"means nothing with {chosen}", f"Leave it out, or set {chooser} = {listed}")

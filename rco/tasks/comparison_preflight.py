@@ -141,7 +141,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
                     objective=config.objective,
                     anchors=config.anchors,
                     code=both,
-                    plugins=used_by(config.anchors, config.objective),
+                    plugins=used_by(config.anchors, config.objective, config.student_train),
                 ),
             ),
             measure=MeasureSettings(

@@ -233,6 +233,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             code=teachers_code,
             train=config.teacher_train,
             checkpoint_every=config.route.checkpoint_every,
+            plugins=used_by(config.teacher_train),
         )
     return Settings(
         data=DataSettings(data=config.data, source_digest=source_digest(config.data)),
@@ -247,7 +248,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             anchors=config.anchors,
             compute=compute,
             code=both,
-            plugins=used_by(config.anchors, config.objective),
+            plugins=used_by(config.anchors, config.objective, config.student_train),
         ),
         evaluate=EvaluateSettings(
             teacher=config.teacher, student=config.student, tau=config.objective.tau, compute=compute, code=both

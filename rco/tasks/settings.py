@@ -34,6 +34,7 @@ class TeacherSettings:
     code: str = ""
     train: TrainConfig | None = None
     checkpoint_every: int | None = None
+    plugins: dict[str, str] = field(default_factory=dict)
     route: str = ""
     route_digest: str = ""
 

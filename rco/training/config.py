@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rco.core.errors import InputError, choice
-from rco.core.settings import at_least, fraction, no_credentials, positive, setting
+from rco.core.plugins import Settings, plugin_setting
+from rco.core.settings import at_least, no_credentials, positive, setting
 from rco.data.config import AUGMENTATIONS
+from rco.training.optimizers.base import OPTIMIZERS, Optimizer
+from rco.training.schedules.base import SCHEDULES, Schedule
 
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("multistep", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """One run of the optimiser: a teacher's whole training, or the length that all stages of a student share."""
 
     epochs: int = setting(40, "passes over the training images")
     batch_size: int = setting(64, "images per step")
-    optimizer: str = setting("sgd", "sgd (with momentum) | adamw")
+    optimizer: Optimizer = plugin_setting(OPTIMIZERS, "sgd", "how the weights are stepped")
     lr: float = setting(0.05, "peak learning rate")
-    momentum: float = setting(0.9, "SGD momentum (Nesterov when above 0)")
     weight_decay: float = setting(5e-4, "weight decay")
-    schedule: str = setting("multistep", "learning rate over the epochs: multistep | cosine | constant")
-    milestones: tuple[float, ...] = setting(
-        (0.5, 0.75), "multistep: when to decay, in epochs (1 or more) or as fractions of the training (below 1)"
-    )
-    gamma: float = setting(0.1, "multistep: factor of each decay")
+    schedule: Schedule = plugin_setting(SCHEDULES, "multistep", "learning rate over the epochs")
     warmup_epochs: float = setting(0.0, "epochs of linear warm-up")
     augment: str = setting("none", "none | shift (1 pixel) | crop (pad 4) | crop-flip | resized-crop-flip")
     seed: int = setting(0, "seed of initial weights, order of the images and augmentation")
@@ -37,14 +32,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least("epochs", self.epochs, 1)
         at_least("batch_size", self.batch_size, 1)
-        choice("optimizer", self.optimizer, OPTIMIZERS)
-        choice("schedule", self.schedule, SCHEDULES)
         choice("augment", self.augment, AUGMENTATIONS)
         positive("lr", self.lr)
-        if not 0 <= self.momentum < 1:
-            raise InputError("momentum", self.momentum, "must be at least 0 and below 1", "Give a number such as 0.9")
         at_least("weight_decay", self.weight_decay, 0)
-        fraction("gamma", self.gamma)
         at_least("seed", self.seed, 0)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(
@@ -53,36 +43,15 @@ class TrainConfig:
                 f"must be at least 0 and below the {self.epochs} epochs",
                 "Shorten the warm-up",
             )
-        if self.schedule == "multistep":
-            self.decay_epochs(self.epochs)
+        self.decay_epochs(self.epochs)
 
     def decay_epochs(self, epochs: int) -> tuple[int, ...]:
-        """The epochs after which the learning rate drops, in a training of `epochs` epochs (strictly increasing).
-
-        A drop "after epoch e" means that epoch e is the last one trained with the higher rate. Empty unless multistep.
+        """The epochs after which the learning rate drops, in a training of `epochs` epochs: `Schedule.decays`.
 
         Raises:
-            InputError: milestones that mix units, are out of order, or fall outside the training.
+            InputError: milestones that do not fit a training of this length.
         """
-        if self.schedule != "multistep":
-            return ()
-        given = self.milestones
-        remedy = "Give increasing epochs such as 20,30 or increasing fractions such as 0.5,0.75, or schedule = constant"
-        if not given:
-            raise InputError("milestones", given, "is empty, but the schedule is multistep", remedy)
-        if any(not math.isfinite(m) or m <= 0 for m in given):
-            raise InputError("milestones", given, "must be above 0", remedy)
-        if len({m < 1 for m in given}) > 1:
-            raise InputError("milestones", given, "mixes fractions and epochs", remedy)
-        if given[0] >= 1 and any(m != int(m) for m in given):
-            raise InputError("milestones", given, "has epochs that are not whole", remedy)
-        decays = tuple(max(1, round(m * epochs)) if m < 1 else int(m) for m in given)
-        if list(decays) != sorted(set(decays)) or decays[-1] >= epochs:
-            if given[0] < 1 and list(given) == sorted(set(given)):
-                # Fractions of a very short training can fall together: keep those that still mean something.
-                return tuple(sorted({d for d in decays if d < epochs}))
-            raise InputError("milestones", given, f"must increase and lie below the {epochs} epochs", remedy)
-        return decays
+        return self.schedule.decays(epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

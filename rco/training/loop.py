@@ -20,7 +20,7 @@ from rco.training.anchor import Anchor
 from rco.training.checkpointer import MISFIT, Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.device import autocast, random_state, set_random_state
-from rco.training.optimizers import load_optimizer_state, make_optimizer
+from rco.training.optimizers.state import load_optimizer_state, make_optimizer
 from rco.training.progress import Progress
 from rco.training.schedule import learning_rate
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from rco.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, *, steps_per_epoch: int, epochs: int) -> float:
     """The learning rate of step `step` (counted from 0) in a training of `epochs` epochs.
 
-    Linear warm-up from near 0 to `config.lr` over `config.warmup_epochs`, times one of:
-    multistep (a factor `gamma` after each decay epoch), cosine (to 0 at the end), constant.
+    Linear warm-up from near 0 to `config.lr` over `config.warmup_epochs`, times the factor of the schedule.
 
     A stage of distillation is a training of its own: it starts at step 0 again.
     """
@@ -19,14 +16,7 @@ def learning_rate(config: TrainConfig, step: int, *, steps_per_epoch: int, epoch
     # The first step of a warm-up already moves: (step + 1) / steps, not step / steps.
     warmup_steps = config.warmup_epochs * steps_per_epoch
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps >= 1 else 1.0
-    match config.schedule:
-        case "multistep":
-            factor = config.gamma ** sum(progress >= decay for decay in config.decay_epochs(epochs))
-        case "cosine":
-            span = max(epochs - config.warmup_epochs, 1e-9)
-            factor = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - config.warmup_epochs) / span)))
-        case _:
-            factor = 1.0
+    factor = config.schedule.factor(progress, epochs=epochs, warmup=config.warmup_epochs)
     return config.lr * warmup * factor
 
 

@@ -35,7 +35,7 @@ from rco.training.schedule import checkpoint_epochs, learning_rate
         ("momentum", 1, "below 1"),
         ("optimizer", "sdg", "Did you mean 'sgd'"),
         ("strategy", "greeedy", "Did you mean 'greedy'"),
-        ("schedule", "linear", "multistep, cosine, constant"),
+        ("schedule", "linear", "constant, cosine, multistep"),
         ("augment", "mixup", "Choose one of"),
         ("n_anchors", 0, "1 or more"),
         ("checkpoint_every", 0, "1 or more"),
@@ -72,6 +72,10 @@ def test_lr_decay_needs_a_schedule_with_decays() -> None:
 def test_a_parameter_of_another_plug_in_is_refused() -> None:
     with pytest.raises(UnusedError, match=r"delta = 2.0: means nothing with strategy = lr-decay.*or set strategy = greedy$"):
         RunConfig.from_flat({"strategy": "lr-decay", "delta": 2})
+    with pytest.raises(
+        UnusedError, match=r"teacher_gamma = 0.5: means nothing with teacher_schedule = cosine.*teacher_schedule = multistep$"
+    ):
+        RunConfig.from_flat({"teacher_schedule": "cosine", "teacher_gamma": 0.5})
     assert RunConfig.from_flat({"strategy": "lr-decay", "delta": 1.5}), "a form gives every parameter, with its default"
 
 
@@ -96,7 +100,7 @@ def test_every_parameter_is_explained() -> None:
 
 
 def test_settings_survive_kubeflow_which_knows_no_integers() -> None:
-    config = TrainConfig(epochs=7, milestones=(2, 4), seed=3)
+    config = TrainConfig.of(epochs=7, milestones=(2, 4), seed=3)
 
     def floats(value: object) -> object:
         if isinstance(value, dict):
@@ -127,34 +131,34 @@ class TestSchedule:
         return learning_rate(config, round(epoch * 10), steps_per_epoch=10, epochs=epochs or config.epochs)
 
     def test_multistep_drops_after_its_epochs(self) -> None:
-        config = TrainConfig(epochs=40, lr=1.0, milestones=(20, 30), gamma=0.1)
+        config = TrainConfig.of(epochs=40, lr=1.0, milestones=(20, 30), gamma=0.1)
         assert [self.rate(config, e) for e in (0, 19.9, 20, 29.9, 30, 39.9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
     def test_fractions_follow_the_length_of_a_stage(self) -> None:
-        config = TrainConfig(epochs=80, lr=1.0, milestones=(0.5, 0.75))
+        config = TrainConfig.of(epochs=80, lr=1.0, milestones=(0.5, 0.75))
         assert config.decay_epochs(80) == (40, 60)
         assert config.decay_epochs(20) == (10, 15)
         assert config.decay_epochs(1) == ()
         assert config.decay_epochs(2) == (1,)
 
     def test_cosine_goes_from_peak_to_nothing(self) -> None:
-        config = TrainConfig(epochs=10, lr=2.0, schedule="cosine")
+        config = TrainConfig.of(epochs=10, lr=2.0, schedule="cosine")
         assert self.rate(config, 0) == pytest.approx(2.0)
         assert self.rate(config, 5) == pytest.approx(1.0)
         assert self.rate(config, 9.9) < 0.01
 
     def test_warm_up_is_linear_and_moves_from_the_first_step(self) -> None:
-        config = TrainConfig(epochs=10, lr=1.0, schedule="constant", warmup_epochs=2)
+        config = TrainConfig.of(epochs=10, lr=1.0, schedule="constant", warmup_epochs=2)
         assert [self.rate(config, e) for e in (0, 0.9, 1.9, 2, 9)] == pytest.approx([0.05, 0.5, 1, 1, 1])
 
     def test_checkpoint_epochs_hold_intervals_decays_and_the_end(self) -> None:
-        config = TrainConfig(epochs=25, milestones=(13, 20))
+        config = TrainConfig.of(epochs=25, milestones=(13, 20))
         assert checkpoint_epochs(config, 10) == (10, 13, 20, 25)
-        assert checkpoint_epochs(TrainConfig(epochs=3, schedule="constant"), 10) == (3,)
+        assert checkpoint_epochs(TrainConfig.of(epochs=3, schedule="constant"), 10) == (3,)
 
     @given(st.integers(1, 60), st.sampled_from(["multistep", "cosine", "constant"]), st.floats(0, 5))
     def test_rates_are_positive_and_below_the_peak(self, epochs: int, schedule: str, warmup: float) -> None:
-        config = TrainConfig(epochs=epochs, lr=0.1, schedule=schedule, warmup_epochs=min(warmup, epochs / 2))
+        config = TrainConfig.of(epochs=epochs, lr=0.1, schedule=schedule, warmup_epochs=min(warmup, epochs / 2))
         rates = [learning_rate(config, s, steps_per_epoch=3, epochs=epochs) for s in range(3 * epochs)]
         assert all(0 < r <= 0.1 + 1e-12 for r in rates)
 

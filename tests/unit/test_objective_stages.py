@@ -177,7 +177,7 @@ class TestWhatAnObjectiveLearns:
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     def test_is_optimised_as_the_student_is(self, data: Dataset, optimizer: str) -> None:
         """One step written out: the regressor is in the same optimiser, at the same rate."""
-        settings = TrainConfig(epochs=1, batch_size=len(data.split("train")), optimizer=optimizer, schedule="constant")
+        settings = TrainConfig.of(epochs=1, batch_size=len(data.split("train")), optimizer=optimizer, schedule="constant")
         student, anchor, twin = NETWORK.build(0), NETWORK.build(1).eval(), NETWORK.build(0)
         hint = config("hint", label_weight=0.0, lam="0", hint_weight=200.0)
         ours, theirs = (make_objective(hint, student, anchor, data.manifest.image_shape, seed=settings.seed) for _ in range(2))

@@ -54,7 +54,7 @@ from tests.conftest import CPU
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 STUDENT = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
-TRAIN = TrainConfig(epochs=3, batch_size=512, lr=0.05, milestones=(0.34, 0.67), augment="shift")
+TRAIN = TrainConfig.of(epochs=3, batch_size=512, lr=0.05, milestones=(0.34, 0.67), augment="shift")
 NEVER = 1e9
 
 
@@ -142,7 +142,7 @@ class TestEveryInterruption:
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     def test_of_a_teacher(self, data: Dataset, tmp_path: Path, optimizer: str) -> None:
         """The files of the route are the same, to the byte: weights, logits, manifest."""
-        config = dataclasses.replace(TRAIN, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 1e-3)
+        config = TRAIN.with_values(optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 1e-3)
 
         def train(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
             rows = list(train_teacher(data, TEACHER, config, CPU, checkpoint_every=1, folder=folder, checkpointer=checkpointer))
@@ -167,7 +167,7 @@ class TestEveryInterruption:
     ) -> None:
         from rco.objectives.make import make_objective
 
-        config = dataclasses.replace(TRAIN, **train)
+        config = TRAIN.with_values(**train)
         compute = dataclasses.replace(CPU, precision=precision)
         _, logits = route.probe()
 
@@ -214,7 +214,7 @@ class TestEveryInterruption:
     def test_of_a_walk_along_a_route(self, data: Dataset, route: Route, tmp_path: Path, anchors: AnchorConfig) -> None:
         """Anchors chosen before the interruption stay chosen; regressor and student go from stage to stage."""
         objective = ObjectiveConfig.of(objective="hint", student_tap="2", teacher_tap="input:classifier")
-        config = dataclasses.replace(TRAIN, epochs=4, milestones=(0.5,))
+        config = TRAIN.with_values(epochs=4, milestones=(0.5,))
 
         def run(checkpointer: ResumePoints, folder: Path) -> tuple[list[dict[str, Any]], Any]:
             student = STUDENT.build(0)
@@ -273,7 +273,7 @@ def trained(data: Dataset, checkpointer: ResumePoints, epochs: int = 2, **more: 
             network,
             data.split("train"),
             labels_only(),
-            dataclasses.replace(TRAIN, **more),
+            TRAIN.with_values(**more),
             CPU,
             epochs=epochs,
             checkpointer=checkpointer,

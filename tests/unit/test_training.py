@@ -37,7 +37,7 @@ from tests.losses import route_loss
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 STUDENT = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
-TRAIN = TrainConfig(epochs=4, lr=0.05, milestones=(2, 3), batch_size=128)
+TRAIN = TrainConfig.of(epochs=4, lr=0.05, milestones=(2, 3), batch_size=128)
 STAGE_TRAIN = TrainConfig(epochs=4, lr=0.05, batch_size=128)
 
 
@@ -308,7 +308,7 @@ class TestEngine:
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     def test_matches_a_loop_written_out(self, data: Dataset, optimizer: str) -> None:
         """The loop of any textbook, on the same batches, gives the same weights."""
-        config = TrainConfig(epochs=2, lr=0.01, batch_size=256, optimizer=optimizer, schedule="constant")
+        config = TrainConfig.of(epochs=2, lr=0.01, batch_size=256, optimizer=optimizer, schedule="constant")
         ours, theirs = STUDENT.build(0), STUDENT.build(0)
         list(fit(ours, data.split("train"), labels_only(), config, CPU, epochs=2))
         made = (
@@ -325,7 +325,7 @@ class TestEngine:
             torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
     def test_divergence_says_where(self, data: Dataset) -> None:
-        config = TrainConfig(epochs=1, lr=1e12, schedule="constant")
+        config = TrainConfig.of(epochs=1, lr=1e12, schedule="constant")
         with pytest.raises(DivergenceError, match=r"label_loss is .* in epoch 1 .*Lower lr"):
             list(fit(STUDENT.build(0), data.split("train"), labels_only(), config, CPU, epochs=1))
 

@@ -1,0 +1,1 @@
+"""Optimisers: one file each. Importing one imports no torch."""
