@@ -272,7 +272,8 @@ class TestCommand:
         assert done.returncode == 0, done.stdout + done.stderr
         lines = done.stdout.splitlines()
         assert [line.split()[1] for line in lines if not line.startswith(" ")] == [
-            *("Python", "libraries", "PyTorch", "device", "machine", "state", "MLflow", "S3", "S3", "Kubeflow", "image")
+            *("Python", "libraries", "plug-ins", "PyTorch", "device", "machine", "state"),
+            *("MLflow", "S3", "S3", "Kubeflow", "image"),
         ]
         assert not done.stderr
         assert keys(store) == []
