@@ -183,9 +183,13 @@ def _shared(
                 p.name,
                 axes.get(p.name, shared[p.name]),
                 f"means nothing with {named} = {', '.join(listed)}",
-                f"Leave it out, or add one of: {', '.join(p.owners)}",
+                f"Leave it out, or add {_one_of('branch' if anchors else p.chooser, p.owners)}",
             )
     return shared
+
+
+def _one_of(kind: str, names: Sequence[str]) -> str:
+    return f"the {kind} {names[0]}" if len(names) == 1 else f"one of: {', '.join(names)}"
 
 
 def make_branches(
