@@ -32,7 +32,6 @@ def failures() -> list[str]:
         f"{registry.setting} {name!r} cannot be used ({problem})"
         for registry in REGISTRIES
         for name, problem in registry.failures.items()
-        if registry.names
     ]
 
 

@@ -87,7 +87,7 @@ class Registry(Generic[P]):
     ) -> None:
         self.setting, self.base, self.package, self.group = setting, base, package, group or package
         self.helpers, self.reserved = helpers, reserved
-        self.failures: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
         self._classes: dict[str, type[P]] = {}
         self._origins: dict[str, Distribution] = {}
 
@@ -136,7 +136,7 @@ class Registry(Generic[P]):
             self.__dict__.pop(cached, None)
 
     def _load(self, entry: EntryPoint) -> None:
-        if entry.name in self.failures:
+        if entry.name in self._failures:
             return
         before, package = set(self._classes), entry.module.partition(".")[0]
         problem = ""
@@ -151,7 +151,7 @@ class Registry(Generic[P]):
             problem = f"{type(error).__name__}: {error}"
         new = set(self._classes) - before
         if problem:
-            self.failures[entry.name] = f"{entry.dist.name if entry.dist else entry.value}: {problem}"
+            self._failures[entry.name] = f"{entry.dist.name if entry.dist else entry.value}: {problem}"
             for name in new:
                 del self._classes[name]
         elif entry.dist is not None:
@@ -160,9 +160,15 @@ class Registry(Generic[P]):
     def refuse(self, name: str, problem: str) -> None:
         """Do without a plug-in of another package."""
         dist = self._origins.pop(name)
-        self.failures[name] = f"{dist.name}: {problem}"
+        self._failures[name] = f"{dist.name}: {problem}"
         del self._classes[name]
         self._forget()
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The plug-ins of other packages that cannot be used: name -> why."""
+        self._loaded  # noqa: B018 (they are known once all entry points were read)
+        return dict(self._failures)
 
     @property
     def names(self) -> tuple[str, ...]:

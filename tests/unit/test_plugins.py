@@ -202,8 +202,8 @@ class TestOtherPackages:
         self, colours: Colours, install: Any, text: str, name: str, words: str
     ) -> None:
         install(text, name)
+        assert words in colours.failures[name], "whether or not the registry was looked at before"
         assert {"blue", "red"} <= set(colours.names)
-        assert words in colours.failures[name]
         if name != "red":
             with pytest.raises(InputError, match=rf"colour = '{name}': cannot be used \(greens"):
                 colours[name]
