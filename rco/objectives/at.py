@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
 from rco.core.settings import positive, setting
-from rco.objectives.base import OBJECTIVES, Objective, Shape, Weights, features, full
-from rco.objectives.hint import TAP, comparable, require_taps
+from rco.objectives.base import OBJECTIVES, Shape, TappedObjective, Weights, features, full
+from rco.objectives.hint import comparable
 from rco.objectives.route import mimic_kl
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def attention_map(x: Tensor) -> Tensor:
 
 @OBJECTIVES.register("at")
 @dataclass(frozen=True, kw_only=True)
-class AttentionTransfer(Objective):
+class AttentionTransfer(TappedObjective):
     """The route's term, plus beta times the mean squared difference between the attention maps of student and anchor.
 
     As in the authors' code, with its beta = 1000: a mean over samples and positions. Their equation 2 has beta / 2 and the
@@ -38,18 +38,12 @@ class AttentionTransfer(Objective):
     """
 
     summary: ClassVar[str] = "attention maps of a layer, and the logits"
-    needs_features: ClassVar[bool] = True
 
     at_beta: float = setting(1000.0, "weight of the difference of the attention maps (1000: as its authors)")
-    student_tap: str = setting("", f"module of the student whose features are compared, {TAP}")
-    teacher_tap: str = setting("", f"module of the teacher whose features are compared, {TAP}")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive("at_beta", self.at_beta)
-        require_taps(self, self.student_tap, self.teacher_tap)
-
-    def needs_anchor(self, weights: Weights) -> bool:
-        return True
 
     def make_own(self, student: Shape, anchor: Shape, taps: Taps, seed: int) -> None:
         for name, tap, shape in (("student_tap", taps.student, student), ("teacher_tap", taps.anchor, anchor)):

@@ -9,9 +9,12 @@ Importing an objective imports no torch: the command line lists them all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from rco.core.errors import InputError
 from rco.core.plugins import Plugin, Registry
+from rco.core.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from rco.models.taps import Output, Taps
 
 Shape = tuple[int, ...]
+_TAP = "such as stage2 (input:NAME: what it is given)"
 
 
 class Weights(Protocol):
@@ -60,7 +64,7 @@ class Objective(Plugin, ABC):
         """The modules of both networks whose features it compares."""
         from rco.models.taps import Taps
 
-        return Taps(getattr(self, "student_tap", ""), getattr(self, "teacher_tap", ""))
+        return Taps()
 
     def make_own(self, student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.Module | None:
         """A module with weights of its own, trained with the student but not part of it; None: it has none.
@@ -88,6 +92,34 @@ class Objective(Plugin, ABC):
             labels: (B,), int64.
             own: of `make_own`.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TappedObjective(Objective):
+    """An objective that compares what one module of each network yields, by name; with lambda = 0, that alone."""
+
+    needs_features: ClassVar[bool] = True
+
+    student_tap: str = setting("", f"module of the student whose features are compared, {_TAP}")
+    teacher_tap: str = setting("", f"module of the teacher whose features are compared, {_TAP}")
+
+    def __post_init__(self) -> None:
+        for name, value in (("student_tap", self.student_tap), ("teacher_tap", self.teacher_tap)):
+            if not value.strip():
+                raise InputError(
+                    name,
+                    value,
+                    f"is empty, but the objective is {self.plugin_name}",
+                    "Name a module of the network, such as stage2 or layer2",
+                )
+
+    def needs_anchor(self, weights: Weights) -> bool:
+        return True
+
+    def taps(self, student: nn.Module, anchor: nn.Module) -> Taps:
+        from rco.models.taps import Taps
+
+        return Taps(self.student_tap, self.teacher_tap)
 
 
 OBJECTIVES: Registry[Objective] = Registry(

@@ -7,27 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
 from rco.core.settings import positive, setting
-from rco.objectives.base import OBJECTIVES, Objective, Shape, Weights, features, full
+from rco.objectives.base import OBJECTIVES, Shape, TappedObjective, Weights, features, full
 from rco.objectives.route import mimic_kl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rco.models.taps import Output, Taps
-
-TAP = "such as stage2 (input:NAME: what it is given)"
-
-
-def require_taps(objective: Objective, student: str, teacher: str) -> None:
-    """Raise InputError if one of an objective's taps is empty."""
-    for name, value in (("student_tap", student), ("teacher_tap", teacher)):
-        if not value.strip():
-            raise InputError(
-                name,
-                value,
-                f"is empty, but the objective is {objective.plugin_name}",
-                "Name a module of the network, such as stage2 or layer2",
-            )
 
 
 def make_regressor(student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.Module:
@@ -89,7 +75,7 @@ def _averaged(x: Tensor, other_dim: int) -> Tensor:
 
 @OBJECTIVES.register("hint")
 @dataclass(frozen=True, kw_only=True)
-class Hint(Objective):
+class Hint(TappedObjective):
     """The route's term, plus h / 2 times the mean squared difference between regressed and hinted features.
 
     FitNets' L_HT = 1/2 ||u_h(x) - r(v_g(x))||^2 (its equation 3), divided by the number of the hint's elements, so that the
@@ -101,20 +87,14 @@ class Hint(Objective):
     """
 
     summary: ClassVar[str] = "features of a layer (FitNets), and the logits"
-    needs_features: ClassVar[bool] = True
 
     hint_weight: float = setting(
         1.0, "weight of half the mean squared difference of the features (RepDistiller and mdistiller: 200, for CIFAR)"
     )
-    student_tap: str = setting("", f"module of the student whose features are compared, {TAP}")
-    teacher_tap: str = setting("", f"module of the teacher whose features are compared, {TAP}")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive("hint_weight", self.hint_weight)
-        require_taps(self, self.student_tap, self.teacher_tap)
-
-    def needs_anchor(self, weights: Weights) -> bool:
-        return True
 
     def make_own(self, student: Shape, anchor: Shape, taps: Taps, seed: int) -> nn.Module:
         return make_regressor(student, anchor, taps, seed)
