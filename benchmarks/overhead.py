@@ -92,7 +92,7 @@ def measure(root: Path, epochs: int, threads: int) -> dict[str, Any]:
         taken["open a run"].append(time.perf_counter() - opened)
         for stage in range(4):
             i = (stage + 1) * len(route.checkpoints) // 4 - 1
-            write_anchor(root / f"anchor-{stage}", route, i, logits, None, None)
+            write_anchor(root / f"anchor-{stage}", route, i)
             with timed(tracker, "log_anchor", taken):
                 tracker.log_anchor(root / f"anchor-{stage}")
             point = route.checkpoints[i]

@@ -10,7 +10,7 @@ def evaluate(
     settings: dict,
     dataset: dsl.Input[dsl.Dataset],
     student: dsl.Input[dsl.Model],
-    anchor: dsl.Input[dsl.Model],
+    anchors: dsl.Input[dsl.Artifact],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
@@ -21,7 +21,7 @@ def evaluate(
         settings: rco.tasks.settings.EvaluateSettings.
         dataset: of prepare_data.
         student: of the last stage.
-        anchor: of the last stage: the converged teacher.
+        anchors: of the last stage; the converged teacher is among them.
         evaluation: all figures, and an example batch.
         metrics: the headline figures.
         confusion: the student's confusion matrix.
@@ -33,7 +33,7 @@ def evaluate(
 
     folder = Path(evaluation.path)
     figures = evaluate(
-        settings, dataset=Path(dataset.path), student=Path(student.path), anchor=Path(anchor.path), evaluation=folder
+        settings, dataset=Path(dataset.path), student=Path(student.path), anchors=Path(anchors.path), evaluation=folder
     )
     for name, value in figures.items():
         metrics.log_metric(name, value)

@@ -25,8 +25,8 @@ def select_anchor(
         route: of train_teacher.
         route_index: of train_teacher.
         student: as the stage before left it.
-        anchor: the chosen checkpoint.
-        anchors: the list of the anchors chosen so far; in the last stage with their checkpoints.
+        anchor: the chosen checkpoint; of several, a folder each.
+        anchors: the list of the anchors chosen so far; in the last stage with their checkpoints and the converged teacher.
     """
     from pathlib import Path
 
@@ -42,5 +42,5 @@ def select_anchor(
         anchors=Path(anchors.path),
         last_stage=last_stage,
     )
-    anchor.metadata["epoch"] = selection["epoch"]
+    anchor.metadata["epochs"] = selection["anchor_epochs"]
     return selection

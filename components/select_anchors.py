@@ -28,7 +28,7 @@ def select_anchors(
 
     from rco.tasks import comparison as comparison_tasks
 
-    return comparison_tasks.select_anchors(
+    selection = comparison_tasks.select_anchors(
         settings,
         previous=previous,
         route=Path(route.path),
@@ -36,3 +36,6 @@ def select_anchors(
         students=Path(students.path),
         anchors=Path(anchors.path),
     )
+    stages = [stage for of_seed in selection.values() for stage in of_seed["stages"]]
+    anchors.metadata["epochs"] = sorted({epoch for stage in stages for epoch in stage["anchor_epochs"]})
+    return selection

@@ -39,7 +39,6 @@ class StageOutputs(NamedTuple):
     """What a stage hands on."""
 
     student: dsl.Model
-    anchor: dsl.Model
     anchors: dsl.Artifact
     selection: dict
 
@@ -81,7 +80,6 @@ def make_stage(number: int, *, last: bool, place: Place) -> base_component.BaseC
         place(distilled)
         return StageOutputs(
             student=distilled.outputs["distilled"],
-            anchor=chosen.outputs["anchor"],
             anchors=chosen.outputs["anchors"],
             selection=chosen.outputs["Output"],
         )
@@ -136,7 +134,7 @@ def make_pipeline(max_stages: int = DEFAULT_STAGES, *, cluster: Cluster | None =
                 )
                 student, selection = stage.outputs["student"], stage.outputs["selection"]
             evaluated = evaluate(
-                settings=settings["evaluate"], dataset=dataset, student=student, anchor=stage.outputs["anchor"]
+                settings=settings["evaluate"], dataset=dataset, student=student, anchors=stage.outputs["anchors"]
             )
             evaluation = place(evaluated).outputs["evaluation"]
             registered = place(register_student(settings=settings["filing"], student=student, evaluation=evaluation))

@@ -82,7 +82,7 @@ class Walk:
             self.settings["evaluate"],
             dataset=self.dataset,
             student=self.student,
-            anchor=self.anchor,
+            anchors=self.anchors,
             evaluation=self.evaluation,
         )
         return figures

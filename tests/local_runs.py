@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.local.run import run
+from rco.strategies.base import STRATEGIES
 
 TINY = {
     "teacher": "digits-cnn-s",
@@ -23,8 +24,8 @@ TINY = {
 
 def tiny(**parameters: Any) -> dict[str, Any]:
     """`TINY` and others, but for the number of anchors where the strategy has none."""
-    listed = parameters.get("strategy") in ("explicit", "lr-decay")
-    return {**{name: value for name, value in TINY.items() if not (listed and name == "n_anchors")}, **parameters}
+    counts = parameters.get("strategy", "greedy") in STRATEGIES.owners("n_anchors")
+    return {**{name: value for name, value in TINY.items() if counts or name != "n_anchors"}, **parameters}
 
 
 ONE_STAGE = {"strategy": "explicit", "anchor_epochs": [6]}

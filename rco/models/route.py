@@ -58,12 +58,14 @@ class Checkpoint:
 class Anchor(Checkpoint):
     """What is known of the one checkpoint that a stage learns from: `anchor.json` beside its weights.
 
+    A stage with several anchors has a folder of such folders (`anchor_folders`).
+
     Attributes:
         model: the teacher's name.
         index: on the route, from 0.
         hardness: H of this anchor for the student before the stage; None where no student was looked at.
         hardness_of_route: of every checkpoint, likewise.
-        relative_hardness: against the anchor before; None for the first.
+        relative_hardness: against the anchor before; None for the first, and after a stage with several.
     """
 
     model: str
@@ -236,6 +238,18 @@ class Route:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (PROBE, MANIFEST):
             atomically(folder / name, partial(shutil.copyfile, self.folder / name))
+
+
+def anchor_folders(folder: Path) -> list[Path]:
+    """The folders of a stage's anchors, in the order of their epochs: this one, or those in it."""
+    return sorted((path.parent for path in folder.glob(f"*/{ANCHOR}")), key=lambda path: (len(path.name), path.name)) or [
+        folder
+    ]
+
+
+def anchor_folder(epoch: int) -> str:
+    """The name of an anchor's folder beside those of others."""
+    return f"epoch-{epoch:04d}"
 
 
 def checkpoint_file(epoch: int) -> str:

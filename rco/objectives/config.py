@@ -60,6 +60,20 @@ class ObjectiveConfig(Settings):
                 "label_weight", self.label_weight, "leaves nothing to learn from, as lam is 0 too", "Set one of them above 0"
             )
 
+    def require_logits_alone(self, anchors: int) -> None:
+        """Refuse several anchors for one stage if more of them is compared than the logits, of which alone there is a mean.
+
+        Raises:
+            InputError: the objective needs features.
+        """
+        if anchors > 1 and self.needs_anchor and self.objective.needs_features:
+            raise InputError(
+                "objective",
+                self.objective.plugin_name,
+                f"compares features, but the stage has the mean of {anchors} anchors as its teacher, which has logits alone",
+                "Use an objective that compares logits, such as route, or a strategy with one anchor a stage",
+            )
+
     @property
     def lambda_(self) -> float:
         """The weight of the mimic term as a number."""

@@ -194,9 +194,14 @@ def summarise(
 
 
 def _anchors(students: Sequence[Student]) -> str:
-    """The epochs of the anchors, each different list of several seeds once; "none" for training on labels alone."""
+    """The epochs of the anchors, each different list of several seeds once; "none" for training on labels alone. Anchors of one
+    stage are joined by "+"."""
     lists = [
-        " ".join(str(stage["anchor_epoch"]) for stage in student.record.stages if stage["teacher_forward_passes"])
+        " ".join(
+            "+".join(str(anchor["epoch"]) for anchor in stage["anchors"])
+            for stage in student.record.stages
+            if stage["teacher_forward_passes"]
+        )
         for student in students
     ]
     return " / ".join(dict.fromkeys(filter(None, lists))) or "none"

@@ -68,7 +68,10 @@ def write(
         "route": _route_figure(index, summary["stages"]),
         "student": student_figure(
             [{"epoch": row["step"], "val_accuracy": row["metrics"]["val_accuracy"]} for row in student.rows],
-            [{**stage, "anchor_accuracy": stage["anchor_val_accuracy"]} for stage in student.stages],
+            [
+                {**stage, "anchor_epochs": epochs(stage), "anchor_accuracies": [a["val_accuracy"] for a in stage["anchors"]]}
+                for stage in student.stages
+            ],
             summary["teacher"]["val_accuracy"],
         ),
         "hardness": _hardness_figure(index, student, student_logits, float(evaluation["tau"])),
@@ -98,7 +101,7 @@ def summarise(
 
     of_stage = (
         *("stage", "anchor_epoch", "reason", "val_accuracy", "kl_to_anchor", "kl_to_teacher"),
-        *("first_epoch", "last_epoch", "anchor_val_accuracy", "anchor_sha256"),
+        *("first_epoch", "last_epoch", "anchor_val_accuracy", "anchor_sha256", "anchors"),
     )
     open_set = {"open_set": evaluation["open_set"]} if "open_set" in evaluation else {}
     return {
@@ -121,6 +124,11 @@ def summarise(
     }
 
 
+def epochs(stage: Mapping[str, Any]) -> list[int]:
+    """The epochs of a stage's anchors, in order."""
+    return [int(anchor["epoch"]) for anchor in stage["anchors"]]
+
+
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence."""
     teacher, student = summary["teacher"], summary["student"]
@@ -137,8 +145,8 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     stages = [
         [
             str(stage["stage"]),
-            str(stage["anchor_epoch"]),
-            percent(stage["anchor_val_accuracy"]),
+            ", ".join(map(str, epochs(stage))),
+            ", ".join(percent(anchor["val_accuracy"]) for anchor in stage["anchors"]),
             stage["reason"],
             str(stage["last_epoch"] - stage["first_epoch"] + 1),
             percent(stage["val_accuracy"]),
@@ -192,7 +200,8 @@ def _route_figure(index: Route, stages: Sequence[Mapping[str, Any]]) -> Figure:
     from rco.reporting.figures.route import route_figure
 
     measured = [{"epoch": c.epoch, "val_accuracy": c.val_accuracy, "lr": c.lr} for c in index.checkpoints]
-    return route_figure(index.history or measured, index.epochs, [(stage["stage"], stage["anchor_epoch"]) for stage in stages])
+    anchors = [(stage["stage"], epoch) for stage in stages for epoch in epochs(stage)]
+    return route_figure(index.history or measured, index.epochs, anchors)
 
 
 def _hardness_figure(index: Route, student: Record, final_logits: NDArray[np.float32], tau: float) -> Figure:
@@ -201,4 +210,4 @@ def _hardness_figure(index: Route, student: Record, final_logits: NDArray[np.flo
     _, route_logits = index.probe()
     rows = [stage["hardness_before"] for stage in student.stages] + [list(route_hardness(route_logits, final_logits, tau))]
     labels = ["initial", *(f"after stage {stage['stage']}" for stage in student.stages)]
-    return hardness_figure(rows, index.epochs, [stage["anchor_epoch"] for stage in student.stages], labels)
+    return hardness_figure(rows, index.epochs, [epochs(stage) for stage in student.stages], labels)

@@ -15,8 +15,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from rco.core.errors import InputError
 from rco.core.plugins import Plugin, Registry
 
 if TYPE_CHECKING:
@@ -128,7 +129,10 @@ class Pick:
 
 
 class Strategy(Plugin, ABC):
-    """Which checkpoints supervise the student. The last anchor is the converged teacher, the last checkpoint of the route."""
+    """Which checkpoints supervise the student."""
+
+    #: Whether the last anchor is the converged teacher, the last checkpoint of the route.
+    ends_at_teacher: ClassVar[bool] = True
 
     @abstractmethod
     def most_stages(self, route: Schedule) -> int:
@@ -143,15 +147,37 @@ class Planned(Strategy):
     """A strategy whose anchors follow from the epochs of the route's checkpoints."""
 
     @abstractmethod
-    def plan(self, route: Schedule) -> Sequence[tuple[int, str]]:
-        """Epoch and reason of every anchor, in order.
+    def plan(self, route: Schedule) -> Sequence[tuple[int | tuple[int, ...], str]]:
+        """For every stage, in order, the epoch of its anchor and the reason; or the epochs of several anchors, the mean of
+        whose softened probabilities is the stage's target (`rco.models.mean.MeanTarget`).
 
         Raises:
             InputError: the strategy cannot be followed on this route.
         """
 
     def most_stages(self, route: Schedule) -> int:
-        return len(self.plan(route))
+        planned = self.plan(route)
+        if self.ends_at_teacher and as_epochs(planned[-1][0])[-1] != route.epochs[-1]:
+            raise InputError(
+                "strategy",
+                self.plugin_name,
+                f"does not end at the converged teacher (epoch {route.epochs[-1]})",
+                "Mend its plan, or say ends_at_teacher = False in its class",
+            )
+        return len(planned)
+
+    def most_anchors(self, route: Schedule) -> int:
+        """How many anchors a stage has at most.
+
+        Raises:
+            InputError: as `plan`.
+        """
+        return max(len(as_epochs(anchors)) for anchors, _ in self.plan(route))
+
+
+def as_epochs(anchors: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The epochs of a stage's anchors, as `Planned.plan` gives one or several."""
+    return anchors if isinstance(anchors, tuple) else (anchors,)
 
 
 class Measured(Strategy):
@@ -159,7 +185,7 @@ class Measured(Strategy):
 
     @abstractmethod
     def plan(self, route: TrainedRoute) -> Sequence[tuple[int, str]]:
-        """Epoch and reason of every anchor, in order: `most_stages` of them at most."""
+        """Epoch and reason of the anchor of every stage, in order: `most_stages` of them at most."""
 
 
 class Adaptive(Strategy):

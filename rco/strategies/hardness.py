@@ -17,6 +17,20 @@ def log_softmax(logits: NDArray[np.floating], tau: float) -> NDArray[np.float64]
     return result
 
 
+def mean_target(logits: NDArray[np.floating], tau: float) -> NDArray[np.float64]:
+    """The logits (N, K) whose softened probabilities are the mean of those of several networks, as `rco.models.mean` has them.
+
+    Args:
+        logits: (m, N, K).
+        tau: relaxation temperature, above 0.
+    """
+    log_p = log_softmax(logits, tau)
+    top = log_p.max(axis=0)
+    log_mean = top + np.log(np.exp(log_p - top).mean(axis=0))
+    result: NDArray[np.float64] = tau * (log_mean - log_mean.mean(axis=-1, keepdims=True))
+    return result
+
+
 def kl(teacher_logits: NDArray[np.floating], student_logits: NDArray[np.floating], tau: float) -> float:
     """Mean over samples of KL(P_t^tau || P_s^tau): a sum over classes, a mean over samples, in nats.
 

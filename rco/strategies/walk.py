@@ -9,61 +9,69 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rco.strategies.base import Adaptive, Measured, Pick, Planned, Strategy, StudentLevel, TrainedRoute
+from rco.strategies.base import Adaptive, Measured, Planned, Strategy, StudentLevel, TrainedRoute, as_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The anchor of one stage.
+    """The anchor of one stage; several, if their mean is its target.
 
     Attributes:
         stage: counted from 1.
-        index: of the checkpoint on the route, from 0.
-        epoch: of the checkpoint.
+        anchors: indices of the checkpoints on the route, from 0.
+        anchor_epochs: of these checkpoints.
         reason: why it was chosen, in words.
         remaining: how many stages there may be from this one on, this one included.
         last: no stage follows.
     """
 
     stage: int
-    index: int
-    epoch: int
+    anchors: tuple[int, ...]
+    anchor_epochs: tuple[int, ...]
     reason: str
     remaining: int
     last: bool
 
 
-def next_anchor(strategy: Strategy, route: TrainedRoute, *, chosen: Sequence[int] = (), student: StudentLevel) -> Choice | None:
-    """The anchor of the stage that follows those in `chosen` (their indices on the route); None when the route has been walked.
+def next_anchor(
+    strategy: Strategy, route: TrainedRoute, *, chosen: Sequence[tuple[int, ...]] = (), student: StudentLevel
+) -> Choice | None:
+    """The anchor of the stage that follows those in `chosen`; None when the route has been walked.
 
     Args:
+        chosen: of each stage so far, the indices of its anchors on the route.
         student: as the last of these stages left it.
 
     Raises:
         InputError: the strategy cannot be followed on the route.
     """
-    if chosen and chosen[-1] == route.end:
-        return None
-    pick = _pick(strategy, route, chosen, student)
-    return Choice(
-        stage=len(chosen) + 1,
-        index=pick.index,
-        epoch=route.epochs[pick.index],
-        reason=pick.reason,
-        remaining=pick.remaining,
-        last=pick.index == route.end,
-    )
-
-
-def _pick(strategy: Strategy, route: TrainedRoute, chosen: Sequence[int], student: StudentLevel) -> Pick:
+    anchors: tuple[int, ...]
     match strategy:
         case Adaptive():
-            return strategy.next(route, chosen, student)
+            before = [anchors[-1] for anchors in chosen]  # an adaptive strategy takes one anchor a stage
+            if before and before[-1] == route.end:
+                return None
+            pick = strategy.next(route, before, student)
+            anchors, reason, remaining = (pick.index,), pick.reason, pick.remaining
+            last = pick.index == route.end
         case Planned() | Measured():
             planned = strategy.plan(route)
-            epoch, reason = planned[len(chosen)]
-            return Pick(index=route.epochs.index(epoch), reason=reason, remaining=len(planned) - len(chosen))
-    raise TypeError(f"{type(strategy).__name__} is neither Planned nor Measured nor Adaptive")
+            if len(chosen) == len(planned):
+                return None
+            epochs, reason = planned[len(chosen)]
+            anchors = tuple(route.epochs.index(epoch) for epoch in as_epochs(epochs))
+            remaining = len(planned) - len(chosen)
+            last = remaining == 1
+        case _:
+            raise TypeError(f"{type(strategy).__name__} is neither Planned nor Measured nor Adaptive")
+    return Choice(
+        stage=len(chosen) + 1,
+        anchors=anchors,
+        anchor_epochs=tuple(route.epochs[i] for i in anchors),
+        reason=reason,
+        remaining=remaining,
+        last=last,
+    )
 
 
 def stage_epochs(total: int, stages: int, *, done: int, remaining: int, last: bool) -> int:

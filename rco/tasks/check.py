@@ -11,7 +11,7 @@ from typing import Any
 from rco.config.parameters import RunConfig
 from rco.config.plugins import require
 from rco.core.settings import jsonable
-from rco.tasks.preflight import preflight
+from rco.tasks.preflight import cost_of_anchors, planned_route, preflight
 from rco.tasks.process import log, task
 from rco.tasks.report import parent_of
 from rco.tracking.context import Context, forgiving
@@ -38,6 +38,8 @@ def check(
     settings = preflight(config, max_stages)
     compute = settings.stage.compute
     log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
+    if cost := cost_of_anchors(config, *planned_route(config)):
+        log.info("%s", cost)
     context = Context.from_environment()
     if config.services.check_services:
         require_services(context, functools.partial(open_parent, context, **parent_of(settings.filing)))

@@ -31,12 +31,12 @@ from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.base import Adaptive, StudentLevel
 from rco.strategies.hardness import relative, route_hardness
 from rco.tasks.check import require_services
-from rco.tasks.comparison_preflight import preflight_comparison, slot_outputs, steps_needed
+from rco.tasks.comparison_preflight import costs_of_anchors, preflight_comparison, slot_outputs, steps_needed
 from rco.tasks.distill import distil
 from rco.tasks.evaluate import EVALUATION, measure_unseen
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.report import deliver
-from rco.tasks.selection import Stage, next_stage, write_anchor
+from rco.tasks.selection import Stage, next_stage, write_anchor, write_anchors
 from rco.tasks.settings import BranchSettings, ChoiceSettings, MeasureSettings, StudentSettings, StudentsSettings
 from rco.tasks.students import PROBE, STUDENT, init_student, load_student, read_logits
 from rco.tracking import outbox
@@ -78,6 +78,8 @@ def check_comparison(
     taken = assign(steps_needed(comparison.branches), sizes)
     students = len(comparison.branches) * len(comparison.seeds)
     log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
+    for line in costs_of_anchors(comparison.branches):
+        log.info("%s", line)
     context = Context.from_environment()
     if comparison.shared["check_services"]:
         require_services(context, partial(open_parent, context, **_parent(settings.filing)))
@@ -162,7 +164,7 @@ def select_anchors(
             if stage.skip:
                 break
             stages.append(stage)
-            needed.add(stage.chosen[-1])
+            needed.update(stage.anchors)
             last = stage
         selection[str(seed)] = {"last": jsonable(last) if last else {}, "stages": jsonable(_restarted(stages, s.lengths))}
     weights = Route.open(route)
@@ -214,7 +216,7 @@ def distill_students(
                 for i, stage in enumerate(stages):
                     out = _folder(distilled, seed) if i == len(stages) - 1 else Path(scratch) / f"stage-{stage.stage}"
                     anchor = Path(scratch) / "anchor"
-                    _write_anchor(anchor, Route.open(anchors), stage.chosen[-1], folder, s.stage.objective.tau)
+                    _write_anchors(anchor, Route.open(anchors), stage.anchors, folder, s.stage.objective.tau)
                     distil(
                         replace(s.stage, train=replace(s.stage.train, seed=seed)),
                         stage,
@@ -239,19 +241,21 @@ def _key(branch: str, seed: int) -> str:
     return f"{branch}/seed-{seed}"
 
 
-def _before(student: Path) -> int | None:
-    """The anchor that a student has just learnt from, if any."""
+def _before(student: Path) -> tuple[int, ...]:
+    """The anchors that a student has just learnt from, if any."""
     if not (student / "record.json").is_file():
-        return None
-    return int(Record.read(student).stages[-1]["anchor_index"])
+        return ()
+    return _indices(Record.read(student).stages[-1])
 
 
-def _write_anchor(folder: Path, route: Route, i: int, student: Path, tau: float) -> None:
+def _indices(stage: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(anchor["index"]) for anchor in stage["anchors"])
+
+
+def _write_anchors(folder: Path, route: Route, anchors: tuple[int, ...], student: Path, tau: float) -> None:
     _, route_logits = route.probe()
     (answers,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
-    hardness, before = route_hardness(route_logits, answers, tau), _before(student)
-    ratio = relative(hardness, before) if before is not None else None
-    write_anchor(folder, route, i, route_logits, hardness, ratio)
+    write_anchors(folder, route, anchors, route_logits, route_hardness(route_logits, answers, tau), _before(student), tau)
 
 
 @task
@@ -362,24 +366,23 @@ def report_comparison(
 
 def _delivery(student: Student, route: Path, reference: str) -> Delivery:
     anchors = {
-        int(stage["anchor_epoch"]): partial(_anchor_of, route, student.record, k)
+        int(anchor["epoch"]): partial(_anchor_of, route, student.record, k, int(anchor["index"]))
         for k, stage in enumerate(student.record.stages)
         if stage["teacher_forward_passes"]
+        for anchor in stage["anchors"]
     }
     tags = {"rco.reference": reference} if reference else {}
     return Delivery(record=student.record, anchors=anchors, metrics=student.figures(), tags=tags)
 
 
 @contextmanager
-def _anchor_of(route: Path, record: Record, k: int) -> Iterator[Path]:
-    """The anchor of a student's stage as a folder, made again from the route and the record."""
+def _anchor_of(route: Path, record: Record, k: int, i: int) -> Iterator[Path]:
+    """An anchor of a student's stage as a folder, made again from the route and the record."""
     import numpy as np
 
-    weights = Route.open(route)
-    _, logits = weights.probe()
-    stage = record.stages[k]
-    hardness = np.asarray(stage["hardness_before"])
-    ratio = relative(hardness, int(record.stages[k - 1]["anchor_index"])) if k else None
+    hardness = np.asarray(record.stages[k]["hardness_before"])
+    before = _indices(record.stages[k - 1]) if k else ()
+    ratio = relative(hardness, before[0]) if len(before) == 1 else None
     with TemporaryDirectory() as scratch:
-        write_anchor(Path(scratch), weights, int(stage["anchor_index"]), logits, hardness, ratio)
+        write_anchor(Path(scratch), Route.open(route), i, hardness, ratio)
         yield Path(scratch)

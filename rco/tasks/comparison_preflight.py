@@ -21,6 +21,7 @@ from rco.strategies.walk import planned_lengths
 from rco.tasks.preflight import (
     anchor_settings,
     code_digest,
+    cost_of_anchors,
     existing_route,
     planned_route,
     plugin_parameters,
@@ -91,6 +92,13 @@ def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None =
                 raise in_branch(branch.name, error) from None
             checked.add(student)
     return compute
+
+
+def costs_of_anchors(branches: Sequence[Branch]) -> list[str]:
+    """What it costs that stages have several anchors, branch by branch, in words."""
+    route = planned_route(branches[0].config)
+    costs = {branch.name: cost_of_anchors(branch.config, *route) for branch in branches}
+    return [f"{name}: {cost}" for name, cost in costs.items() if cost]
 
 
 def _reference(comparison: Comparison) -> RunConfig:

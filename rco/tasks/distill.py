@@ -14,8 +14,8 @@ from rco.core.files import sha256_of
 from rco.core.settings import jsonable
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
-from rco.models.route import Anchor
-from rco.models.spec import NetworkSpec, load_network
+from rco.models.route import Anchor, anchor_folders
+from rco.models.spec import NetworkSpec
 from rco.models.weights import load_weights
 from rco.tasks.process import EpochLines, log, read_settings, task
 from rco.tasks.selection import Stage
@@ -54,11 +54,13 @@ class _Loaded:
     """All that one stage works with.
 
     Attributes:
-        about: of the anchor.
-        anchor_folder: of the anchor's files.
+        anchor: the network; of several anchors, that of their mean.
+        anchor_id: names its answers.
+        about: of each anchor.
+        anchor_folders: of the anchors' files.
         objective: as the stage before left it.
         record: of the student, as the stage before left it.
-        passes: images that the anchor answers in this stage.
+        passes: images that the anchors answer in this stage.
         images: of an epoch.
         identity: all that the result depends on.
     """
@@ -70,8 +72,9 @@ class _Loaded:
     spec: NetworkSpec
     student: nn.Module
     anchor: nn.Module
-    about: Anchor
-    anchor_folder: Path
+    anchor_id: str
+    about: tuple[Anchor, ...]
+    anchor_folders: list[Path]
     targets: ProbeTargets
     objective: StageLoss
     record: Record
@@ -130,7 +133,7 @@ def distil(
         resumable: `rco.training.resume.resumable`, or that of the group to which this training belongs.
 
     Returns:
-        stage, anchor_epoch and results.
+        stage, anchor_epochs and results.
     """
     from rco.training.device import prepare_process
 
@@ -154,12 +157,13 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         origin: key, params and tags of the record that a student begins with; those of later stages carry it on.
     """
     from rco.objectives.make import make_objective
-    from rco.training.distillation import ProbeTargets
+    from rco.training.distillation import ProbeTargets, anchor_of
 
-    data = Dataset.open(dataset)
-    spec, about = NetworkSpec.of(s.student, data.manifest), Anchor.read(anchor)
-    teacher_spec = NetworkSpec.of(s.teacher, data.manifest)
-    anchor_network = load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=teacher_spec)
+    data, folders = Dataset.open(dataset), anchor_folders(anchor)
+    spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
+    about = tuple(Anchor.read(folder) for folder in folders)
+    files = [(folder / ANCHOR, each.sha256) for folder, each in zip(folders, about, strict=True)]
+    anchor_network, anchor_id = anchor_of(files, teacher_spec, s.objective)
     network = load_student(student, spec)
     shape = (len(data.manifest.probe), data.manifest.num_classes)
     targets = ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
@@ -182,18 +186,19 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         spec=spec,
         student=network,
         anchor=anchor_network,
+        anchor_id=anchor_id,
         about=about,
-        anchor_folder=anchor,
+        anchor_folders=folders,
         targets=targets,
         objective=objective,
         record=record,
-        passes=_forward_passes(s, stage, data, images) if objective.needs_anchor else 0,
+        passes=_forward_passes(s, stage, data, images) * len(about) if objective.needs_anchor else 0,
         images=images,
         identity={
             "settings": s,
             "selection": jsonable(stage),
             "data": data.manifest.digest,
-            "anchor": about.sha256,
+            "anchor": [each.sha256 for each in about],
             "targets": sha256_of(anchor / TARGETS),
             "student": sha256_of(student / STUDENT),
             "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
@@ -203,7 +208,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
 
 
 def _forward_passes(s: StageSettings, stage: Stage, data: Dataset, images: int) -> int:
-    """How many images the anchor answers: every one of every epoch, or of every view once.
+    """How many images an anchor answers: every one of every epoch, or of every view once.
 
     Raises:
         InputError: the logits of the views do not fit into memory.
@@ -222,13 +227,14 @@ def _run(loaded: _Loaded, points: ResumePoints) -> Record:
     """Train; returns the student's record with the epochs of this stage."""
     from rco.training.distillation import train_stage
 
-    s, stage, epoch = loaded.settings, loaded.stage, loaded.about.epoch
+    s, stage = loaded.settings, loaded.stage
     prefix = "" if loaded.key == "student" else f"{loaded.key}, "
-    report_epoch = EpochLines(f"{prefix}stage {stage.stage}, anchor epoch {epoch}", stage.last_epoch)
+    report_epoch = EpochLines(f"{prefix}{stage.label}", stage.last_epoch)
     record = taken_up(points, loaded.record)
     with tracked(Context.from_environment(), record, first_step=stage.first_epoch) as tracker:
         if loaded.objective.needs_anchor:
-            tracker.log_anchor(loaded.anchor_folder)
+            for folder in loaded.anchor_folders:
+                tracker.log_anchor(folder)
         for row in train_stage(
             loaded.student,
             loaded.anchor,
@@ -241,7 +247,7 @@ def _run(loaded: _Loaded, points: ResumePoints) -> Record:
             epochs=stage.epochs,
             first_epoch=stage.first_epoch,
             loss=loaded.objective,
-            anchor_id=loaded.about.sha256,
+            anchor_id=loaded.anchor_id,
             checkpointer=points,
         ):
             tracker.log(row["epoch"], logged(row))
@@ -253,21 +259,24 @@ def _write(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
     """Write student, objective and record; returns the figures of the stage."""
     from rco.training.distillation import probe_logits
 
-    stage, about = loaded.stage, loaded.about
+    stage, last = loaded.stage, loaded.about[-1]
     rows = [row["metrics"] for row in record.rows if row["step"] >= stage.first_epoch]
     if len(rows) != stage.epochs or not {*_RESULTS, "images_per_second"} <= set.intersection(*map(set, rows)):
         raise InputError("resume point", loaded.key, "lacks epochs of this stage", "Delete it")
     results = {name: rows[-1][name] for name in _RESULTS}
     summary = {
         "stage": stage.stage,
-        "anchor_epoch": about.epoch,
-        "anchor_index": about.index,
-        "anchor_val_accuracy": about.val_accuracy,
-        "anchor_sha256": about.sha256,
+        "anchor_epoch": last.epoch,
+        "anchor_index": last.index,
+        "anchor_val_accuracy": last.val_accuracy,
+        "anchor_sha256": last.sha256,
+        "anchors": [
+            {"epoch": a.epoch, "index": a.index, "val_accuracy": a.val_accuracy, "sha256": a.sha256} for a in loaded.about
+        ],
         "reason": stage.reason,
         "first_epoch": stage.first_epoch,
         "last_epoch": stage.last_epoch,
-        "hardness_before": list(about.hardness_of_route),
+        "hardness_before": list(last.hardness_of_route),
         "train_seconds": sum(loaded.images / row["images_per_second"] for row in rows),
         "teacher_forward_passes": loaded.passes,
         **results,
@@ -277,4 +286,4 @@ def _write(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
     if loaded.learns:
         save_model(distilled / OBJECTIVE, loaded.objective)
     record.write(distilled)
-    return {"stage": stage.stage, "anchor_epoch": about.epoch, **results}
+    return {"stage": stage.stage, "anchor_epochs": list(stage.anchor_epochs), **results}

@@ -15,6 +15,7 @@ from rco.evaluation import openset
 from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, load_network
 from rco.tasks.process import log, read_settings, task
+from rco.tasks.selection import converged_teacher
 from rco.tasks.settings import (
     EvaluateSettings,
 )
@@ -28,10 +29,13 @@ EVALUATION = "evaluation.json"
 
 
 @task
-def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, anchor: Path, evaluation: Path) -> dict[str, Any]:
+def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, anchors: Path, evaluation: Path) -> dict[str, Any]:
     """Measure the student and the converged teacher on the test part, which nothing before has touched.
 
     Writes evaluation.json, and an example batch with the student's answer, for a test of what serves it.
+
+    Args:
+        anchors: from the last stage's `select_anchor`.
 
     Returns:
         headline figures.
@@ -47,9 +51,11 @@ def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, ancho
     data = Dataset.open(dataset)
     manifest = data.manifest
     test = data.split("test")
-    about = Anchor.read(anchor)
+    teacher = converged_teacher(anchors)
     models = {
-        "teacher": load_network(anchor / ANCHOR, expected_sha256=about.sha256, spec=NetworkSpec.of(s.teacher, manifest)),
+        "teacher": load_network(
+            teacher / ANCHOR, expected_sha256=Anchor.read(teacher).sha256, spec=NetworkSpec.of(s.teacher, manifest)
+        ),
         "student": load_student(student, NetworkSpec.of(s.student, manifest)),
     }
     result: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
-from rco.strategies.base import Schedule
+from rco.strategies.base import Planned, Schedule
 from rco.tasks.settings import (
     AnchorSettings,
     DataSettings,
@@ -76,6 +76,7 @@ def stages_needed(config: RunConfig) -> int:
 def stages_on(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...]) -> int:
     """As `stages_needed`, on a route of these checkpoints and decays."""
     stages = config.anchors.strategy.most_stages(Schedule(epochs=epochs, decays=decays))
+    config.objective.require_logits_alone(_most_anchors(config, epochs, decays))
     train = config.student_train
     share = train.epochs // stages
     if share < 1:
@@ -87,6 +88,26 @@ def stages_on(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...
     except InputError as error:
         raise InputError(error.parameter, error.value, f"in stages of {share} epochs: {error.problem}", error.remedy) from None
     return stages
+
+
+def _most_anchors(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...]) -> int:
+    strategy = config.anchors.strategy
+    return strategy.most_anchors(Schedule(epochs=epochs, decays=decays)) if isinstance(strategy, Planned) else 1
+
+
+def cost_of_anchors(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...]) -> str:
+    """What it costs that a stage has several anchors, in words; empty: none has, or none is asked."""
+    anchors = _most_anchors(config, epochs, decays)
+    if anchors == 1 or not config.objective.needs_anchor:
+        return ""
+    if views := config.objective.views:
+        return (
+            f"{anchors} anchors teach at once: their answers to {views} views are computed once, {anchors} forward passes each"
+        )
+    return (
+        f"{anchors} anchors teach at once: every training image costs {anchors} forward passes of the teacher an epoch "
+        "(views = 8, for example, keeps their answers)"
+    )
 
 
 def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:

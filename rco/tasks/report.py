@@ -15,6 +15,7 @@ from rco.models.route import Route
 from rco.tasks.evaluate import read_evaluation
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.register import register_student
+from rco.tasks.selection import used_anchors
 from rco.tasks.settings import (
     FilingSettings,
 )
@@ -86,7 +87,7 @@ def report(
             parent=parent_of(s),
             deliveries=run_deliveries(
                 [Record.read(route_index), learner],
-                sorted(path for path in anchors.iterdir() if path.is_dir()),
+                used_anchors(anchors),
                 {**student_figures, "test_congruence_kl": summary["congruence_kl"]},
             ),
             headline=headline,

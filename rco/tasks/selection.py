@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rco.core.documents import write_json
+from rco.core.documents import read_as, write_json
 from rco.core.files import atomically, verify
 from rco.core.settings import from_dict, jsonable
 from rco.core.tensors import save_arrays
-from rco.models.route import Anchor, Route
+from rco.models.route import Anchor, Route, anchor_folder, anchor_folders
 from rco.strategies.base import StudentLevel, TrainedRoute
-from rco.strategies.hardness import relative
+from rco.strategies.hardness import mean_target, relative
 from rco.strategies.walk import next_anchor, stage_epochs
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import (
@@ -29,24 +29,33 @@ from rco.tasks.students import (
     read_logits,
 )
 
+_USED = "anchors.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Used:
+    """The epochs of the anchors that were used, as the file beside them has them."""
+
+    epochs: tuple[int, ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The stage that comes next: which anchor, for how long. It travels between tasks as JSON.
+    """The stage that comes next: which anchors, for how long. It travels between tasks as JSON.
 
     Attributes:
-        chosen: indices on the route of the anchors so far, this stage's the last.
+        chosen: of each stage so far, this one the last, the indices of its anchors on the route.
         stage: its number, from 1.
-        epoch: of its anchor.
-        reason: why that anchor was chosen, in words.
+        anchor_epochs: of its anchors.
+        reason: why they were chosen, in words.
         epochs: its length.
         first_epoch: number of its first epoch on the student's one axis over all stages.
         skip: the route has been walked: the student is passed on, and the rest speaks of the stage before.
     """
 
-    chosen: tuple[int, ...]
+    chosen: tuple[tuple[int, ...], ...]
     stage: int
-    epoch: int
+    anchor_epochs: tuple[int, ...]
     reason: str
     epochs: int
     first_epoch: int
@@ -60,6 +69,16 @@ class Stage:
             InputError: it is not one.
         """
         return from_dict(cls, selection)
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """Indices of its anchors on the route."""
+        return self.chosen[-1]
+
+    @property
+    def label(self) -> str:
+        """The stage and its anchors, in words."""
+        return f"stage {self.stage}, {anchors_in_words(self.anchor_epochs)}"
 
     @property
     def last_epoch(self) -> int:
@@ -79,12 +98,13 @@ def select_anchor(
     anchors: Path,
     last_stage: bool = False,
 ) -> dict[str, Any]:
-    """Choose the anchor of the next stage with the student that will learn from it, and hand out that one checkpoint.
+    """Choose the anchor of the next stage with the student that will learn from it, and hand out that one checkpoint; or
+    those, if the stage has several.
 
     Args:
         previous: what this function returned for the stage before; empty before stage 1.
         anchors: receives the list of all anchors chosen so far; from the last stage's task their checkpoints too, for the
-            report.
+            report, and the converged teacher, for the evaluation (`used_anchors`, `converged_teacher`).
         last_stage: whether this is the pipeline's last stage.
 
     Returns:
@@ -100,13 +120,33 @@ def select_anchor(
     if stage.skip:
         log.info("the route has been walked: this stage passes the student through")
     weights = Route.open(route)
-    ratio = relative(level.hardness, before.chosen[-1]) if before else None
-    write_anchor(anchor, weights, stage.chosen[-1], route_logits, level.hardness, ratio)
-    write_json(anchors / "anchors.json", [index.epochs[i] for i in stage.chosen])
+    mimicked = before.anchors if before else ()
+    write_anchors(anchor, weights, stage.anchors, route_logits, level.hardness, mimicked, s.tau)
+    used = sorted({i for anchors_of_stage in stage.chosen for i in anchors_of_stage})
+    write_json(anchors / _USED, _Used(epochs=tuple(index.epochs[i] for i in used)))
     if last_stage:
-        for i in stage.chosen:
-            write_anchor(anchors / f"epoch-{index.epochs[i]:04d}", weights, i, route_logits, None, None)
+        for i in {*used, len(index.epochs) - 1}:
+            write_anchor(anchors / anchor_folder(index.epochs[i]), weights, i)
     return dict(jsonable(stage))
+
+
+def used_anchors(anchors: Path) -> list[Path]:
+    """The folders of the anchors that the student learnt from.
+
+    Args:
+        anchors: from the last stage's `select_anchor`.
+    """
+    used = read_as(_Used, anchors / _USED, "Run the anchor's selection again")
+    return [anchors / anchor_folder(epoch) for epoch in used.epochs]
+
+
+def converged_teacher(anchors: Path) -> Path:
+    """The folder of the converged teacher, the last of the checkpoints.
+
+    Args:
+        anchors: as for `used_anchors`.
+    """
+    return anchor_folders(anchors)[-1]
 
 
 def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, student: StudentLevel, prefix: str = "") -> Stage:
@@ -129,26 +169,60 @@ def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, student:
         remaining=choice.remaining,
         last=choice.last,
     )
-    log.info("%sstage %d: anchor epoch %d (%s), %d epochs", prefix, choice.stage, choice.epoch, choice.reason, epochs)
+    words = anchors_in_words(choice.anchor_epochs)
+    log.info("%sstage %d: %s (%s), %d epochs", prefix, choice.stage, words, choice.reason, epochs)
     return Stage(
-        chosen=(*chosen, choice.index),
+        chosen=(*chosen, choice.anchors),
         stage=choice.stage,
-        epoch=choice.epoch,
+        anchor_epochs=choice.anchor_epochs,
         reason=choice.reason,
         epochs=epochs,
         first_epoch=previous.last_epoch + 1 if previous else 1,
     )
 
 
-def write_anchor(
-    folder: Path, route: Route, i: int, logits: np.ndarray, hardness: np.ndarray | None, ratio: np.ndarray | None
+def anchors_in_words(epochs: Sequence[int]) -> str:
+    """ "anchor epoch 4", or "anchor epochs 2, 4 and 6"."""
+    if len(epochs) == 1:
+        return f"anchor epoch {epochs[0]}"
+    return f"anchor epochs {', '.join(map(str, epochs[:-1]))} and {epochs[-1]}"
+
+
+def write_anchors(
+    folder: Path,
+    route: Route,
+    anchors: Sequence[int],
+    logits: np.ndarray,
+    hardness: np.ndarray,
+    mimicked: Sequence[int],
+    tau: float,
 ) -> None:
-    """One checkpoint as an artifact: weights, what is known of it, and the probe logits that its stage compares with."""
+    """A stage's anchor as an artifact, and the probe logits that the stage compares with; of several anchors, each in a folder
+    of its own.
+
+    Args:
+        anchors: indices on the route.
+        logits: (M, N, K), of every checkpoint on the probe samples.
+        hardness: (M,), of every checkpoint for the student before the stage.
+        mimicked: indices of the anchors of the stage before; empty: there was none.
+        tau: relaxation temperature of the mean of several anchors.
+    """
+    one, *more = anchors
+    ratio = relative(hardness, mimicked[0]) if len(mimicked) == 1 else None
+    for i in anchors:
+        write_anchor(folder / anchor_folder(route.epochs[i]) if more else folder, route, i, hardness, ratio)
+    target = mean_target(logits[list(anchors)], tau).astype(np.float32) if more else logits[one]
+    save_arrays(folder / TARGETS, {"anchor": target, "teacher": logits[-1]})
+
+
+def write_anchor(
+    folder: Path, route: Route, i: int, hardness: np.ndarray | None = None, ratio: np.ndarray | None = None
+) -> None:
+    """One checkpoint as an artifact: weights, and what is known of it."""
     point = route.checkpoints[i]
     source = route.folder / point.file
     verify(source, point.sha256)
     atomically(folder / ANCHOR, lambda temporary: shutil.copyfile(source, temporary))
-    save_arrays(folder / TARGETS, {"anchor": logits[i], "teacher": logits[-1]})
     Anchor(
         **asdict(point),
         model=route.network.model,

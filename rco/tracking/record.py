@@ -27,7 +27,7 @@ class Record:
         params: the settings that the model was trained with.
         data: name, source, digest and sizes of the data set.
         rows: one per epoch: {"step", "time" (ms since 1970), "metrics": {name: value}}; steps increase.
-        stages: one per stage of a student: anchor, reason, epochs, results.
+        stages: one per stage of a student: anchors, reason, epochs, results.
         tags: of its MLflow run, beside those that every run has (for example `rco.branch`, `rco.seed`).
         origin: where it was first tracked: {"tracking_uri", "run_id", "pipeline_run"}; None if it never was.
     """
@@ -92,10 +92,23 @@ class _Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _StageAnchor:
+    epoch: int
+    index: int
+    val_accuracy: float
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """The fields of a stage (written by `rco.tasks.distill.distill_stage`) that later tasks read."""
+    """The fields of a stage (written by `rco.tasks.distill.distill_stage`) that later tasks read.
+
+    Attributes:
+        anchors: all of them, in the order of their epochs; what else begins with anchor_ is of the last.
+    """
 
     stage: int
+    anchors: tuple[_StageAnchor, ...]
     anchor_epoch: int
     anchor_index: int
     anchor_val_accuracy: float
@@ -109,3 +122,7 @@ class _Stage:
     val_accuracy: float
     kl_to_anchor: float
     kl_to_teacher: float
+
+    def __post_init__(self) -> None:
+        if not self.anchors:
+            raise InputError("anchors", (), "is empty", "Run the task again")

@@ -11,8 +11,10 @@ ratios may say little about what it has learnt; the other strategies do not depe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,16 @@ from torch import nn
 
 from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
+from rco.models.mean import MeanTarget
 from rco.models.predict import accuracy, predict
 from rco.models.route import Route
-from rco.models.spec import load_network
+from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.make import make_objective
 from rco.objectives.stage import StageLoss
 from rco.strategies.base import StudentLevel, TrainedRoute
 from rco.strategies.config import AnchorConfig
-from rco.strategies.hardness import kl
+from rco.strategies.hardness import kl, mean_target
 from rco.strategies.walk import Choice, next_anchor, stage_epochs
 from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, folder_from_environment
 from rco.training.checkpointer import Checkpointer, restoring
@@ -51,6 +54,24 @@ def probe_logits(model: nn.Module, data: Dataset, compute: ComputeConfig) -> NDA
     return logits
 
 
+def anchor_of(files: Sequence[tuple[Path, str]], spec: NetworkSpec, objective: ObjectiveConfig) -> tuple[nn.Module, str]:
+    """The network that a stage learns from, and a name for its answers: of one checkpoint, or of the mean of several.
+
+    Args:
+        files: of the anchors, each with its sha256.
+        spec: what they are.
+
+    Raises:
+        InputError: a damaged file, or several anchors for an objective that compares more than logits.
+    """
+    objective.require_logits_alone(len(files))
+    networks = [load_network(path, expected_sha256=sha256, spec=spec) for path, sha256 in files]
+    if len(networks) == 1:
+        return networks[0], files[0][1]
+    name = f"mean at tau {objective.tau!r} of {' '.join(sha256 for _, sha256 in files)}"
+    return MeanTarget(networks, objective.tau), hashlib.sha256(name.encode()).hexdigest()
+
+
 def train_stage(
     student: nn.Module,
     anchor: nn.Module,
@@ -70,15 +91,15 @@ def train_stage(
     """Train `student` in place on one anchor.
 
     Args:
-        anchor: frozen in place, and run only if the objective needs it.
+        anchor: frozen in place, and run only if the objective needs it (`anchor_of`).
         targets: for the KL columns.
         stage: its number, from 1; logged.
         epochs: length of this stage; optimiser and schedule span exactly these.
         first_epoch: number of this stage's first epoch on the student's one axis over all stages.
         loss: the objective that `objective` describes, as the stage before left it (its own weights are trained in place);
             None: a new one.
-        anchor_id: sha256 of the anchor's weights; with it, stored logits are shared through the folder that the environment
-            names, if it names one (`rco.training.anchor`).
+        anchor_id: names the anchor's answers (`anchor_of`); with it, stored logits are shared through the folder that the
+            environment names, if it names one (`rco.training.anchor`).
         checkpointer: as for `rco.training.loop.fit`.
 
     Yields:
@@ -135,12 +156,12 @@ class _Walk:
     """How far a student is along a route.
 
     Attributes:
-        chosen: indices of the anchors of the stages that have ended.
+        chosen: of the stages that have ended, the indices of their anchors.
         done: epochs of these stages.
         choice: the anchor of the stage in progress; None between two stages.
     """
 
-    chosen: list[int] = field(default_factory=list)
+    chosen: list[tuple[int, ...]] = field(default_factory=list)
     done: int = 0
     choice: Choice | None = None
 
@@ -159,15 +180,16 @@ class _Walk:
             InputError: it is a walk along another route.
         """
         with restoring():
-            chosen, done = [int(i) for i in saved["chosen"]], int(saved["done"])
+            chosen, done = [tuple(int(i) for i in anchors) for anchors in saved["chosen"]], int(saved["done"])
             choice = from_dict(Choice, saved["choice"])
-            if not all(0 <= i < checkpoints for i in (*chosen, choice.index)) or done < 0:
+            indices = [i for anchors in (*chosen, choice.anchors) for i in anchors]
+            if not choice.anchors or not all(0 <= i < checkpoints for i in indices) or done < 0:
                 raise ValueError("it speaks of other anchors")
         return cls(chosen, done, choice)
 
-    def end_stage(self, anchor: int, epochs: int) -> None:
-        """Count a stage of `epochs` epochs that has learnt from the anchor of this index."""
-        self.chosen.append(anchor)
+    def end_stage(self, anchors: tuple[int, ...], epochs: int) -> None:
+        """Count a stage of `epochs` epochs that has learnt from the anchors of these indices."""
+        self.chosen.append(anchors)
         self.done += epochs
         self.choice = None
 
@@ -189,7 +211,7 @@ def distill_route(
         checkpointer: as for `rco.training.loop.fit`; it also saves the part "walk".
 
     Yields:
-        the rows of every stage, with anchor_epoch and reason added.
+        the rows of every stage, with anchor_epoch (of several anchors the last), anchor_epochs and reason added.
 
     Raises:
         InputError: a strategy that the route cannot serve, or a damaged checkpoint.
@@ -213,8 +235,11 @@ def distill_route(
     loss: StageLoss | None = None
     while (choice := walk.choice or choose()) is not None:
         walk.choice = choice
-        checkpoint = route.checkpoints[choice.index]
-        anchor = load_network(route.folder / checkpoint.file, expected_sha256=checkpoint.sha256, spec=route.network)
+        points = [route.checkpoints[i] for i in choice.anchors]
+        files = [(route.folder / point.file, point.sha256) for point in points]
+        anchor, anchor_id = anchor_of(files, route.network, objective)
+        logits = route_logits[list(choice.anchors)]
+        target = mean_target(logits, objective.tau).astype(np.float32) if len(points) > 1 else logits[0]
         if loss is None:
             loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
         epochs = stage_epochs(train.epochs, stages, done=walk.done, remaining=choice.remaining, last=choice.last)
@@ -225,14 +250,15 @@ def distill_route(
             objective,
             train,
             compute,
-            ProbeTargets(route_logits[choice.index], route_logits[-1]),
+            ProbeTargets(target, route_logits[-1]),
             stage=choice.stage,
             epochs=epochs,
             first_epoch=walk.done + 1,
             loss=loss,
-            anchor_id=checkpoint.sha256,
+            anchor_id=anchor_id,
             checkpointer=checkpointer,
         )
         for row in rows:
-            yield {**row, "anchor_epoch": choice.epoch, "reason": choice.reason}
-        walk.end_stage(choice.index, epochs)
+            anchors_of_stage = {"anchor_epoch": choice.anchor_epochs[-1], "anchor_epochs": choice.anchor_epochs}
+            yield {**row, **anchors_of_stage, "reason": choice.reason}
+        walk.end_stage(choice.anchors, epochs)

@@ -172,7 +172,7 @@ class Chain:
             given = {"settings": s["stage"], "selection": selection, "dataset": str(data), "student": str(student)}
             given["anchor"] = str(chosen / "anchor")
             student = self._do(Step(f"distill_stage-{k}", "distill_stage", given, ["distilled"])) / "distilled"
-        given = {"settings": s["evaluate"], "dataset": str(data), "student": str(student), "anchor": str(chosen / "anchor")}
+        given = {"settings": s["evaluate"], "dataset": str(data), "student": str(student), "anchors": str(chosen / "anchors")}
         evaluation = self._do(Step("evaluate", "evaluate", given, ["evaluation"])) / "evaluation"
         given = {"settings": s["filing"], "student": str(student), "evaluation": str(evaluation)}
         self._do(Step("register_student", "register_student", given))

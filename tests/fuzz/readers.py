@@ -225,6 +225,7 @@ _STAGE = {
     **{"stage": 1, "anchor_epoch": 2, "anchor_index": 0, "anchor_val_accuracy": 0.5, "anchor_sha256": "0" * 64, "reason": "x"},
     **{"first_epoch": 1, "last_epoch": 2, "hardness_before": [1.0, 2.0], "train_seconds": 1.5, "teacher_forward_passes": 10},
     **{"val_accuracy": 0.5, "kl_to_anchor": 0.1, "kl_to_teacher": 0.2},
+    "anchors": [{"epoch": 2, "index": 0, "val_accuracy": 0.5, "sha256": "0" * 64}],
 }
 _RECORD = {
     **{"key": "student", "params": {"tau": 4.0}, "data": {"name": "digits", "source": "digits", "digest": "0" * 64}},
@@ -243,6 +244,7 @@ def _read_record(path: Path) -> None:
         assert row["step"] + row["time"] + sum(row["metrics"].values()) is not None
     for stage in record.stages:
         assert stage["last_epoch"] - stage["first_epoch"] + sum(stage["hardness_before"]) is not None
+        assert stage["anchors"][-1]["epoch"] + stage["anchors"][-1]["index"] is not None
 
 
 def _read_anchor(path: Path) -> None:

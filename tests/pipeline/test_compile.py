@@ -75,7 +75,7 @@ def test_evaluation_and_report_see_the_last_stage(spec: pipeline_spec_pb2.Pipeli
     tasks = dag(spec).tasks
     last = f"stage-{STAGES}"
     assert source(tasks["evaluate"], "student") == (last, "student")
-    assert source(tasks["evaluate"], "anchor") == (last, "anchor")
+    assert source(tasks["evaluate"], "anchors") == (last, "anchors")
     assert source(tasks["report"], "anchors") == (last, "anchors")
     assert source(tasks["register-student"], "student") == (last, "student")
 

@@ -213,7 +213,7 @@ class Followed(Walk):
         context = Context.from_environment()
         parent = require_parent(context, context.client())
         _, children = runs_of(Path(context.tracking_uri.removeprefix("sqlite:///")).parent, parent.info.run_id)
-        self.params = children["student"].data.params
+        self.params, self.tags = children["student"].data.params, children["student"].data.tags
         return [m.step for m in context.client().get_metric_history(children["student"].info.run_id, metric)]
 
 
@@ -232,6 +232,7 @@ def follow(first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         ({"strategy": "greedy", "delta": 1000.0}, [1, 6]),
         ({"strategy": "accuracy-interval"}, [1, 3, 6]),
         ({"strategy": "worthy"}, [2, 6]),
+        ({"strategy": "checkpoint-ensemble", "members": 2}, [2]),
     ],
 )
 def test_every_strategy_walks_the_same_teachers_route(
@@ -243,6 +244,16 @@ def test_every_strategy_walks_the_same_teachers_route(
     assert [stage["anchor_epoch"] for stage in record.stages] == epochs
     assert record.stages[-1]["last_epoch"] == TINY["epochs"], "all of the student's epochs are used"
     assert walk.history("loss") == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_of_several_anchors_is_a_model_of_its_own(follow: Callable[..., Followed]) -> None:
+    walk = follow(strategy="checkpoint-ensemble", members=3, members_to=4)
+    (stage,) = walk.walk().stages
+    walk.history("loss")
+    for anchor in stage["anchors"]:
+        model = Context.from_environment().client().get_logged_model(walk.tags[f"rco.anchor.{anchor['epoch']}"])
+        assert model.tags["rco.sha256"] == anchor["sha256"]
+    assert {tag for tag in walk.tags if tag.startswith("rco.anchor.")} == {"rco.anchor.1", "rco.anchor.2", "rco.anchor.4"}
 
 
 def test_another_objective_walks_the_same_teachers_route_and_logs_its_parts(follow: Callable[..., Followed]) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rco.core.errors import InputError
 from rco.strategies.accuracy_interval import AccuracyInterval, accuracy_interval
-from rco.strategies.base import STRATEGIES, Schedule, Strategy, StudentLevel, TrainedRoute
+from rco.strategies.base import STRATEGIES, Planned, Schedule, Strategy, StudentLevel, TrainedRoute
+from rco.strategies.checkpoint_ensemble import CheckpointEnsemble, spread
 from rco.strategies.config import AnchorConfig
 from rco.strategies.equal_interval import equal_interval
 from rco.strategies.explicit import explicit
@@ -37,10 +38,15 @@ def walk(strategy: Strategy, route: TrainedRoute, students: Sequence[StudentLeve
     chosen: list[Choice] = []
     while True:
         student = students[min(len(chosen), len(students) - 1)]
-        choice = next_anchor(strategy, route, chosen=[c.index for c in chosen], student=student)
+        choice = next_anchor(strategy, route, chosen=[c.anchors for c in chosen], student=student)
         if choice is None:
             return chosen
         chosen.append(choice)
+
+
+def epochs_of(chosen: Sequence[Choice]) -> list[int]:
+    """The epochs of stages with one anchor each."""
+    return [epoch for (epoch,) in (c.anchor_epochs for c in chosen)]
 
 
 def lengths(strategy: Strategy, route: TrainedRoute, chosen: Sequence[Choice], total: int) -> list[int]:
@@ -127,30 +133,30 @@ class TestGreedy:
             [9, 9, 9, 1.0, 1.4],  # after anchor 3: the end
         ]
         chosen = walk(self.search, trained(epochs), [level(row) for row in rows])
-        assert [c.epoch for c in chosen] == [10, 30, 40, 50]
+        assert epochs_of(chosen) == [10, 30, 40, 50]
         assert [c.last for c in chosen] == [False, False, False, True]
         assert "r = 1.50 <= 1.5; epoch 40 has r = 1.60" in chosen[1].reason
         assert "r = 1.60 > 1.5" in chosen[2].reason
 
     def test_a_dip_beyond_a_hard_checkpoint_is_not_leapt_to(self) -> None:
-        choice = next_anchor(self.search, trained((1, 2, 3, 4, 5)), chosen=[0], student=level([1, 1.2, 9, 1.0, 9.0]))
+        choice = next_anchor(self.search, trained((1, 2, 3, 4, 5)), chosen=[(0,)], student=level([1, 1.2, 9, 1.0, 9.0]))
         assert choice is not None
-        assert choice.index == 1
+        assert choice.anchors == (1,)
 
     def test_first_epoch(self) -> None:
         choice = next_anchor(Greedy(first_epoch=20), trained((10, 20, 30)), student=level([1, 1, 1]))
         assert choice is not None
-        assert choice.epoch == 20
+        assert choice.anchor_epochs == (20,)
         with pytest.raises(InputError, match=r"first_epoch = 25.*10, 20, 30"):
             Greedy(first_epoch=25).most_stages(Schedule(epochs=(10, 20, 30)))
 
     def test_single_checkpoint_is_plain_distillation(self) -> None:
         chosen = walk(self.search, trained((200,)), [level([1.0])])
-        assert [(c.epoch, c.last) for c in chosen] == [(200, True)]
+        assert [(c.anchor_epochs, c.last) for c in chosen] == [((200,), True)]
 
     def test_maximum_of_stages_ends_at_the_teacher(self) -> None:
         chosen = walk(Greedy(n_anchors=3, delta=1.0), trained(range(1, 21)), [level([1.0, *[9.0] * 19])])
-        assert [c.epoch for c in chosen] == [1, 2, 20]
+        assert epochs_of(chosen) == [1, 2, 20]
 
     def test_floor_keeps_a_perfect_student_moving(self) -> None:
         assert relative(np.array([0.0, FLOOR]), 0)[1] == pytest.approx(1.0)
@@ -166,9 +172,9 @@ class TestGreedy:
         )
         row = st.lists(st.floats(0, 50), min_size=len(epochs), max_size=len(epochs))
         chosen = walk(search, trained(epochs), [level(data.draw(row)) for _ in range(min(search.n_anchors, 4))])
-        indices = [c.index for c in chosen]
+        indices = [i for c in chosen for i in c.anchors]
         assert indices == sorted(set(indices)), "the route always advances"
-        assert chosen[-1].index == len(epochs) - 1, "it ends at the converged teacher"
+        assert chosen[-1].anchors == (len(epochs) - 1,), "it ends at the converged teacher"
         assert [c.last for c in chosen] == [*[False] * (len(chosen) - 1), True]
         assert 1 <= len(chosen) <= min(search.n_anchors, len(epochs)), "the maximum is never exceeded"
         assert [c.stage for c in chosen] == list(range(1, len(chosen) + 1))
@@ -215,21 +221,21 @@ class TestWorthy:
 
     def test_a_student_that_is_never_better_walks_the_equal_interval(self) -> None:
         chosen = walk(Worthy(n_anchors=4), self.route, self.students(0.1, 0.3, 0.5, 0.7))
-        assert [c.epoch for c in chosen] == [10, 20, 30, 40]
+        assert epochs_of(chosen) == [10, 20, 30, 40]
         assert lengths(Worthy(n_anchors=4), self.route, chosen, 11) == list(planned_lengths(11, 4)) == [2, 2, 2, 5]
 
     def test_weaker_anchors_are_skipped_and_later_stages_share_their_epochs(self) -> None:
         chosen = walk(Worthy(n_anchors=4), self.route, self.students(0.1, 0.6))
-        assert [c.epoch for c in chosen] == [10, 30, 40]
+        assert epochs_of(chosen) == [10, 30, 40]
         assert chosen[1].reason == "anchor 3 of 4; epoch 20 skipped: the student, at 60.0% of the probe set, is better"
         assert lengths(Worthy(n_anchors=4), self.route, chosen, 80) == [20, 30, 30]
 
     def test_an_anchor_as_good_as_the_student_is_worthy(self) -> None:
-        assert [c.epoch for c in walk(Worthy(n_anchors=4), self.route, self.students(0.5))] == [20, 30, 40]
+        assert epochs_of(walk(Worthy(n_anchors=4), self.route, self.students(0.5))) == [20, 30, 40]
 
     def test_the_converged_teacher_is_never_skipped(self) -> None:
         chosen = walk(Worthy(n_anchors=4), self.route, self.students(0.95))
-        assert [(c.epoch, c.last) for c in chosen] == [(40, True)]
+        assert [(c.anchor_epochs, c.last) for c in chosen] == [((40,), True)]
         assert lengths(Worthy(n_anchors=4), self.route, chosen, 80) == [80]
 
     @given(routes, st.data())
@@ -239,8 +245,59 @@ class TestWorthy:
         accuracies = data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=5))
         chosen = walk(strategy, trained(epochs), [level([1.0] * len(epochs), a, anchors) for a in accuracies])
         for i, c in enumerate(chosen[:-1]):
-            assert anchors[c.index] >= accuracies[min(i, len(accuracies) - 1)]
-        assert {c.epoch for c in chosen} <= set(equal_interval(epochs, strategy.n_anchors))
+            assert anchors[c.anchors[0]] >= accuracies[min(i, len(accuracies) - 1)]
+        assert set(epochs_of(chosen)) <= set(equal_interval(epochs, strategy.n_anchors))
+
+
+class TestCheckpointEnsemble:
+    route = Schedule(epochs=(4, 8, 12, 16, 20, 24, 28, 32, 36, 40), decays=(20, 30))
+
+    def test_members_lie_before_the_first_decay(self) -> None:
+        ((epochs, reason),) = CheckpointEnsemble(members=3).plan(self.route)
+        assert epochs == (4, 12, 20)
+        assert reason == "the mean of 3 checkpoints up to epoch 20"
+
+    def test_members_lie_between_two_epochs(self) -> None:
+        assert CheckpointEnsemble(members=3, members_from=8, members_to=33).plan(self.route)[0][0] == (8, 20, 32)
+        assert CheckpointEnsemble(members=2, members_to=40).plan(self.route)[0][0] == (4, 40)
+
+    def test_one_member_is_the_last(self) -> None:
+        assert CheckpointEnsemble(members=1, members_to=40).plan(self.route)[0][0] == (40,)
+
+    def test_one_stage_with_all_epochs(self) -> None:
+        strategy, route = CheckpointEnsemble(members=3), trained(self.route.epochs, decays=self.route.decays)
+        chosen = walk(strategy, route, [level([1.0] * 10)])
+        assert [(c.anchors, c.remaining, c.last) for c in chosen] == [((0, 2, 4), 1, True)]
+        assert lengths(strategy, route, chosen, 77) == [77]
+
+    @pytest.mark.parametrize(
+        ("settings", "decays", "words"),
+        [
+            ({"members": 6}, (20,), r"members = 6: are wanted, but between epochs 4 and 20 lie 5 checkpoints"),
+            ({"members_from": 21}, (20,), r"between epochs 21 and 20 lies no checkpoint"),
+            ({}, (), r"members_to = 0: means the first decay.*never decayed.*such as 20"),
+            ({"members_to": 41}, (20,), r"members_to = 41: is beyond the route, which ends at epoch 40"),
+        ],
+    )
+    def test_refused(self, settings: dict[str, int], decays: tuple[int, ...], words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            CheckpointEnsemble(**settings).most_stages(Schedule(epochs=self.route.epochs, decays=decays))
+
+    def test_refused_before_a_route_is_known(self) -> None:
+        with pytest.raises(InputError, match="members = 0"):
+            CheckpointEnsemble(members=0)
+        with pytest.raises(InputError, match=r"members_to = 5: is before members_from = 9"):
+            CheckpointEnsemble(members_from=9, members_to=5)
+
+    @given(routes, st.data())
+    def test_members_are_of_the_route_and_its_ends_among_them(self, epochs: tuple[int, ...], data: st.DataObject) -> None:
+        n = data.draw(st.integers(1, len(epochs)))
+        chosen = spread(epochs, n)
+        assert len(chosen) == n
+        assert list(chosen) == sorted(set(chosen))
+        assert set(chosen) <= set(epochs)
+        assert chosen[-1] == epochs[-1]
+        assert n == 1 or chosen[0] == epochs[0]
 
 
 class TestEveryStrategy:
@@ -248,7 +305,8 @@ class TestEveryStrategy:
 
     @staticmethod
     def made(name: str, route: TrainedRoute, n: int) -> Strategy:
-        own = {"n_anchors": n, "anchor_epochs": tuple(sorted({route.epochs[0], route.epochs[-1]}))}
+        ends = tuple(sorted({route.epochs[0], route.epochs[-1]}))
+        own = {"n_anchors": n, "anchor_epochs": ends, "members": n, "members_to": ends[-1]}
         known = STRATEGIES[name].__dataclass_fields__
         return STRATEGIES[name](**{parameter: value for parameter, value in own.items() if parameter in known})
 
@@ -263,9 +321,9 @@ class TestEveryStrategy:
         strategy = self.made(name, route, data.draw(st.integers(1, len(epochs))))
         rows, anchors = data.draw(st.lists(numbers, min_size=1, max_size=3)), data.draw(numbers)
         chosen = walk(strategy, route, [level(row, data.draw(st.floats(0, 1)), anchors) for row in rows])
-        indices = [c.index for c in chosen]
+        indices = [i for c in chosen for i in c.anchors]
         assert indices == sorted(set(indices)), "the route always advances"
-        assert indices[-1] == len(epochs) - 1, "it ends at the converged teacher"
+        assert not strategy.ends_at_teacher or indices[-1] == len(epochs) - 1, "it ends at the converged teacher"
         assert [c.stage for c in chosen] == list(range(1, len(chosen) + 1))
         assert len(chosen) <= strategy.most_stages(Schedule(epochs=route.epochs, decays=route.decays))
         assert all(c.reason for c in chosen)
@@ -280,6 +338,16 @@ class TestEveryStrategy:
 
         assert STRATEGIES[name].summary == DESCRIBED[name]
         assert KINDS[name] == {"strategy": name}
+
+    def test_a_plan_that_stops_short_of_the_teacher_is_refused_beforehand(self) -> None:
+        class Short(Planned):
+            plugin_name = "short"
+
+            def plan(self, route: Schedule) -> list[tuple[int, str]]:
+                return [(route.epochs[0], "the first")]
+
+        with pytest.raises(InputError, match=r"strategy = 'short': does not end at the converged teacher \(epoch 9\)"):
+            Short().most_stages(Schedule(epochs=(3, 9)))
 
 
 class TestHardness:

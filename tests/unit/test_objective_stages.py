@@ -278,7 +278,15 @@ class TestTasks:
         lost = tmp_path / "lost"
         shutil.copytree(tmp_path / "student-1", lost)
         (lost / students.OBJECTIVE).unlink()
-        selection = {"skip": False, "stage": 2, "epochs": 2, "first_epoch": 3, "chosen": [0, 1], "epoch": 2, "reason": ""}
+        selection = {
+            "skip": False,
+            "stage": 2,
+            "epochs": 2,
+            "first_epoch": 3,
+            "chosen": [[0], [1]],
+            "anchor_epochs": [2],
+            "reason": "",
+        }
         shutil.copytree(tmp_path / "anchor-1", tmp_path / "anchor-2")
         with pytest.raises(InputError, match=r"objective\.safetensors.*is missing"):
             stages.distil(2, selection, lost)

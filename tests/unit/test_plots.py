@@ -39,10 +39,10 @@ def stage_rows(anchors: Sequence[int], epochs: int) -> Rows:
     return [
         {
             "stage": k + 1,
-            "anchor_epoch": e,
+            "anchor_epochs": [e],
             "first_epoch": k * length + 1,
             "last_epoch": (k + 1) * length,
-            "anchor_accuracy": 1 - 1 / e,
+            "anchor_accuracies": [1 - 1 / e],
         }
         for k, e in enumerate(anchors)
     ]
@@ -192,7 +192,7 @@ def test_student_shows_accuracy_anchors_and_boundaries() -> None:
 
 
 def test_what_is_not_known_of_a_student_is_left_out() -> None:
-    stages = [{"stage": 1, "anchor_epoch": 40, "first_epoch": 1, "last_epoch": 1, "anchor_accuracy": None}]
+    stages = [{"stage": 1, "anchor_epochs": [40], "first_epoch": 1, "last_epoch": 1, "anchor_accuracies": [None]}]
     assert legend(route.student_figure(student_rows(1), stages)) == ["Student"]
     for rows, none in (([], stages), (student_rows(1), [])):
         with pytest.raises(InputError, match="empty"):
@@ -215,7 +215,7 @@ def outlines(ax: Axes) -> list[tuple[int, int]]:
 
 def test_hardness_shows_values_blanks_and_the_next_anchors() -> None:
     matrix: list[list[float | None]] = [[3.5, 3.25, 3.0], [0.25, 0.5, None], [float("nan"), 0.125, 0.75]]
-    figure = route.hardness_figure(matrix, [4, 8, 12], [8, 12], ["initial", "after stage 1", "after stage 2"])
+    figure = route.hardness_figure(matrix, [4, 8, 12], [[8], [12]], ["initial", "after stage 1", "after stage 2"])
     ax = figure.axes[0]
     (image,) = ax.images
     shown = image.get_array()
@@ -235,13 +235,23 @@ def test_hardness_shows_values_blanks_and_the_next_anchors() -> None:
 
 def test_hardness_of_a_long_route_labels_the_converged_teacher_and_prints_no_values() -> None:
     epochs = list(range(4, 241, 4))
-    ax = route.hardness_figure(np.ones((11, 60)), epochs, [None] * 11, [str(i) for i in range(11)]).axes[0]
+    ax = route.hardness_figure(np.ones((11, 60)), epochs, [[]] * 11, [str(i) for i in range(11)]).axes[0]
     labels = dict(zip(ax.get_xticks(), tick_labels(ax, "x"), strict=True))
     assert labels[59] == "240"
     assert all(labels[j] == str(epochs[int(j)]) for j in labels)
     assert 10 <= len(labels) <= 20
     assert not ax.texts
     assert not outlines(ax)
+
+
+def test_a_stage_with_several_anchors_shows_each() -> None:
+    ax = route.hardness_figure(np.ones((2, 3)), [4, 8, 12], [[4, 12]], ["initial", "after stage 1"]).axes[0]
+    assert sorted(outlines(ax)) == [(0, 0), (0, 2)]
+    stage = {"stage": 1, "first_epoch": 1, "last_epoch": 80, "anchor_epochs": [4, 12], "anchor_accuracies": [0.5, 0.75]}
+    (ax,) = route.student_figure(student_rows(80), [stage]).axes
+    assert [text.get_text() for text in ax.texts] == ["stage 1: mean of 2 anchors, epochs 4 to 12"]
+    _, levels = line(ax, "Anchor of the stage")
+    np.testing.assert_array_equal(levels, [50, 50, np.nan, 75, 75, np.nan])
 
 
 @pytest.mark.parametrize(("low", "logarithmic"), [(0.0, False), (0.05, False), (0.01, True)])
@@ -255,8 +265,8 @@ def test_hardness_of_many_magnitudes_gets_a_logarithmic_colour(low: float, logar
     [
         ([[1.0, 2.0]], [4], [], ["initial"], "matrix"),
         ([[1.0]], [4], [], [], "matrix"),
-        ([[1.0]], [4], [8], ["initial"], "anchors_chosen"),
-        ([[1.0]], [4], [4, 4], ["initial"], "anchors_chosen"),
+        ([[1.0]], [4], [[8]], ["initial"], "anchors_chosen"),
+        ([[1.0]], [4], [[4], [4]], ["initial"], "anchors_chosen"),
     ],
 )
 def test_hardness_refuses_what_does_not_fit(matrix: Any, epochs: Any, chosen: Any, labels: Any, parameter: str) -> None:
@@ -323,8 +333,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "route, crowded": lambda: route.route_figure(teacher_rows(240), range(1, 11), [(e, e) for e in range(1, 11)]),
     "student, few": lambda: route.student_figure(student_rows(80), stage_rows(FEW, 80), 0.97),
     "student, many": lambda: route.student_figure(student_rows(240), stage_rows(MANY, 240), 0.97),
-    "hardness, few": lambda: route.hardness_figure(np.geomspace(0.01, 9, 50).reshape(5, 10), range(4, 41, 4), FEW, STATES[:5]),
-    "hardness, many": lambda: route.hardness_figure(np.linspace(0, 9, 660).reshape(11, 60), range(4, 241, 4), MANY, STATES),
+    "hardness, few": lambda: route.hardness_figure(
+        np.geomspace(0.01, 9, 50).reshape(5, 10), range(4, 41, 4), [[e] for e in FEW], STATES[:5]
+    ),
+    "hardness, many": lambda: route.hardness_figure(
+        np.linspace(0, 9, 660).reshape(11, 60), range(4, 241, 4), [[e] for e in MANY], STATES
+    ),
     "confusion, few": lambda: classification.confusion_figure(np.full((10, 10), 1000), [str(k) for k in range(10)]),
     "confusion, many": lambda: classification.confusion_figure(np.eye(100), NAMES),
     "reliability": lambda: classification.reliability_figure([[0.3, 0.9], [0.4, 0.7], [5, 20000]]),

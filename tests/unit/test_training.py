@@ -228,10 +228,10 @@ class TestStage:
     def test_every_strategy_meets_the_converged_teacher_and_never_runs_off_the_route(
         self, route: Route, data: Dataset, strategy: str
     ) -> None:
-        config = AnchorConfig.of(strategy=strategy)
+        config = AnchorConfig.of(strategy=strategy, **({"members": 2} if strategy == "checkpoint-ensemble" else {}))
         train = TrainConfig(epochs=13, batch_size=512)  # more epochs than checkpoints
         rows = list(distill_route(STUDENT.build(0), route, data, anchors=config, train=train, compute=CPU))
-        assert rows[-1]["anchor_epoch"] == 4
+        assert not config.strategy.ends_at_teacher or rows[-1]["anchor_epoch"] == 4
         assert len(rows) == 13
 
     def test_stage_learns_from_its_anchor_not_from_the_last_one(self, route: Route, data: Dataset) -> None:

@@ -116,7 +116,8 @@ def student_figure(
 
     Args:
         history: one row an epoch: epoch (counted through all stages, from 1), val_accuracy (0 to 1).
-        stages: stage, anchor_epoch, first_epoch, last_epoch, anchor_accuracy (0 to 1; may be missing) of each stage, in order.
+        stages: stage, first_epoch, last_epoch, anchor_epochs and anchor_accuracies (0 to 1, or None; one of each anchor) of
+            each stage, in order.
         teacher_accuracy: validation accuracy of the converged teacher, 0 to 1; None: no line.
 
     Raises:
@@ -126,7 +127,9 @@ def student_figure(
         raise InputError("stages", stages, "is empty", "Give at least one stage")
     epochs, accuracy = column(history, "epoch"), 100 * column(history, "val_accuracy")
     first, last = column(stages, "first_epoch") - 0.5, column(stages, "last_epoch") + 0.5
-    anchor_accuracy = 100 * column(stages, "anchor_accuracy")
+    levels = [(s["first_epoch"] - 0.5, s["last_epoch"] + 0.5, a) for s in stages for a in s["anchor_accuracies"]]
+    starts, ends = np.array([level[0] for level in levels]), np.array([level[1] for level in levels])
+    anchor_accuracy = 100 * np.array([np.nan if level[2] is None else level[2] for level in levels], dtype=float)
 
     figure = new_figure(WIDTH, 4.4)
     figure.suptitle("The student along the route", fontsize=TITLE, color=INK)
@@ -137,8 +140,8 @@ def student_figure(
     ax.plot(epochs, accuracy, color=BLUE, lw=1.6, marker="o" if len(epochs) == 1 else "", label="Student", zorder=4)
     # One line with gaps: an anchor's accuracy holds within its stage and means nothing between two.
     ax.plot(
-        np.stack([first, last, last], axis=1).ravel(),
-        np.stack([anchor_accuracy, anchor_accuracy, np.full_like(first, np.nan)], axis=1).ravel(),
+        np.stack([starts, ends, ends], axis=1).ravel(),
+        np.stack([anchor_accuracy, anchor_accuracy, np.full_like(starts, np.nan)], axis=1).ravel(),
         color=VERMILLION,
         lw=2.0,
         solid_capstyle="butt",
@@ -156,7 +159,7 @@ def student_figure(
 def hardness_figure(
     matrix: Sequence[Sequence[float | None]] | NDArray[np.floating],
     checkpoint_epochs: Sequence[int],
-    anchors_chosen: Sequence[int | None],
+    anchors_chosen: Sequence[Sequence[int]],
     row_labels: Sequence[str],
 ) -> Figure:
     """Heat map of H(i, j) (`rco.strategies.hardness`): the divergence of the student from each checkpoint, stage by stage.
@@ -164,7 +167,7 @@ def hardness_figure(
     Args:
         matrix: (R, M) in nats; NaN or None: not measured.
         checkpoint_epochs: (M,), the columns.
-        anchors_chosen: for each row epoch of the anchor chosen in that state, or None; may be shorter than the rows.
+        anchors_chosen: for each row the epochs of the anchors chosen in that state; may be shorter than the rows.
         row_labels: (R,), states of the student: "initial", "after stage 1", ...
 
     Raises:
@@ -179,7 +182,7 @@ def hardness_figure(
     if len(anchors_chosen) > rows:
         raise InputError("anchors_chosen", anchors_chosen, f"are more than the {rows} rows", "Give at most one for each row")
     column_of = {epoch: j for j, epoch in enumerate(checkpoint_epochs)}
-    if missing := [epoch for epoch in anchors_chosen if epoch is not None and epoch not in column_of]:
+    if missing := [epoch for epochs in anchors_chosen for epoch in epochs if epoch not in column_of]:
         raise InputError("anchors_chosen", missing, "are not among the checkpoints", f"Checkpoints: {list(checkpoint_epochs)}")
 
     known = values[np.isfinite(values)]
@@ -191,8 +194,8 @@ def hardness_figure(
     ax.set_title("Hardness of each checkpoint for the student", fontsize=TITLE, color=INK, pad=10)
     image = ax.imshow(values, cmap="cividis", norm=norm, aspect="auto", interpolation="nearest")
     add_colorbar(ax, image, "Hardness H(i, j) (nats)", WIDTH)
-    for i, epoch in enumerate(anchors_chosen):
-        if epoch is not None:
+    for i, epochs in enumerate(anchors_chosen):
+        for epoch in epochs:
             ax.add_patch(_outline(i, column_of[epoch]))
     if columns <= 12 and rows <= 12:
         print_cells(ax, image, values, _three_digits)
@@ -200,7 +203,7 @@ def hardness_figure(
     ticks = range(columns - 1, -1, -label_step(columns, 20))
     ax.set_xticks(ticks, [str(checkpoint_epochs[j]) for j in ticks])
     ax.set_yticks(range(rows), row_labels)
-    if any(epoch is not None for epoch in anchors_chosen):
+    if any(anchors_chosen):
         figure.legend(
             handles=[_outline(0, 0, label="Next anchor")],
             loc="outside lower center",
@@ -252,7 +255,7 @@ def _spread(wanted: Sequence[float], room: float, low: float, high: float) -> ND
 
 def _name_stages(ax: Axes, stages: Sequence[Mapping[str, Any]], first: NDArray[np.float64], last: NDArray[np.float64]) -> None:
     """Name each stage above the axes: over its middle if all names fit, else slanted from its start."""
-    names = [f"stage {int(s['stage'])}: anchor epoch {int(s['anchor_epoch'])}" for s in stages]
+    names = [f"stage {int(s['stage'])}: {_in_words(s['anchor_epochs'])}" for s in stages]
     narrowest = (last - first).min() / (last[-1] - first[0]) * AXES_POINTS
     longest = max(len(name) for name in names) * 0.55 * SMALL
     level = narrowest > longest
@@ -271,6 +274,14 @@ def _name_stages(ax: Axes, stages: Sequence[Mapping[str, Any]], first: NDArray[n
             color=INK,
             annotation_clip=False,
         )
+
+
+def _in_words(epochs: Sequence[int]) -> str:
+    return (
+        f"anchor epoch {epochs[0]}"
+        if len(epochs) == 1
+        else f"mean of {len(epochs)} anchors, epochs {epochs[0]} to {epochs[-1]}"
+    )
 
 
 def _outline(row: int, column: int, label: str = "") -> Rectangle:
