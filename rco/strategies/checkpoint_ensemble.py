@@ -71,11 +71,10 @@ class CheckpointEnsemble(Planned):
             )
         between = [epoch for epoch in route.epochs if self.members_from <= epoch <= end]
         if len(between) < self.members:
-            lie = f"lie {len(between)} checkpoints of the route" if between else "lies no checkpoint of the route"
             raise InputError(
                 "members",
                 self.members,
-                f"are wanted, but between epochs {self.members_from or route.epochs[0]} and {end} {lie}",
+                f"is more than the {len(between)} checkpoints from epoch {self.members_from or route.epochs[0]} to {end}",
                 f"The route has epochs {', '.join(map(str, route.epochs))}: want fewer, widen the range, or keep more of them",
             )
         return [(spread(between, self.members), f"the mean of {self.members} checkpoints up to epoch {end}")]

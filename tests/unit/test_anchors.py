@@ -273,8 +273,8 @@ class TestCheckpointEnsemble:
     @pytest.mark.parametrize(
         ("settings", "decays", "words"),
         [
-            ({"members": 6}, (20,), r"members = 6: are wanted, but between epochs 4 and 20 lie 5 checkpoints"),
-            ({"members_from": 21}, (20,), r"between epochs 21 and 20 lies no checkpoint"),
+            ({"members": 6}, (20,), r"members = 6: is more than the 5 checkpoints from epoch 4 to 20"),
+            ({"members_from": 21}, (20,), r"is more than the 0 checkpoints from epoch 21 to 20"),
             ({}, (), r"members_to = 0: means the first decay.*never decayed.*such as 20"),
             ({"members_to": 41}, (20,), r"members_to = 41: is beyond the route, which ends at epoch 40"),
         ],
