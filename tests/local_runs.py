@@ -21,10 +21,15 @@ TINY = {
 }
 
 
+#: Those of `TINY` that mean nothing beside a route.
+TEACHING = ("teacher_epochs", "teacher_milestones", "checkpoint_every")
+
+
 def tiny(**parameters: Any) -> dict[str, Any]:
-    """`TINY` and others, but for the number of anchors where the strategy has none."""
-    listed = parameters.get("strategy") in ("explicit", "lr-decay")
-    return {**{name: value for name, value in TINY.items() if not (listed and name == "n_anchors")}, **parameters}
+    """`TINY` and others, but for what would mean nothing: anchors where the strategy has none, a training beside a route."""
+    unread = ["n_anchors"] if parameters.get("strategy") in ("explicit", "lr-decay") else []
+    unread += TEACHING if parameters.get("route") else ()
+    return {**{name: value for name, value in TINY.items() if name not in unread}, **parameters}
 
 
 ONE_STAGE = {"strategy": "explicit", "anchor_epochs": [6]}
