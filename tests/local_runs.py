@@ -22,10 +22,15 @@ TINY = {
 }
 
 
+#: Those of `TINY` that mean nothing beside a route.
+TEACHING = ("teacher_epochs", "teacher_milestones", "checkpoint_every")
+
+
 def tiny(**parameters: Any) -> dict[str, Any]:
-    """`TINY` and others, but for the number of anchors where the strategy has none."""
+    """`TINY` and others, but for what would mean nothing: anchors where the strategy has none, a training beside a route."""
     counts = parameters.get("strategy", "greedy") in STRATEGIES.owners("n_anchors")
-    return {**{name: value for name, value in TINY.items() if counts or name != "n_anchors"}, **parameters}
+    unread = {*(() if counts else ("n_anchors",)), *(TEACHING if parameters.get("route") else ())}
+    return {**{name: value for name, value in TINY.items() if name not in unread}, **parameters}
 
 
 ONE_STAGE = {"strategy": "explicit", "anchor_epochs": [6]}

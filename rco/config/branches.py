@@ -161,7 +161,8 @@ def _shared(
     """All of `SHARED`, read. Without axes they must work together; with axes only each branch has a whole configuration.
 
     Raises:
-        InputError: values that cannot work, or a parameter of a plug-in that no branch has.
+        InputError: values that cannot work, or one that reaches nothing: the parameter of a plug-in that no branch has, or one
+            of a teacher that is not trained.
     """
     unknown = [name for name in parameters if name not in SHARED]
     if unknown:
@@ -170,6 +171,8 @@ def _shared(
     if not axes:
         common = {name: value for name, value in shared.items() if PARAMETERS[name].chooser != "strategy"}
         RunConfig.from_flat({**common, "strategy": "equal-interval"})
+    else:  # these are no branch's own
+        RunConfig.from_flat({name: shared[name] for name in SHARED if GROUPS[name] in ("teacher_train", "route")})
     followed = {
         restart_like if kind == "kd-restart" else kind for kind in kinds if kind not in BASELINES or kind == "kd-restart"
     }
@@ -224,6 +227,13 @@ def make_branches(
             f"Choose one of: {', '.join(RESTARTED)}",
         )
     choice("restart_like", restart_like, RESTARTED)
+    if restart_like != RESTART_LIKE and "kd-restart" not in kinds:
+        raise UnusedError(
+            "restart_like",
+            restart_like,
+            f"means nothing with branches = {', '.join(kinds)}",
+            "Leave it out, or add the branch kd-restart",
+        )
     base = _shared(parameters, axes, kinds, restart_like)
     made: dict[str, Branch] = {}
     for values in itertools.product(*axes.values()):

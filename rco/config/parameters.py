@@ -63,12 +63,13 @@ class RunConfig:
         Values may be strings (command line, YAML): they are read as the type of the parameter.
 
         Raises:
-            InputError: an unknown name, a value of the wrong type, a value that cannot work, or one that reaches nothing
-                because no plug-in that has this parameter was chosen.
+            InputError: an unknown name, a value of the wrong type, a value that cannot work, or one that reaches nothing:
+                no plug-in that has this parameter was chosen, or another parameter leaves it unread.
         """
         unknown = [name for name in flat if name not in PARAMETERS]
         if unknown:
             choice("parameter", unknown[0], tuple(PARAMETERS))
+        _refuse_unread(flat)
         defaults = cls()
         groups: dict[str, Any] = {}
         for group, prefix in _GROUPS.items():
@@ -90,6 +91,21 @@ class RunConfig:
         """All parameters by flat name, JSON-ready (tuples as lists)."""
         groups = {group: jsonable(getattr(self, group)) for group in _GROUPS}
         return {p.name: groups[p.group].get(p.field, p.default) for p in PARAMETERS.values()}
+
+
+def _refuse_unread(flat: Mapping[str, Any]) -> None:
+    """Raise UnusedError for a value that another parameter leaves unread. The default may be there unasked, and is let pass."""
+    unread: dict[str, tuple[str, str]] = {}
+    if flat.get("route", ""):  # which may hold a password, so it is not said
+        words = ("means nothing beside route, whose teacher is trained", "Leave it out, or leave out route")
+        of_training = [p.name for p in PARAMETERS.values() if p.group == "teacher_train"]
+        unread = dict.fromkeys([*of_training, "checkpoint_every"], words)
+    if not flat.get("registered_model", True):
+        words = ("means nothing where no student is registered", "Leave it out, or name a registered_model")
+        unread["champion_margin"] = words
+    for name, (problem, remedy) in unread.items():
+        if name in flat and (value := read_value(name, flat[name])) != PARAMETERS[name].default:
+            raise UnusedError(name, value, problem, remedy)
 
 
 @dataclass(frozen=True)

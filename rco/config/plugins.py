@@ -8,6 +8,8 @@ from typing import Any
 
 from rco.core.errors import InputError
 from rco.core.plugins import Plugin, Registry, registry_of
+from rco.models.config import ModelConfig
+from rco.models.families import packages
 from rco.objectives.base import OBJECTIVES
 from rco.strategies.base import STRATEGIES
 from rco.training.optimizers.base import OPTIMIZERS
@@ -23,7 +25,7 @@ def installed() -> dict[str, str]:
         for registry in REGISTRIES
         for name in registry.names
         if (origin := registry.origin(name)) is not None
-    }
+    } | {f"model {name}": str(packages.origin(name)) for name in packages.names()}
 
 
 def failures() -> list[str]:
@@ -32,13 +34,15 @@ def failures() -> list[str]:
         f"{registry.setting} {name!r} cannot be used ({problem})"
         for registry in REGISTRIES
         for name, problem in registry.failures.items()
-    ]
+    ] + [f"model {name!r} cannot be used ({problem})" for name, problem in packages.failures().items()]
 
 
 def used_by(*groups: Any) -> dict[str, str]:
     """The plug-ins of other packages that groups of settings hold, as `installed` names them."""
     used: dict[str, str] = {}
     for group in groups:
+        if isinstance(group, ModelConfig) and (origin := packages.origin(group.model)):
+            used[f"model {group.model}"] = str(origin)
         for f in dataclasses.fields(group):
             registry, plugin = registry_of(f), getattr(group, f.name)
             if registry is not None and isinstance(plugin, Plugin) and (origin := registry.origin(plugin.plugin_name)):

@@ -4,7 +4,8 @@ A name is one of:
 
 - ours: `network_names()` lists them; any `wrn-DEPTH-WIDTH` and `mobilenetv2-tT-wW` works;
 - `torchvision/NAME`: a torchvision classifier with random weights (just NAME where it is not also one of ours);
-- `package.module:factory`: the user's code, imported because its user named it.
+- `package.module:factory`: the user's code, imported because its user named it;
+- a name of another package's, which it has declared as an entry point of the group `rco.models` (`families.packages`).
 
 Every network maps images (B, in_channels, image_size, image_size) to logits (B, num_classes). The CIFAR networks are those of
 RepDistiller (Tian et al., ICLR 2020) and mdistiller (Zhao et al., CVPR 2022), so that published figures compare.
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from rco.core.errors import InputError, choice
 from rco.models.config import STEMS
 from rco.models.embeddings import embedding_path
-from rco.models.families import digits, factories, mobilenetv2, resnet, torchvision, vgg, wide_resnet
+from rco.models.families import digits, factories, mobilenetv2, packages, resnet, torchvision, vgg, wide_resnet
 from rco.models.families.layers import Dimensions, NetworkMaker, first_line
 from rco.models.taps import observe
 
@@ -81,7 +82,7 @@ def check_network(
     """Raise unless `build_network` would yield a network that can be trained on such images.
 
     Two images are pushed through in training mode: through a network without numbers (torch's meta device, where size costs
-    next to nothing), or through a real one if that is cheap, or if it is the user's.
+    next to nothing), or through a real one if that is cheap, or if it is not of our code or torchvision's.
 
     Args:
         parameter: the name under which the user knows the model; its stem is then `stem` or `<parameter>_stem`.
@@ -94,13 +95,13 @@ def check_network(
     """
     dimensions = Dimensions(in_channels, num_classes, image_size, embedding_dim)
     make = _find_maker(name, dimensions, stem, parameter)
-    from_user = ":" in name
+    foreign = packages.is_foreign(name)
     device = _trial_device(name, image_size, parameter)
     starved: list[str] = []
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             network = _make_on(device, make, dimensions).float().train()
-            if not from_user:
+            if not foreign:
                 _note_starved(network, starved)
             images = torch.zeros(2, in_channels, image_size, image_size, device=device)
             logits, embedding = observe(network, images, embedding_path(network) if embedding_dim else "")
@@ -112,7 +113,7 @@ def check_network(
         raise InputError(parameter, name, error.problem, error.remedy) from None
     except Exception as error:
         problem = f"does not work with {dimensions} images ({first_line(error)})"
-        remedy = "Mend the model, or its factory" if from_user else "Use larger images (image_size) or another model"
+        remedy = "Mend the model, or its factory" if foreign else "Use larger images (image_size) or another model"
         raise InputError(parameter, name, problem, remedy) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         actual = (
@@ -141,7 +142,7 @@ def blank_network(
 ) -> nn.Module:
     """The network `name`, for its modules and the shapes of a forward pass; its weights mean nothing.
 
-    It lies on torch's meta device, without numbers, unless it is cheap or the user's own.
+    It lies on torch's meta device, without numbers, unless it is cheap, or neither ours nor torchvision's.
 
     Raises:
         InputError: as `build_network`.
@@ -167,17 +168,22 @@ def _find_maker(name: str, dimensions: Dimensions, stem: str, parameter: str) ->
     choice(stem_parameter, stem, STEMS)
     if ":" in name:
         return factories.find_maker(name, parameter)
-    if make := _find_ours(name, parameter):
+    if make := _find_ours(name, parameter) or packages.find_maker(name, parameter):
         return make
     bare = name.removeprefix("torchvision/")
     known = torchvision.list_names()
     if bare not in known:
-        candidates = [f"torchvision/{n}" for n in known] if bare != name else [*network_names(), *known]
+        if problem := packages.failures().get(name):
+            raise packages.unusable(parameter, name, problem)
+        ours = [*network_names(), *packages.names()]
+        candidates = [f"torchvision/{n}" for n in known] if bare != name else [*ours, *known]
         near = get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        ours = ", ".join(network_names())
         raise InputError(
-            parameter, name, "is not known", f"{hint}Name a torchvision classifier, package.module:factory, or one of: {ours}"
+            parameter,
+            name,
+            "is not known",
+            f"{hint}Name a torchvision classifier, package.module:factory, or one of: {', '.join(ours)}",
         )
     return torchvision.find_maker(bare, dimensions, stem, stem_parameter)
 
@@ -188,8 +194,9 @@ def _find_ours(name: str, parameter: str) -> NetworkMaker | None:
 
 def _trial_device(name: str, image_size: int, parameter: str) -> str:
     # The first use of the meta device takes 2 seconds for imports; torchvision's import has spent them already.
-    cheap = image_size <= 64 and ":" not in name and _find_ours(name, parameter) is not None
-    return "cpu" if ":" in name or cheap else "meta"
+    foreign = packages.is_foreign(name)
+    cheap = image_size <= 64 and not foreign and _find_ours(name, parameter) is not None
+    return "cpu" if foreign or cheap else "meta"
 
 
 def _make_on(device: str, make: NetworkMaker, dimensions: Dimensions) -> nn.Module:

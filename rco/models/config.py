@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 from rco.core.errors import InputError, choice
 from rco.core.settings import at_least, setting
+from rco.models.families import packages
 
 STEMS = ("auto", "imagenet", "small")
+_OTHERS = f" or of another package ({', '.join(packages.names())})" if packages.names() else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A network by name. Class count, channels and image size come from the data."""
 
-    model: str = setting("digits-cnn-s", "a model of this project, any torchvision classifier, or package.module:factory")
+    model: str = setting(
+        "digits-cnn-s", f"a model of this project{_OTHERS}, any torchvision classifier, or package.module:factory"
+    )
     stem: str = setting("auto", "first layers of torchvision models: imagenet | small (images up to 64 pixels) | auto")
     embedding_dim: int = setting(
         0, "size of an embedding layer before the classifier (0: none); teacher and student alike for objective = embedding"

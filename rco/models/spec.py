@@ -12,6 +12,7 @@ from rco.core.errors import InputError
 from rco.core.settings import from_dict
 from rco.core.tensors import load_state, save_model
 from rco.models.config import ModelConfig
+from rco.models.families import packages
 from rco.models.weights import load_weights
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class NetworkSpec:
         return words if self.embedding_dim else {name: word for name, word in words.items() if name != "embedding_dim"}
 
     @property
-    def is_user_factory(self) -> bool:
-        """Whether building it runs the user's own code (`package.module:factory`)."""
-        return ":" in self.model
+    def is_foreign(self) -> bool:
+        """Whether building it runs the user's own code (`package.module:factory`), or another package's."""
+        return packages.is_foreign(self.model)
 
     def build(self, seed: int | None = None) -> nn.Module:
         """The module, in float32 and training mode; with a seed its weights are a function of the spec and the seed."""
@@ -84,20 +85,21 @@ def load_network(path: Path, *, expected_sha256: str | None = None, spec: Networ
     Args:
         path: a safetensors file.
         expected_sha256: refuse the file unless it has this hash.
-        spec: what the caller says the network is. Needed for user factories: code is run because the user
-            names it, never because a file does.
+        spec: what the caller says the network is. Needed for user factories and networks of other packages: code is run because
+            the user names it, never because a file does.
 
     Raises:
-        InputError: damaged file, a user factory without `spec`, or weights that do not fit.
+        InputError: damaged file, code that is not ours without `spec`, or weights that do not fit.
     """
     state, metadata = load_state(path, expected_sha256)
     if spec is None:
         spec = described(metadata, path)
-        if spec.is_user_factory:
+        if spec.is_foreign:
+            whose = "a factory of the user's code" if ":" in spec.model else "a network of another package"
             raise InputError(
                 "model",
                 spec.model,
-                f"is a factory of the user's code, named by {path.name}",
+                f"is {whose}, named by {path.name}",
                 "Pass it as model= to say that it may run",
             )
         _require_likeness(spec, state, path)

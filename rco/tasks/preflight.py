@@ -11,6 +11,7 @@ from rco.config.plugins import used_by
 from rco.core.code import package_digest
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
+from rco.models.families import packages
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
 from rco.strategies.base import Planned, Schedule
@@ -201,9 +202,10 @@ def validate(config: RunConfig, max_stages: int | None = None) -> ComputeConfig:
 
 
 def code_digest(name: str) -> str:
-    """Digest of the code behind a user's factory, as a cache key (`rco.core.code`); empty for every other model."""
+    """What is behind a model that is neither ours nor torchvision's, as a cache key: the digest of a user's factory
+    (`rco.core.code`); of a model of another package, also the package's name and version. Empty for every other model."""
     module, separator, _ = name.partition(":")
-    return package_digest(module) if separator else ""
+    return package_digest(module) if separator else str(packages.origin(name) or "")
 
 
 def anchor_settings(config: RunConfig) -> AnchorSettings:

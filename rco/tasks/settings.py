@@ -1,7 +1,7 @@
 """What each task is given: the settings that it uses and no others, because they are its cache key.
 
 Four entries are not the user's words: `source_digest`, `route_digest`, `code` and `plugins` say what the data, the route, the
-user's own models and the plug-ins of other packages hold now, so that an edit is never hidden by a cache.
+models that are not ours and the plug-ins of other packages hold now, so that an edit is never hidden by a cache.
 """
 
 from __future__ import annotations

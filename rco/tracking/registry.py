@@ -156,7 +156,7 @@ def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None
 
     Args:
         uri: as MLflow writes it.
-        model: the network's spec; needed if a user's own factory builds it.
+        model: the network's spec; needed if a user's own factory or another package builds it.
         tracking_uri: default: MLFLOW_TRACKING_URI, else the local runs of the current directory.
 
     Raises:

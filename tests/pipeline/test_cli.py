@@ -62,6 +62,32 @@ def test_what_means_nothing_in_a_recipe_is_left_out_and_said_but_not_in_a_flag(
             merge(str(file), given)
 
 
+def test_a_recipes_teacher_is_not_trained_where_there_is_a_route(capsys: pytest.CaptureFixture[str]) -> None:
+    # The recipe's other values of the training are the defaults.
+    left_out = ["teacher_epochs", "teacher_milestones", "teacher_augment", "checkpoint_every"]
+    for merge in (merged_parameters, merged_comparison):
+        merged = merge("cifar10", {"route": "r"})
+        assert [name for name in read_recipe("cifar10") if name not in {*merged, "strategy"}] == left_out
+        assert capsys.readouterr().err.splitlines() == [
+            f"{name} of the recipe cifar10 is left out: it means nothing beside route, whose teacher is trained"
+            for name in left_out
+        ]
+    with pytest.raises(UnusedError, match=r"teacher_lr = 0.2: means nothing beside route"):
+        merged_parameters("cifar10", {"route": "r", "teacher_lr": 0.2})
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "compare", "sweep --tau 2,4", "submit --dry-run", "submit --dry-run --pipeline comparison"]
+)
+def test_no_command_trains_a_teacher_beside_a_route(command: str) -> None:
+    done = CliRunner().invoke(main, [*command.split(), "--route", "nowhere", "--teacher-epochs", "5"])
+    assert done.exit_code == 2
+    assert (
+        "teacher_epochs = 5: means nothing beside route, whose teacher is trained. Leave it out, or leave out route"
+        in done.output
+    )
+
+
 def test_recipes_of_ones_own_and_flags_that_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("tau: 2\nepochs: 12\n")

@@ -28,7 +28,7 @@ from rco.tasks import comparison as comparison_tasks
 from rco.tasks.data import prepare_data
 from rco.tasks.settings import SlotSettings
 from tests import local_runs
-from tests.local_runs import client, runs_of, statuses
+from tests.local_runs import TEACHING, client, runs_of, statuses
 
 SLOTS = (1, 1, 3)
 
@@ -336,7 +336,8 @@ class TestRealRun:
             for p in (first.home / "pipeline").glob("*/train-teacher/route/manifest.json")
             if (p.parent / "epoch-0006.safetensors").exists()
         )
-        parameters = {**PLAIN, "route": str(manifest.parent), "data_seed": 1}
+        student = {name: value for name, value in PLAIN.items() if name not in TEACHING}
+        parameters = {**student, "route": str(manifest.parent), "data_seed": 1}
         checked = comparison_tasks.check_comparison(parameters, slots=[1, 1])
         prepare_data(checked["data"], dataset=tmp_path / "data")
         for slot in (1, 2):  # of both branches the first task

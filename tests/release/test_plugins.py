@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--teacher=digits-cnn-s", "--student=digits-mlp", "--teacher-epochs=6", "--teacher-milestones=2,4", "--epochs=6"]
+TINY = ["--teacher=digits-cnn-s", "--student=two-layers", "--teacher-epochs=6", "--teacher-milestones=2,4", "--epochs=6"]
 RUN = [*TINY, "--checkpoint-every=1", "--threads=1", "--nth=2", "--objective=logit-distance", "--distance-scale=0.02"]
 ORIGIN = r"mypackage 0\.1 \([0-9a-f]{12}\)"
 
@@ -34,7 +34,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "mypackage").mkdir()
     (folder / "mypackage" / "__init__.py").touch()
     for module in modules:
-        (name,) = re.findall(r'register\("([a-z-]+)"\)', module)
+        (name,) = re.findall(r'register\("([a-z-]+)"\)|^def (two_layers)', module, re.MULTILINE)
+        name = "".join(name)
         (folder / "mypackage" / f"{name.replace('-', '_')}.py").write_text(module)
     (folder / "pyproject.toml").write_text(toml)
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--no-build-isolation"]
@@ -55,9 +56,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_they_are_as_short_as_they_are_said_to_be() -> None:
-    strategy, objective = shown()[0]
+    strategy, objective, model = shown()[0]
     assert len(strategy.splitlines()) <= 40
     assert len(objective.splitlines()) <= 50
+    assert len(model.splitlines()) <= 15
 
 
 def test_a_run(environment: dict[str, str], home: Path) -> None:
@@ -67,9 +69,8 @@ def test_a_run(environment: dict[str, str], home: Path) -> None:
     import mlflow
 
     run = mlflow.MlflowClient(summary["tracking_uri"]).get_run(summary["parent_run_id"])
-    assert re.fullmatch(rf"strategy every-nth of {ORIGIN}, objective logit-distance of {ORIGIN}", run.data.params["plugins"]), (
-        run.data.params["plugins"]
-    )
+    used = rf"model two-layers of {ORIGIN}, strategy every-nth of {ORIGIN}, objective logit-distance of {ORIGIN}"
+    assert re.fullmatch(used, run.data.params["plugins"]), run.data.params["plugins"]
     assert run.data.params["distance_scale"] == "0.02"
 
 
@@ -88,8 +89,10 @@ def test_a_package_for_a_cluster(environment: dict[str, str], tmp_path: Path) ->
     assert (form["nth"]["defaultValue"], form["nth"]["parameterType"]) == (2.0, "NUMBER_INTEGER")
     assert form["distance_scale"]["defaultValue"] == 0.01
     assert "every-nth (every n-th checkpoint)" in form["strategy"]["description"]
+    assert "or of another package (two-layers)" in form["student"]["description"]
     program = spec["deploymentSpec"]["executors"]["exec-check"]["container"]["command"][-1]
-    assert re.search(rf"'strategy every-nth': '{ORIGIN}'", program)
+    for name in ("strategy every-nth", "model two-layers"):
+        assert re.search(rf"'{name}': '{ORIGIN}'", program)
     # An image without the package refuses it.
     without = {**environment, "PYTHONPATH": ""}
     code = "from rco.config.plugins import require; require({'strategy every-nth': 'mypackage 0.1 (0)'})"
@@ -100,4 +103,5 @@ def test_a_package_for_a_cluster(environment: dict[str, str], tmp_path: Path) ->
 def test_the_doctor_lists_them(environment: dict[str, str], home: Path) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "doctor", "--home", str(home)]
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stdout
-    assert re.search(rf"strategy every-nth of {ORIGIN}", said), said
+    for name in ("strategy every-nth", "model two-layers"):
+        assert re.search(rf"{name} of {ORIGIN}", said), said

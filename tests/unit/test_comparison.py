@@ -165,6 +165,15 @@ class TestBranches:
             ({"epochs": 0}, "epochs = 0"),
             ({"restart_like": "greedy"}, "known only when it has run"),
             ({"restart_like": "kd"}, "restart_like = 'kd': is not known"),
+            (
+                {"restart_like": "lr-decay", "branches": "kd,greedy"},
+                "restart_like = 'lr-decay': means nothing with branches = kd, greedy. Leave it out, or add",
+            ),
+            ({"route": "r", "teacher_lr": 1}, "teacher_lr = 1.0: means nothing beside route"),
+            (
+                {"route": "r", "checkpoint_every": 2, "grid": {"tau": [1, 2]}},
+                "checkpoint_every = 2: means nothing beside route",
+            ),
             ({"branches": "kd,explicit"}, "in branch 'explicit'"),
             ({"grid": {"teacher": ["a", "b"]}}, "cannot be swept"),
             ({"grid": {"taus": [1, 2]}}, "Did you mean 'tau'"),

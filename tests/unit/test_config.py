@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,6 +78,37 @@ def test_a_parameter_of_another_plug_in_is_refused() -> None:
     ):
         RunConfig.from_flat({"teacher_schedule": "cosine", "teacher_gamma": 0.5})
     assert RunConfig.from_flat({"strategy": "lr-decay", "delta": 1.5}), "a form gives every parameter, with its default"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("teacher_epochs", "41"),
+        ("teacher_milestones", [0.5]),
+        ("teacher_milestones", "90"),  # which is beyond a training that nobody asked for
+        ("teacher_optimizer", "adamw"),
+        ("teacher_momentum", 0.5),
+        ("teacher_augment", "none"),
+        ("teacher_seed", 1),
+        ("checkpoint_every", 2),
+    ],
+)
+def test_the_training_of_a_teacher_that_is_there_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UnusedError, match=r"means nothing beside route, whose teacher is trained.*leave out route$") as caught:
+        RunConfig.from_flat({"route": "s3://key:secret@bucket/route", name: value})
+    assert caught.value.parameter == name
+    assert "secret" not in str(caught.value)
+    RunConfig.from_flat({"route": "r", name: PARAMETERS[name].default})
+    RunConfig.from_flat(
+        {"route": "r", "teacher": "resnet8", "teacher_stem": "small", "epochs": 41, "milestones": "0.5", "seed": 1}
+    )
+
+
+def test_a_champions_margin_where_none_is_registered_is_refused() -> None:
+    with pytest.raises(UnusedError, match=r"champion_margin = 0.1: means nothing where no student is registered"):
+        RunConfig.from_flat({"registered_model": "", "champion_margin": 0.1})
+    RunConfig.from_flat({"registered_model": "", "champion_margin": 0})
+    RunConfig.from_flat({"champion_margin": 0.1})
 
 
 def test_flat_round_trip_and_strings() -> None:

@@ -205,8 +205,6 @@ FLAT: dict[str, Any] = {
     "student": "digits-cnn-s",
     "teacher_embedding_dim": 6,
     "student_embedding_dim": 6,
-    "teacher_epochs": 2,
-    "checkpoint_every": 1,
     "epochs": 4,
     "batch_size": 256,
     "strategy": "explicit",

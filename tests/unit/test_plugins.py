@@ -6,16 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from rco.config.plugins import require
+from rco.config.plugins import failures, require
 from rco.core.errors import InputError, UnusedError
 from rco.core.plugins import Plugin, Registry, Settings, plugin_setting
 from rco.core.settings import from_dict, jsonable, setting
+from rco.models.families import packages
 
 
 class Colour(Plugin):
@@ -249,3 +251,179 @@ print([branch.name for branch in Comparison.of({"branches": "kd,green", "grid": 
             InputError, match=r"strategy = 'mine': is of mine 1.0 \(abc\) where the pipeline was compiled, and missing here"
         ):
             require({"strategy mine": "mine 1.0 (abc)"})
+
+
+NETS = """
+from torch import nn
+
+def mynet(num_classes, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+
+def narrow(num_classes):
+    return nn.Linear(1, num_classes)
+"""
+DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "image_size": 8}
+
+
+def install_models(folder: Path, models: str, package: str = "nets", text: str = NETS) -> None:
+    """A package of one module with entry points for models, as pip lays it out."""
+    (folder / f"{package}.py").write_text(text)
+    about = folder / f"{package}-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text(f"[rco.models]\n{models}\n")
+    packages._found.cache_clear()
+
+
+class TestModelsOfOtherPackages:
+    @pytest.fixture
+    def install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        yield lambda *told, **more: install_models(tmp_path, *told, **more)
+        sys.modules.pop("nets", None)
+        packages._found.cache_clear()
+
+    def test_one_is_known_by_its_name_and_imported_when_it_is_built(self, install: Callable[..., None], tmp_path: Path) -> None:
+        from rco.models.build import build_network, check_network
+        from rco.tasks.preflight import code_digest
+
+        install("mynet = nets:mynet\nanother.net_2 = nets : mynet")
+        assert (packages.names(), packages.failures()) == (("another.net_2", "mynet"), {})
+        origin = packages.origin("mynet")
+        assert origin is not None
+        assert (origin.package, origin.version, len(origin.digest)) == ("nets", "1.2", 64)
+        assert (packages.origin("resnet8"), packages.origin("nets:mynet")) == (None, None)
+        assert code_digest("mynet") == str(origin)
+        with pytest.raises(
+            InputError, match=r"'mynets': is not known. Did you mean 'mynet'\?.* wrn-40-2, another.net_2, mynet$"
+        ):
+            check_network("mynets", **DIGITS)
+        assert "nets" not in sys.modules, "until one of its networks is built"
+        check_network("mynet", **DIGITS)
+        assert build_network("another.net_2", **DIGITS, seed=0)[1].weight.shape == (10, 64)
+        (tmp_path / "nets.py").write_text(NETS + "\n")
+        assert packages.origin("mynet") != origin, "an edit is another network"
+
+    def test_what_it_uses_changes_with_the_package_and_nothing_else(self, install: Callable[..., None], tmp_path: Path) -> None:
+        from rco.config.parameters import RunConfig
+        from rco.tasks.preflight import preflight
+        from rco.tasks.settings import Settings as TaskSettings
+
+        install("mynet = nets:mynet")
+        config = RunConfig.from_flat({"student": "mynet"})
+        before = preflight(config)
+        assert preflight(config) == before
+        assert re.fullmatch(r"model mynet of nets 1.2 \([0-9a-f]{12}\)", before.filing.parameters["plugins"])
+        (tmp_path / "nets.py").write_text(NETS + "\n")
+        after = preflight(config)
+        changed = {name for name in TaskSettings.__dataclass_fields__ if getattr(after, name) != getattr(before, name)}
+        assert changed == {"student", "stage", "evaluate", "filing"}
+
+    @pytest.mark.parametrize(
+        ("models", "name", "words"),
+        [
+            ("resnet8 = nets:mynet", "resnet8", "taken by a network of this project or of torchvision"),
+            ("wrn-10-3 = nets:mynet", "wrn-10-3", "taken by"),
+            ("mobilenet_v2 = nets:mynet", "mobilenet_v2", "taken by"),
+            ("torchvision/alexnet = nets:mynet", "torchvision/alexnet", "other characters"),
+        ],
+    )
+    def test_a_name_that_is_taken_keeps_its_meaning(
+        self, install: Callable[..., None], models: str, name: str, words: str
+    ) -> None:
+        from rco.models.build import build_network
+
+        install(models)
+        assert packages.names() == ()
+        assert words in packages.failures()[name]
+        build_network(name, in_channels=3, num_classes=10, image_size=64)
+        assert packages.origin(name) is None
+        assert "nets" not in sys.modules
+
+    @pytest.mark.parametrize(
+        ("models", "name", "words"),
+        [
+            ("my/net = nets:mynet", "my/net", "nets: the name has other characters than"),
+            ("my net = nets:mynet", "my net", "nets: the name has other characters than"),
+            ("n\u00e9t = nets:mynet", "n\u00e9t", "nets: the name has other characters than"),
+            ("mynet = nets", "mynet", "nets: 'nets' is not of the form package.module:factory"),
+            ("mynet = nets:mynet [more]", "mynet", "is not of the form package.module:factory"),
+            ("mynet = no_such_package.nets:mynet", "mynet", "nets: there is no module no_such_package"),
+            ("mynet = nets:mynet\nmynet = nets:narrow", "mynet", "nets: the name is taken by nets too"),
+        ],
+    )
+    def test_one_that_cannot_be_used_takes_nothing_down(
+        self, install: Callable[..., None], models: str, name: str, words: str
+    ) -> None:
+        from rco.models.build import build_network
+
+        install(f"{models}\nright = nets:mynet")
+        assert packages.names() == ("right",)
+        assert words in packages.failures()[name]
+        assert f"model {name!r} cannot be used ({packages.failures()[name]})" in failures()
+        with pytest.raises(InputError) as caught:
+            build_network(name, **DIGITS)
+        assert words in str(caught.value)
+        assert "nets" not in sys.modules
+        build_network("right", **DIGITS)
+
+    def test_two_packages_with_one_name(self, install: Callable[..., None]) -> None:
+        install("mynet = nets:mynet")
+        install("mynet = others:mynet", "others")
+        assert packages.names() == ()
+        assert packages.failures() == {"mynet": "nets: the name is taken by others too"}
+
+    @pytest.mark.parametrize(
+        ("text", "factory", "words"),
+        [
+            ("import no_such_module", "mynet", r"cannot be used \(nets: nets cannot be imported \(ModuleNotFoundError"),
+            ("raise SystemExit(3)", "mynet", r"cannot be used \(nets: nets cannot be imported \(SystemExit: 3"),
+            (NETS, "mynets", r"cannot be used \(nets: nets has no 'mynets'\)"),
+            (NETS, "narrow", "does not work with 1x8x8 images"),
+        ],
+    )
+    def test_what_is_known_when_it_is_built_is_said_then(
+        self, install: Callable[..., None], text: str, factory: str, words: str
+    ) -> None:
+        from rco.models.build import check_network
+
+        install(f"mynet = nets:{factory}", text=text)
+        assert packages.failures() == {}
+        with pytest.raises(InputError, match=words) as caught:
+            check_network("mynet", **DIGITS, parameter="student")
+        assert (caught.value.parameter, caught.value.value) == ("student", "mynet")
+
+    def test_the_names_that_are_taken(self) -> None:
+        from rco.models.build import network_names
+        from rco.models.families import torchvision
+
+        ours = (*network_names(), "wrn-22-8", "mobilenetv2-t1-w1.5")
+        assert not [name for name in (*ours, *torchvision.list_names()) if not packages._TAKEN.fullmatch(name)]
+
+    def test_the_command_line_knows_them_without_importing_anything(self, tmp_path: Path) -> None:
+        install_models(tmp_path, "mynet = nets:mynet\nresnet8 = nets:mynet")
+        packages._found.cache_clear()
+        code = """
+import sys
+from click.testing import CliRunner
+from pipelines.cli.main import main
+from rco.config.plugins import installed, require
+wide = {"terminal_width": 1000, "max_content_width": 1000}
+print("of another package (mynet)" in CliRunner().invoke(main, ["run", "--help"], **wide).output)
+print(CliRunner().invoke(main, ["sync", "--help"]).output.splitlines()[0])
+print(installed())
+require(installed())
+print([name for name in ("nets", "torch", "torchvision") if name in sys.modules])
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        helped, warned, known, imported = done.stdout.splitlines() or [done.stderr] * 4
+        assert helped == "True"
+        assert warned.startswith("rco: warning: model 'resnet8' cannot be used (nets: the name is taken by"), warned
+        assert re.fullmatch(r"{'model mynet': 'nets 1.2 \([0-9a-f]{12}\)'}", known)
+        assert imported == "[]"

@@ -32,6 +32,7 @@ from rco.core.tensors import load_arrays, save_arrays, save_model
 from rco.data.config import DataConfig
 from rco.data.sources.kinds import check_source, open_source, source_digest
 from rco.data.sources.tar import MOST_UNPACKED
+from rco.models.families import packages
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import read_state
@@ -129,6 +130,25 @@ class TestFactories:
         with pytest.raises(InputError, match="factory of the user's code"):
             load_network(path)
         assert canary not in sys.modules
+
+    def test_nor_a_network_of_another_package(self, tmp_path: Path, canary: str) -> None:
+        about = tmp_path / "code" / "canaries-1.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: canaries\nVersion: 1\n")
+        (about / "entry_points.txt").write_text(f"[rco.models]\ncanary = {canary}:factory\n")
+        path = tmp_path / "anchor.safetensors"
+        spec = NetworkSpec(model="canary", stem="auto", in_channels=1, num_classes=2, image_size=8)
+        save_model(path, nn.Linear(2, 2), {"network": spec})
+        packages._found.cache_clear()
+        try:
+            with pytest.raises(InputError, match=r"'canary': is a network of another package, named by anchor.safetensors"):
+                load_network(path)
+            assert canary not in sys.modules
+            with pytest.raises(InputError, match="ran"):
+                load_network(path, spec=spec)
+            del sys.modules[canary]
+        finally:
+            packages._found.cache_clear()
 
     def test_nor_can_a_model_in_mlflow(self, tmp_path: Path, canary: str, monkeypatch: pytest.MonkeyPatch) -> None:
         import mlflow

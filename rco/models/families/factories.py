@@ -17,21 +17,25 @@ from rco.core.errors import InputError
 from rco.models.families.layers import Dimensions, NetworkMaker, first_line
 
 
-def find_maker(name: str, parameter: str) -> NetworkMaker:
-    """What calls the factory that `package.module:factory` names; the user's module is imported.
+def find_maker(name: str, parameter: str, path: str = "") -> NetworkMaker:
+    """What calls a factory; its module is imported.
+
+    Args:
+        name: of the network, as the user knows it.
+        path: of the factory, `package.module:factory`; empty: the name is its path.
 
     Raises:
         InputError: there is no such module or factory; it names `parameter`. What is returned raises it too: if the factory
             fails, or returns something else than a module with weights.
     """
-    module_name, _, attribute = name.partition(":")
+    module_name, _, attribute = (path or name).partition(":")
     if not module_name or not attribute:
         raise InputError(
             parameter, name, "is not of the form package.module:factory", "Name a module, a colon and a function in it"
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise InputError(
             parameter,
             name,

@@ -121,6 +121,6 @@ def parse_number(digits: str) -> int:
     return int(digits[:9])
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text; its type's name if the text is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
