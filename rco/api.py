@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def distill_student(
     route: Route,
     data: Dataset,
     *,
+    teacher: str = "",
     anchors: AnchorConfig | None = None,
     objective: ObjectiveConfig | None = None,
     train: TrainConfig | None = None,
@@ -91,6 +93,8 @@ def distill_student(
 
     Args:
         student: a model's name, or a module of your own (trained in place).
+        teacher: the name of the route's model. Needed if it is not of this project or torchvision: code is run because you name
+            it, never because a route does.
         resume: as for `train_route`.
 
     Returns:
@@ -114,7 +118,15 @@ def distill_student(
     rows = list(points.take("rows") or [])
     points.add("rows", lambda: rows)
     epochs = distill_route(
-        module, route, data, anchors=anchors, objective=objective, train=train, compute=resolved, checkpointer=points
+        module,
+        route,
+        data,
+        teacher=replace(route.network, model=teacher) if teacher else None,
+        anchors=anchors,
+        objective=objective,
+        train=train,
+        compute=resolved,
+        checkpointer=points,
     )
     for row in epochs:
         rows.append(row)  # noqa: PERF402 (a point may be written between two rows)

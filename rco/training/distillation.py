@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from rco.core.errors import InputError
 from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
 from rco.models.mean import MeanTarget
@@ -199,6 +200,7 @@ def distill_route(
     route: Route,
     data: Dataset,
     *,
+    teacher: NetworkSpec | None = None,
     anchors: AnchorConfig | None = None,
     objective: ObjectiveConfig | None = None,
     train: TrainConfig | None = None,
@@ -208,14 +210,19 @@ def distill_route(
     """Distil `student` in place along a route: the whole method in one process, for notebooks.
 
     Args:
+        teacher: what the caller says the route's checkpoints are. Needed if they are built by code that is not ours: it is run
+            because the user names it, never because a file does.
         checkpointer: as for `rco.training.loop.fit`; it also saves the part "walk".
 
     Yields:
         the rows of every stage, with anchor_epoch (of several anchors the last), anchor_epochs and reason added.
 
     Raises:
-        InputError: a strategy that the route cannot serve, or a damaged checkpoint.
+        InputError: a strategy that the route cannot serve, a damaged checkpoint, or code that only the route names.
     """
+    if teacher is None and route.network.is_foreign:
+        problem = f"is code that {route.folder} names"
+        raise InputError("teacher", route.network.model, problem, "Name it as teacher= to say that it may run")
     strategy = (anchors or AnchorConfig()).strategy
     objective, train = objective or ObjectiveConfig(), train or TrainConfig()
     labels, route_logits = route.probe()
@@ -237,7 +244,7 @@ def distill_route(
         walk.choice = choice
         points = [route.checkpoints[i] for i in choice.anchors]
         files = [(route.folder / point.file, point.sha256) for point in points]
-        anchor, anchor_id = anchor_of(files, route.network, objective)
+        anchor, anchor_id = anchor_of(files, teacher or route.network, objective)
         logits = route_logits[list(choice.anchors)]
         target = mean_target(logits, objective.tau).astype(np.float32) if len(points) > 1 else logits[0]
         if loss is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,13 @@ class TestStage:
         rows = list(distill_route(STUDENT.build(0), route, data, anchors=config, train=train, compute=CPU))
         assert not config.strategy.ends_at_teacher or rows[-1]["anchor_epoch"] == 4
         assert len(rows) == 13
+
+    def test_a_route_cannot_name_code_to_run(self, route: Route, data: Dataset) -> None:
+        forged = replace(route, network=replace(route.network, model="canary_of_routes:factory"))
+        with pytest.raises(InputError, match=r"teacher = 'canary_of_routes:factory': is code that .*Name it as teacher="):
+            next(iter(distill_route(STUDENT.build(0), forged, data, compute=CPU)))
+        with pytest.raises(InputError, match=r"canary_of_routes cannot be imported"):
+            next(iter(distill_route(STUDENT.build(0), forged, data, teacher=forged.network, compute=CPU)))
 
     def test_stage_learns_from_its_anchor_not_from_the_last_one(self, route: Route, data: Dataset) -> None:
         early, late = (load_network(route.folder / route.checkpoints[i].file) for i in (0, 3))
