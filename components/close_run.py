@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.image import IMAGE
+from components.component import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component("light", cached=False)
 def close_run(status: dsl.PipelineTaskFinalStatus):
     """End what is still open in MLflow, however the pipeline ended.
 

@@ -10,10 +10,9 @@ import linecache
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kfp import dsl
 from kfp.dsl import base_component
 
-from components.image import IMAGE
+from components.component import component
 
 _TEXT = '''def {name}(
 {parameters}
@@ -63,4 +62,4 @@ def check_component(
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"NamedTuple": NamedTuple, "__name__": __name__}
     exec(compile(text, file, "exec", dont_inherit=True), scope)
-    return dsl.component(base_image=IMAGE, install_kfp_package=False)(scope[name])
+    return component("check", cached=False)(scope[name])

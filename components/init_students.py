@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.image import IMAGE
+from components.component import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component("train")
 def init_students(settings: dict, dataset: dsl.Input[dsl.Dataset], students: dsl.Output[dsl.Model]):
     """Make the initial student of every seed.
 

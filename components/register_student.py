@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.image import IMAGE
+from components.component import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component("light", cached=False)
 def register_student(settings: dict, student: dsl.Input[dsl.Model], evaluation: dsl.Input[dsl.Artifact]) -> dict:
     """Put the student into the MLflow model registry, unless these very weights are there.
 

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.image import IMAGE
+from components.component import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component("train")
 def train_teacher(
     settings: dict,
     dataset: dsl.Input[dsl.Dataset],

@@ -6,34 +6,13 @@ from dataclasses import dataclass, field
 
 from kfp import dsl, kubernetes
 
+from components.component import POLICIES
 from components.image import IMAGE
 from pipelines.cluster.deployment import Deployment, TaskClass
 from pipelines.cluster.quantities import seconds
 
 #: KFP's own label on every pod of a run. The placeholder for the run's id would be an input, and every cache key would change.
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
-#: Task class of every component (see `pipelines.cluster.deployment`).
-CLASS_OF = {
-    "check": "check",
-    "check-comparison": "check",
-    "prepare-data": "data",
-    "train-teacher": "train",
-    "init-student": "train",
-    "init-students": "train",
-    "distill-stage": "train",
-    "distill-students": "train",
-    "evaluate": "train",
-    "evaluate-students": "train",
-    "select-anchor": "light",
-    "select-anchors": "light",
-    "register-student": "light",
-    "report": "light",
-    "report-comparison": "light",
-    "close-run": "light",
-}
-#: Tasks that run every time: they look at what the data's source or the tracking server holds now, so what they did before
-#: says nothing.
-UNCACHED = frozenset({"check", "check-comparison", "register-student", "report", "report-comparison", "close-run"})
 #: How long the workflow engine goes on retrying. It counts from the start of the first try, ends a retry that is running when
 #: it is over, and is one hour if nothing is said. `retries` and `timeout` are the limits here; this must not be.
 _RETRY_WINDOW = "365d"
@@ -42,7 +21,7 @@ _CERTIFICATES = "/etc/rco/certificates"
 
 def place_locally(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Place a task on this machine: only its cache policy matters."""
-    return task.set_caching_options(task.component_spec.name not in UNCACHED)
+    return task.set_caching_options(POLICIES[task.component_spec.name].cached)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +38,7 @@ class Cluster:
     def place(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         """Give a task what its class gets, and tell it which pipeline run it works for."""
         site, name = self.deployment, task.component_spec.name
-        kind = CLASS_OF[name]
+        kind = POLICIES[name].task_class
         place_locally(task).set_container_image(self.image)
         _resources(task, site.of(kind))
         _nodes(task, site.of(kind))

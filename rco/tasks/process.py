@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from tempfile import gettempdir
 from typing import Any, TypeVar, cast
 
@@ -27,8 +28,6 @@ log = logging.getLogger("rco")
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
 TASKS: dict[str, Callable[..., Any]] = {}
-#: The modules that register tasks.
-_MODULES = ("check", "data", "teacher", "students", "selection", "distill", "evaluate", "register", "report", "comparison")
 
 
 def task(function: F) -> F:
@@ -118,8 +117,9 @@ def arguments_of(function: Callable[..., Any], file: Path) -> dict[str, Any]:
 
 def register_all() -> None:
     """Import every module of tasks, so that `TASKS` has them all."""
-    for module in _MODULES:
-        import_module(f"rco.tasks.{module}")
+    for module in iter_modules(import_module("rco.tasks").__path__):
+        if module.name != "__main__":
+            import_module(f"rco.tasks.{module.name}")
 
 
 def main(arguments: list[str]) -> int:
