@@ -1122,7 +1122,7 @@ def _read_uri(uri: str, folder: Path) -> None:
         return
     exists(uri)
     if uri.strip() and not uri.startswith("/proc"):
-        config = DataConfig(dataset=uri, data_root=str(folder / "root"))
+        config = DataConfig(dataset=uri)
         path = local_path(uri)
         if path.is_dir() and not path.is_relative_to(folder):
             return  # somebody's real folder, perhaps a large one
@@ -1176,7 +1176,7 @@ def _read_published(case: tuple[str, str, bytes], folder: Path) -> None:
     kept = dict(PUBLISHED)
     try:
         PUBLISHED.update(_small_published())
-        with open_source(DataConfig(dataset=name, data_root=str(folder)), folder) as source:
+        with open_source(DataConfig.of(dataset=name, data_root=str(folder)), folder) as source:
             assert source.layout.labels.max() < 10
     finally:
         PUBLISHED.update(kept)
