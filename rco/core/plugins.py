@@ -212,14 +212,15 @@ class Registry(Generic[P]):
             InputError: several claim it, or a value that cannot be read.
         """
         claiming: list[str] = []
-        for name, cls in list(self._loaded.items()):
+        for name, cls in self._loaded.items():
             try:
                 if cls.claims(value):
                     claiming.append(name)
             except Exception as error:
                 if isinstance(error, InputError) or name not in self._origins:
                     raise
-                self.refuse(name, f"{type(error).__name__}: {error}")  # one of another package takes nothing down
+                # One of another package takes nothing down. It can still be chosen by its name.
+                self._failures[name] = f"{self._origins[name].name}: {type(error).__name__}: {error}"
         if len(claiming) > 1:
             named = f"{', '.join(claiming[:-1])} and {claiming[-1]}"
             problem = f"is not clear: the {self.follows} may be of {named}"

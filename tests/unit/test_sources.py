@@ -229,13 +229,14 @@ print(failures())
 config = RunConfig.from_flat({"dataset": "my.shards", "shard_size": "3"})
 print(config.data.source, PARAMETERS["shard_size"].owners)
 settings = preflight(config)
-print(settings.data.plugins == installed(), plugin_parameters(config))
+print(settings.data.plugins.items() <= installed().items(), plugin_parameters(config))
 print(prepare(config.data, Path(sys.argv[1]), settings.data.source_digest).sizes)
 try:
     RunConfig.from_flat({"dataset": "a.tar.gz"})
 except InputError as error:
     print(error)
 print(RunConfig.from_flat({"dataset": "a.tar.gz", "source": "tar"}).data.source)
+print(RunConfig.from_flat(config.to_flat()) == config, RunConfig.from_flat({"source": "broken"}).data.source)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out")],
@@ -244,13 +245,14 @@ print(RunConfig.from_flat({"dataset": "a.tar.gz", "source": "tar"}).data.source)
         text=True,
         check=False,
     )
-    wrong, known, used, sizes, unclear, named = done.stdout.splitlines() or [done.stderr] * 6
+    wrong, known, used, sizes, unclear, named, still = done.stdout.splitlines() or [done.stderr] * 7
     assert wrong == """["source 'broken' cannot be used (shards: KeyError: 'digits')"]"""
-    assert known == "Shards(shard_size=3) ('shards',)"
+    assert known == "Shards(shard_size=3) ('broken', 'shards')"
     assert re.fullmatch(r"True {'plugins': 'source shards of shards 1.2 \([0-9a-f]{12}\)'}", used), used
     assert sizes == "{'train': 26, 'val': 6, 'test': 8}"
     assert unclear == "source = 'auto': is not clear: the dataset may be of shards and tar. Set source to one of them"
     assert named == "Tar()"
+    assert still == "True Broken(shard_size=10)"
 
 
 def test_reserved() -> None:
@@ -458,6 +460,13 @@ class TestCsv:
             of(birds / "list.csv", csv_root="s3://key:secret@bucket/x")
         assert "csv_root = 'nowhere': is not a folder" in refused(birds / "list.csv", csv_root="nowhere")
         assert "csv_root = 'gs://...': is not a kind of address" in refused(birds / "list.csv", csv_root="gs://bucket/x")
+
+    def test_the_library_takes_its_parameters(self, birds: Path, tmp_path: Path) -> None:
+        import rco
+
+        path = write(birds / "list.csv", header="path,kind")
+        data = rco.prepare_dataset(str(path), tmp_path / "out", csv_label_column="kind", probe_size=2)
+        assert data.manifest.class_names == ("kite", "wren")
 
     def test_an_image_that_is_none(self, birds: Path, tmp_path: Path) -> None:
         (birds / "kite" / "00.png").write_text("nothing")
