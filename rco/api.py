@@ -30,10 +30,11 @@ def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset
     """Read, split and store a data set.
 
     Args:
-        dataset: name, folder or s3:// address; see `rco.data.config.DataConfig` for this and the options.
+        dataset: name, folder, file or s3:// address; see `rco.data.config.DataConfig` for this and the options, and
+            `rco.data.sources` for those of a kind of source.
         folder: for the prepared data set.
     """
-    config = DataConfig(dataset=dataset, **options)
+    config = DataConfig.of(dataset=dataset, **options)
     prepare(config, Path(folder), source_digest(config))
     return Dataset.open(Path(folder))
 

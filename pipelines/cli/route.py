@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
-from pipelines.cli.options import integers
-from rco.config.parameters import PARAMETERS
+from pipelines.cli.options import integers, parameter_options
+from rco.config.parameters import PARAMETERS, read_group
 from rco.core.errors import InputError
 
 
@@ -18,7 +19,7 @@ from rco.core.errors import InputError
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="folder for the route")
 @click.option("--decay-epochs", default="", help="epochs after which that training decayed its learning rate")
 @click.option("--dataset", required=True, help="as in `rco run`: the data set that the students will learn from")
-@click.option("--data-root", default=PARAMETERS["data_root"].default, show_default=True)
+@parameter_options(name for name, p in PARAMETERS.items() if "source" in (name, p.chooser))
 @click.option("--image-size", type=int, default=0, show_default=True)
 @click.option("--teacher", required=True, help="the model that the checkpoints are weights of")
 @click.option("--teacher-stem", default="auto", show_default=True)
@@ -30,7 +31,7 @@ def import_route(
     output: Path,
     decay_epochs: str,
     dataset: str,
-    data_root: str,
+    flags: dict[str, Any],
     image_size: int,
     teacher: str,
     teacher_stem: str,
@@ -42,7 +43,6 @@ def import_route(
     Each is a state dict: safetensors, or a torch file read with weights_only. One checkpoint gives plain distillation.
     Use the route with `rco run --route OUTPUT --teacher NAME --dataset NAME`.
     """
-    from rco.data.config import DataConfig
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
     from rco.data.sources.kinds import check_source, source_digest
@@ -57,8 +57,7 @@ def import_route(
         raise InputError("epochs", epochs, f"names {len(numbers)} epochs for {len(checkpoints)} checkpoints", "Give one each")
     if output.exists() and any(output.iterdir()):
         raise InputError("output", str(output), "is not empty", "Name a new folder")
-    unseen = tuple(word.strip() for word in open_classes.split(",") if word.strip())
-    config = DataConfig(dataset=dataset, data_root=data_root, image_size=image_size, open_classes=unseen)
+    config = read_group("data", {**flags, "dataset": dataset, "image_size": image_size, "open_classes": open_classes})
     check_source(config)
     compute = device.resolve(ComputeConfig())
     device.prepare_process(compute)

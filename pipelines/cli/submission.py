@@ -11,7 +11,7 @@ from pipelines.cli.options import integers
 from pipelines.cli.recipes import merged_comparison, merged_parameters
 from rco.config.branches import Comparison
 from rco.config.kinds import MOST, NOT_SHARED
-from rco.config.parameters import PARAMETERS, RunConfig
+from rco.config.parameters import PARAMETERS, RunConfig, read_value
 from rco.core.errors import InputError
 
 
@@ -110,7 +110,7 @@ def describe(
         config = RunConfig.from_flat(merged)
         flat = config.to_flat()
         return Submission(
-            parameters={name: flat[name] for name in merged},
+            parameters={name: read_value(name, value) for name, value in merged.items()},
             experiment=flat["experiment"],
             label=f"{flat['student']} {flat['strategy']}",
             size=[stages_for(config, size.max_stages)],

@@ -24,11 +24,12 @@ from rco.config.kinds import (
     RESTARTED,
     SHARED,
     STANDARD,
+    SWEPT,
     read_grid,
     read_kinds,
     read_seeds,
 )
-from rco.config.parameters import PARAMETERS, RunConfig, read_value
+from rco.config.parameters import PARAMETERS, RunConfig, chosen_plugin, read_group, read_value
 from rco.core.errors import InputError, UnusedError, choice
 from rco.models.config import ModelConfig
 from rco.objectives.config import ObjectiveConfig
@@ -158,7 +159,8 @@ def _shown(value: Any) -> str:
 def _shared(
     parameters: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], kinds: Sequence[str], restart_like: str
 ) -> dict[str, Any]:
-    """All of `SHARED`, read. Without axes they must work together; with axes only each branch has a whole configuration.
+    """All of `SHARED`, read. Without axes they must work together; with axes only each branch has a whole configuration, and
+    whole groups are those that no axis is of.
 
     Raises:
         InputError: values that cannot work, or one that reaches nothing: the parameter of a plug-in that no branch has, or one
@@ -168,18 +170,20 @@ def _shared(
     if unknown:
         choice("parameter", unknown[0], SHARED)
     shared = {name: read_value(name, parameters.get(name, PARAMETERS[name].default)) for name in SHARED}
-    if not axes:
+    if axes:
+        for group in sorted({GROUPS[name] for name in SHARED} - {GROUPS[name] for name in SWEPT}):
+            read_group(group, shared)
+        RunConfig.from_flat({name: shared[name] for name in SHARED if GROUPS[name] in ("teacher_train", "route")})
+    else:
         common = {name: value for name, value in shared.items() if PARAMETERS[name].chooser != "strategy"}
         RunConfig.from_flat({**common, "strategy": "equal-interval"})
-    else:  # these are no branch's own
-        RunConfig.from_flat({name: shared[name] for name in SHARED if GROUPS[name] in ("teacher_train", "route")})
     followed = {
         restart_like if kind == "kd-restart" else kind for kind in kinds if kind not in BASELINES or kind == "kd-restart"
     }
     for p in (PARAMETERS[name] for name in SHARED if PARAMETERS[name].chooser):
         given = p.name in axes or shared[p.name] != read_value(p.name, p.default)
         anchors = p.chooser == "strategy"
-        chosen = followed if anchors else axes.get(p.chooser, (shared[p.chooser],))
+        chosen = followed if anchors else axes.get(p.chooser, (chosen_plugin(p.chooser, shared),))
         if given and not {*chosen} & {*p.owners}:
             named, listed = ("branches", kinds) if anchors else (p.chooser, chosen)
             raise UnusedError(
@@ -283,7 +287,7 @@ def _changes_result(kind: str, name: str, chosen: Mapping[str, Any]) -> bool:
     p = PARAMETERS[name]
     if name in KINDS[kind]:
         return False
-    if p.chooser and {**chosen, **KINDS[kind]}[p.chooser] not in p.owners:
+    if p.chooser and chosen_plugin(p.chooser, {**chosen, **KINDS[kind]}) not in p.owners:
         return False
     return kind != "scratch" or p.group != "objective" or name == "label_weight"
 

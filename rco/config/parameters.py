@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rco.core.errors import InputError, UnusedError, choice
-from rco.core.plugins import Registry, Settings, registry_of, unused
+from rco.core.plugins import AUTO, Registry, Settings, registry_of, unused
 from rco.core.settings import jsonable, typed
 from rco.data.config import DataConfig
 from rco.models.config import ModelConfig
@@ -70,22 +70,7 @@ class RunConfig:
         if unknown:
             choice("parameter", unknown[0], tuple(PARAMETERS))
         _refuse_unread(flat)
-        defaults = cls()
-        groups: dict[str, Any] = {}
-        for group, prefix in _GROUPS.items():
-            values = {p.field: _coerce(p, flat[p.name]) for p in PARAMETERS.values() if p.group == group and p.name in flat}
-            before = getattr(defaults, group)
-            try:
-                groups[group] = (
-                    before.with_values(**values) if isinstance(before, Settings) else dataclasses.replace(before, **values)
-                )
-            except UnusedError as error:
-                p = PARAMETERS[_flat_name(prefix, error.parameter)]
-                chosen = flat.get(p.chooser, PARAMETERS[p.chooser].default)
-                raise unused(p.name, error.value, f"{p.chooser} = {chosen}", p.chooser, p.owners) from None
-            except InputError as error:
-                raise error.renamed(_flat_name(prefix, error.parameter)) from None
-        return cls(**groups)
+        return cls(**{group: read_group(group, flat) for group in _GROUPS})
 
     def to_flat(self) -> dict[str, Any]:
         """All parameters by flat name, JSON-ready (tuples as lists)."""
@@ -189,8 +174,12 @@ def _parameters_of(config: Any, group: str, prefix: str) -> Iterator[Parameter]:
         if registry is None:
             yield Parameter(name, *_kind(hints[f.name]), jsonable(value), f.metadata["help"], group, f.name)
             continue
-        help = f"{f.metadata['help']}: {' | '.join(f'{cls.plugin_name} ({cls.summary})' for cls in registry)}"
-        yield Parameter(name, str, None, value.plugin_name, help, group, f.name, registry=registry)
+        choices = [f"{cls.plugin_name} ({cls.summary})" for cls in registry]
+        if registry.follows:
+            choices.insert(0, f"{AUTO} (as {registry.follows} says)")
+        default = AUTO if registry.follows else value.plugin_name
+        help = f"{f.metadata['help']}: {' | '.join(choices)}"
+        yield Parameter(name, str, None, default, help, group, f.name, registry=registry)
         for own in registry.parameters.values():
             owners = registry.owners(own.name)
             kind = _kind(typing.get_type_hints(registry[owners[0]])[own.name])
@@ -205,6 +194,46 @@ def _parameters_of(config: Any, group: str, prefix: str) -> Iterator[Parameter]:
 
 def _kind(hint: Any) -> tuple[type, type | None]:
     return (list, typing.get_args(hint)[0]) if typing.get_origin(hint) is tuple else (hint, None)
+
+
+def read_group(group: str, flat: Mapping[str, Any]) -> Any:
+    """One group of a run's settings, from flat parameters; those of other groups are passed over.
+
+    Args:
+        group: a field of `RunConfig`.
+
+    Raises:
+        InputError: as `RunConfig.from_flat`.
+    """
+    prefix, before = _GROUPS[group], getattr(RunConfig(), group)
+    values = {p.field: _coerce(p, flat[p.name]) for p in PARAMETERS.values() if p.group == group and p.name in flat}
+    try:
+        return before.with_values(**values) if isinstance(before, Settings) else dataclasses.replace(before, **values)
+    except UnusedError as error:
+        if not prefix:
+            raise
+        p = PARAMETERS[_flat_name(prefix, error.parameter)]
+        chosen = flat.get(p.chooser, PARAMETERS[p.chooser].default)
+        raise unused(p.name, error.value, f"{p.chooser} = {chosen}", f"set {p.chooser}", p.owners) from None
+    except InputError as error:
+        raise error.renamed(_flat_name(prefix, error.parameter)) from None
+
+
+def chosen_plugin(chooser: str, flat: Mapping[str, Any]) -> str:
+    """The name of the plug-in that flat parameters choose.
+
+    Args:
+        chooser: the parameter that chooses, such as "strategy".
+
+    Raises:
+        InputError: one that follows from another parameter does not (`rco.core.plugins.Registry.follow`).
+    """
+    p = PARAMETERS[chooser]
+    name = str(flat.get(chooser, p.default))
+    if p.registry is None or not p.registry.follows or name != AUTO:
+        return name
+    followed = PARAMETERS[_flat_name(_GROUPS[p.group], p.registry.follows)]
+    return p.registry.follow(flat.get(followed.name, followed.default))
 
 
 def read_value(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rco.core.errors import InputError
 from rco.core.plugins import Plugin, Registry, registry_of
+from rco.data.sources.base import SOURCES
 from rco.models.config import ModelConfig
 from rco.models.families import packages
 from rco.objectives.base import OBJECTIVES
@@ -15,7 +16,7 @@ from rco.strategies.base import STRATEGIES
 from rco.training.optimizers.base import OPTIMIZERS
 from rco.training.schedules.base import SCHEDULES
 
-REGISTRIES: tuple[Registry[Any], ...] = (STRATEGIES, OBJECTIVES, OPTIMIZERS, SCHEDULES)
+REGISTRIES: tuple[Registry[Any], ...] = (STRATEGIES, OBJECTIVES, OPTIMIZERS, SCHEDULES, SOURCES)
 
 
 def installed() -> dict[str, str]:

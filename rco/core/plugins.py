@@ -12,6 +12,9 @@ it: flags, recipes, forms, MLflow's parameters and cache keys follow from the re
 A group of settings has a plug-in as a field (`plugin_setting`); as JSON, and as parameters, the group is flat: the field holds
 the plug-in's name, and the plug-in's parameters stand beside it.
 
+Where a registry follows another setting of its group, AUTO stands for the plug-in that claims that setting's value: the group
+itself puts it in AUTO's place, so that code, JSON and cache keys never meet AUTO.
+
 Plug-ins of other packages are found by their entry points: the group is the registry's (`rco.strategies`), the entry point's
 name the plug-in's, its value the module that registers it. One that cannot be imported takes nothing else down: it is told in
 `failures`, and choosing it says why.
@@ -32,6 +35,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 from rco.core.code import package_digest
 from rco.core.errors import InputError, UnusedError, choice
 
+#: In place of a plug-in's name: the one that follows from another setting (`Registry.follows`).
+AUTO = "auto"
+
 
 class Plugin:
     """What all plug-ins are. A kind of plug-in is a subclass that says what its plug-ins can do."""
@@ -40,6 +46,11 @@ class Plugin:
     plugin_name: ClassVar[str] = ""
     #: What it is, in a few words.
     summary: ClassVar[str]
+
+    @classmethod
+    def claims(cls, value: str) -> bool:
+        """Whether AUTO means this plug-in where the setting that its registry follows has this value."""
+        return False
 
 
 P = TypeVar("P", bound=Plugin)
@@ -73,6 +84,8 @@ class Registry(Generic[P]):
         helpers: modules of this package that register nothing; those who need them import them.
         group: of the entry points of other packages; empty: the package's name.
         reserved: names that no plug-in may have.
+        follows: the setting of the same group whose value is claimed by the plug-in that AUTO means; empty: there is no AUTO.
+        otherwise: the plug-in that AUTO means where none claims the value.
     """
 
     def __init__(
@@ -84,9 +97,12 @@ class Registry(Generic[P]):
         helpers: tuple[str, ...] = (),
         group: str = "",
         reserved: tuple[str, ...] = (),
+        follows: str = "",
+        otherwise: str = "",
     ) -> None:
         self.setting, self.base, self.package, self.group = setting, base, package, group or package
-        self.helpers, self.reserved = helpers, reserved
+        self.helpers, self.reserved = helpers, (*reserved, *([AUTO] if follows else []))
+        self.follows, self.otherwise = follows, otherwise
         self._failures: dict[str, str] = {}
         self._classes: dict[str, type[P]] = {}
         self._origins: dict[str, Distribution] = {}
@@ -189,6 +205,28 @@ class Registry(Generic[P]):
         choice(self.setting, name, self.names)
         return self._loaded[name]
 
+    def follow(self, value: str) -> str:
+        """The name of the plug-in that AUTO means where the setting that is followed has this value.
+
+        Raises:
+            InputError: several claim it, or a value that cannot be read.
+        """
+        claiming: list[str] = []
+        for name, cls in self._loaded.items():
+            try:
+                if cls.claims(value):
+                    claiming.append(name)
+            except Exception as error:
+                if isinstance(error, InputError) or name not in self._origins:
+                    raise
+                # One of another package takes nothing down. It can still be chosen by its name.
+                self._failures[name] = f"{self._origins[name].name}: {type(error).__name__}: {error}"
+        if len(claiming) > 1:
+            named = f"{', '.join(claiming[:-1])} and {claiming[-1]}"
+            problem = f"is not clear: the {self.follows} may be of {named}"
+            raise InputError(self.setting, AUTO, problem, f"Set {self.setting} to one of them")
+        return claiming[0] if claiming else self.otherwise
+
     def origin(self, name: str) -> Origin | None:
         """Where a plug-in comes from; None: from this project."""
         dist, cls = self._origins.get(name), self._loaded.get(name)
@@ -232,10 +270,12 @@ def plugin_setting(registry: Registry[P], default: str, help: str) -> Any:
     """A field of a settings dataclass that holds a plug-in.
 
     Args:
-        default: name of the plug-in; its parameters have their defaults.
+        default: name of the plug-in; its parameters have their defaults. With AUTO, the group calls `Settings.follow`.
         help: of the parameter that chooses; the names of the plug-ins follow it.
     """
-    return field(default_factory=lambda: registry[default](), metadata={"help": help, "registry": registry})
+    return field(
+        default_factory=lambda: AUTO if default == AUTO else registry[default](), metadata={"help": help, "registry": registry}
+    )
 
 
 def registry_of(f: dataclasses.Field[Any]) -> Registry[Any] | None:
@@ -257,7 +297,8 @@ class Settings:
         return cls().with_values(**values)
 
     def with_values(self, **values: Any) -> Self:
-        """The same settings, but for some flat values. A plug-in that changes begins with its defaults.
+        """The same settings, but for some flat values. A plug-in that changes begins with its defaults; one that follows a
+        setting that is given does so again.
 
         Raises:
             InputError, TypeError: as `of`.
@@ -270,31 +311,50 @@ class Settings:
                     own[f.name] = values.pop(f.name)
                 continue
             before: Plugin = getattr(self, f.name)
-            name = values.pop(f.name, before.plugin_name)
+            name = values.pop(f.name, None)
+            chosen, instead = f"{registry.setting} = {name or before.plugin_name}", f"set {registry.setting}"
+            if registry.follows and name in (None, AUTO):
+                now = {**values, **own}
+                followed = now.get(registry.follows, getattr(self, registry.follows))
+                name = registry.follow(followed) if name == AUTO or registry.follows in now else before.plugin_name
+                chosen = f"{registry.follows} = {followed} ({registry.setting} {name})"
+                instead = f"give a {registry.follows} of {registry.setting}"
             given = {p: values.pop(p) for p in registry.parameters if p in values}
-            own[f.name] = _chosen(registry, name, given, before)
+            own[f.name] = _chosen(registry, name or before.plugin_name, given, before, (chosen, instead))
         if values:
             raise TypeError(f"{type(self).__name__} has no {', '.join(values)}")
         return cast("Self", dataclasses.replace(cast("Any", self), **own))
 
+    def follow(self) -> None:
+        """Put the plug-ins that are meant, with their defaults, in the places of AUTO; for `__post_init__`.
 
-def _chosen(registry: Registry[Any], name: str, given: Mapping[str, Any], before: Plugin) -> Any:
+        Raises:
+            InputError: as `Registry.follow`.
+        """
+        for f in fields(self):  # type: ignore[arg-type]
+            registry = registry_of(f)
+            if registry is not None and registry.follows and getattr(self, f.name) == AUTO:
+                name = registry.follow(getattr(self, registry.follows))
+                object.__setattr__(self, f.name, registry[name]())  # the group is frozen, and not made yet
+
+
+def _chosen(registry: Registry[Any], name: str, given: Mapping[str, Any], before: Plugin, words: tuple[str, str]) -> Any:
     cls = registry[name]
     known = {f.name for f in fields(cls)}
     for parameter, value in given.items():
         if parameter not in known and value != registry.parameters[parameter].default:
-            raise unused(parameter, value, f"{registry.setting} = {name}", registry.setting, registry.owners(parameter))
+            raise unused(parameter, value, *words, registry.owners(parameter))
     own = {parameter: value for parameter, value in given.items() if parameter in known}
     return dataclasses.replace(cast("Any", before), **own) if isinstance(before, cls) else cls(**own)
 
 
-def unused(parameter: str, value: Any, chosen: str, chooser: str, owners: tuple[str, ...]) -> UnusedError:
+def unused(parameter: str, value: Any, chosen: str, instead: str, owners: tuple[str, ...]) -> UnusedError:
     """The refusal of a parameter of plug-ins none of which was chosen.
 
     Args:
         chosen: what was, in words.
-        chooser: the parameter that chooses.
+        instead: how one of them would be, in words that the plug-in's name follows: "set strategy".
         owners: the plug-ins that have the parameter.
     """
     listed = ", ".join(owners[:-1]) + (" or " if len(owners) > 1 else "") + owners[-1]
-    return UnusedError(parameter, value, f"means nothing with {chosen}", f"Leave it out, or set {chooser} = {listed}")
+    return UnusedError(parameter, value, f"means nothing with {chosen}", f"Leave it out, or {instead} = {listed}")

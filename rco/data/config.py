@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from rco.core.errors import InputError
+from rco.core.plugins import AUTO, Settings, plugin_setting
 from rco.core.settings import at_least, fraction, no_credentials, setting
+from rco.data.sources.base import SOURCES, SourceKind
 
 AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 LARGEST_IMAGE = 4096  # pixels, of the side to which images are brought
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """Which data set, and how it is split. The validation part comes out of the training part; the test part stays whole."""
 
     dataset: str = setting(
         "digits",
-        "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | an image folder, a tar, or an s3:// address of one",
+        "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | an image folder, a tar, a CSV | an s3:// address of one",
     )
-    data_root: str = setting(".rco/data", "directory that holds (or receives) torchvision data sets")
-    download: bool = setting(False, "let torchvision download the data set into data_root if it is missing")
+    source: SourceKind = plugin_setting(SOURCES, AUTO, "what kind of source the data set is")
     image_size: int = setting(
         0, "resize images to this many pixels square (0: keep their size, which then must be one for all)"
     )
@@ -35,9 +37,9 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.dataset.strip():
-            raise InputError("dataset", self.dataset, "is empty", "Name a data set, a folder or an s3:// address")
-        no_credentials("dataset", self.dataset)
+        _require_address(self.dataset)
+        self.follow()
+        self.source.require(self.dataset)
         at_least("image_size", self.image_size, 0)
         if self.image_size > LARGEST_IMAGE:
             raise InputError(
@@ -49,3 +51,13 @@ class DataConfig:
         at_least("data_seed", self.data_seed, 0)
         if len(set(self.open_classes)) < len(self.open_classes):
             raise InputError("open_classes", self.open_classes, "names a class twice", "Name each once")
+
+    def with_values(self, **values: Any) -> Self:
+        _require_address(values.get("dataset", self.dataset))  # before anything can quote what is in it
+        return super().with_values(**values)
+
+
+def _require_address(dataset: str) -> None:
+    if not dataset.strip():
+        raise InputError("dataset", dataset, "is empty", "Name a data set, a folder or an s3:// address")
+    no_credentials("dataset", dataset)

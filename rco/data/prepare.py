@@ -22,8 +22,8 @@ from rco.core.tensors import save_arrays
 from rco.data.config import DataConfig
 from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file
 from rco.data.images import FileImages, Images, Pixels, Rows
-from rco.data.sources.base import Layout
 from rco.data.sources.kinds import open_source
+from rco.data.sources.layout import Layout
 
 IN_MEMORY_GIB = 2
 _SAMPLED = 4096  # images from which the mean and deviation of a set of files are estimated

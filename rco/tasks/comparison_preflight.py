@@ -167,7 +167,12 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
         teacher=common.teacher,
         filing=ComparisonFiling(
             experiment=reference.tracking.experiment,
-            parameters={**comparison.shared, **jsonable(compute), **_plugins(branches)},
+            parameters={
+                **comparison.shared,
+                "source": reference.data.source.plugin_name,
+                **jsonable(compute),
+                **_plugins(branches),
+            },
             branches=tuple(branch.name for branch in branches),
             references={branch.name: branch.reference for branch in branches},
             kinds={branch.name: branch.kind for branch in branches},

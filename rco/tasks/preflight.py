@@ -259,7 +259,7 @@ def preflight(config: RunConfig, max_stages: int | None = None) -> Settings:
             plugins=used_by(config.teacher_train),
         )
     return Settings(
-        data=DataSettings(data=config.data, source_digest=source_digest(config.data)),
+        data=DataSettings(data=config.data, source_digest=source_digest(config.data), plugins=used_by(config.data)),
         teacher=teacher,
         student=StudentSettings(student=config.student, seed=config.student_train.seed, compute=compute, code=students_code),
         anchors=anchor_settings(config),

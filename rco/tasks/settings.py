@@ -23,6 +23,7 @@ class DataSettings:
 
     data: DataConfig
     source_digest: str
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

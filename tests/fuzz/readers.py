@@ -917,6 +917,67 @@ def _read_tar(path: Path) -> None:
     _prepare(path, path.parent)
 
 
+_CELLS = [
+    *("cat/0.png", "dog/1.png", "./cat/2.png", "cat/../dog/3.png", "../owned.png", "/etc/passwd", "/etc/x.png", "cat", "", " "),
+    *(
+        "cat/9.png",
+        "\0.png",
+        "a/" * 300 + "x.png",
+        "n" * 300 + ".png",
+        "é.png",
+        "\x1b[2J.png",
+        "cat\\0.png",
+        "~/x.png",
+        "s3://b/x.png",
+    ),
+    *(
+        "cat",
+        "dog",
+        "train",
+        "VAL",
+        "testing",
+        "none",
+        "path",
+        "label",
+        "split",
+        "part",
+        '"',
+        '"a',
+        "x" * 2**17,
+        "1",
+        ",",
+        "\r",
+        "\n",
+    ),
+]
+
+
+@st.composite
+def _csv_texts(draw: st.DrawFn) -> bytes:
+    """Lists of the pictures, more or less: of cells, then of bytes."""
+    mark = draw(st.sampled_from(",,,,;;\t\t|"))
+    rows = [["path", "label"], *([f"{name}/{i}.png", name] for name in ("cat", "dog") for i in range(5))]
+    if draw(st.booleans()):
+        rows = [
+            [*rows[0], "split"],
+            *([*row, ("train", "Val", "test")[i % 3 if i % 5 else 0]] for i, row in enumerate(rows[1:])),
+        ]
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        row = draw(st.sampled_from(rows))
+        row[draw(st.integers(0, len(row) - 1))] = draw(st.sampled_from(_CELLS))
+    if draw(st.integers(0, 4)) == 0:
+        draw(st.sampled_from(rows)).append(draw(st.sampled_from(_CELLS)))
+    text = "\n".join(mark.join(row) for row in rows).encode(draw(st.sampled_from([*["utf-8"] * 6, "utf-8-sig", "utf-16"])))
+    return draw(damaged(text)) if draw(st.integers(0, 3)) == 0 else text
+
+
+def _read_csv(content: bytes, folder: Path) -> None:
+    _pictures(folder / "pictures")
+    (folder / "pictures" / "list.csv").write_bytes(content)
+    (folder / "scratch").mkdir()
+    _prepare(folder / "pictures" / "list.csv", folder / "scratch")
+
+
 _STEPS = ["file", "file", "file", "link", "loop", "out", "fifo", "broken", "folder", "bad", "dotted", "twice", "socket"]
 
 
@@ -1124,7 +1185,7 @@ def _read_uri(uri: str, folder: Path) -> None:
         return
     exists(uri)
     if uri.strip() and not uri.startswith("/proc"):
-        config = DataConfig(dataset=uri, data_root=str(folder / "root"))
+        config = DataConfig(dataset=uri)
         path = local_path(uri)
         if path.is_dir() and not path.is_relative_to(folder):
             return  # somebody's real folder, perhaps a large one
@@ -1178,7 +1239,7 @@ def _read_published(case: tuple[str, str, bytes], folder: Path) -> None:
     kept = dict(PUBLISHED)
     try:
         PUBLISHED.update(_small_published())
-        with open_source(DataConfig(dataset=name, data_root=str(folder)), folder) as source:
+        with open_source(DataConfig.of(dataset=name, data_root=str(folder)), folder) as source:
             assert source.layout.labels.max() < 10
     finally:
         PUBLISHED.update(kept)
@@ -1195,6 +1256,7 @@ READERS = {
     "recipe": Reader(_recipe_cases, _file("mine.yaml", _read_recipe)),
     "settings": Reader(_setting_cases, _read_settings),
     "tar": Reader(_tar_cases, _file("data.tar", _read_tar), r"data\.tar|\.source-\w+(/extracted(/.+)?)?"),
+    "csv": Reader(lambda _: _csv_texts(), _read_csv, r"pictures(/.+)?|scratch(/.+)?"),
     "image": Reader(_image_cases, _read_image),
     "folder": Reader(_folder_cases, _read_folder),
     "store": Reader(_store_cases, _read_store, r"fetched(/.+)?|\.source-\w+(/fetched(/.+)?)?"),

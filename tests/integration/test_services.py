@@ -182,13 +182,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stored_images(seaweed: servers.Seaweed, bucket: str, images: Path) -> str:
-    """The pictures as objects, and beside them as one tar."""
+    """The pictures as objects, and beside them one tar, and one list, of them."""
     client = seaweed.client()
     for path in images.rglob("*.png"):
         client.upload_file(str(path), BUCKET, f"images/{path.relative_to(images)}")
     with tarfile.open(images.parent / "images.tar.gz", "w:gz") as tar:
         tar.add(images, "images")
     client.upload_file(str(images.parent / "images.tar.gz"), BUCKET, "images.tar.gz")
+    rows = [f"images/{path.relative_to(images)},{path.parent.name}" for path in images.rglob("*.png")]
+    client.put_object(Bucket=BUCKET, Key="images.csv", Body="\n".join(["path,label", *rows]).encode())
     return f"{bucket}/images"
 
 
@@ -355,14 +357,14 @@ def test_secrets_stay_out_of_what_is_kept(alone: Ran, seaweed: servers.Seaweed) 
         assert seaweed.secret_key.encode() not in path.read_bytes(), path
 
 
-def test_folder_and_tar_in_the_store_hold_the_same(
+def test_folder_tar_and_list_in_the_store_hold_the_same(
     store: servers.Seaweed, images: Path, stored_images: str, tmp_path: Path
 ) -> None:
     from rco.data.prepare import prepare
     from rco.data.sources.kinds import source_digest
 
     digests = set()
-    for number, source in enumerate((str(images), stored_images, f"{stored_images}.tar.gz")):
+    for number, source in enumerate((str(images), stored_images, f"{stored_images}.tar.gz", f"{stored_images}.csv")):
         config = DataConfig(dataset=source, probe_size=4)
         digests.add(prepare(config, tmp_path / str(number), source_digest(config)).digest)
     assert len(digests) == 1

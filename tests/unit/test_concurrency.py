@@ -122,7 +122,7 @@ def test_one_download_at_a_time(tmp_path: Path) -> None:
         "        (root / file).parent.mkdir(parents=True, exist_ok=True)\n        (root / file).write_bytes(b'half')\n"
         "published.download = download\n"
         "meet('start')\n"
-        "try: source_digest(DataConfig(dataset='cifar10', data_root=str(folder), download=True))\n"
+        "try: source_digest(DataConfig.of(dataset='cifar10', data_root=str(folder), download=True))\n"
         "except InputError as error: assert 'as it was published' in str(error)\n"  # who downloads also reads
     )
     with at_once(code, tmp_path):

@@ -32,7 +32,7 @@ from rco.data.config import AUGMENTATIONS, DataConfig
 from rco.data.dataset import Dataset, Manifest, Split
 from rco.data.images import ArrayImages, FileImages, header
 from rco.data.prepare import channel_statistics, prepare, split, stratified
-from rco.data.sources.folder import lay_out
+from rco.data.sources.class_folders import lay_out
 from rco.data.sources.kinds import check_source, open_source, source_digest
 from rco.data.sources.published import PUBLISHED, Published
 from tests.hostile import hostile_pickle
@@ -354,7 +354,7 @@ def published(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[n
 
 @pytest.mark.parametrize("name", ["mnist", "fashionmnist", "cifar10", "cifar100", "svhn"])
 def test_torchvision_sets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = DataConfig(dataset=name, data_root=str(tmp_path / "root"))
+    config = DataConfig.of(dataset=name, data_root=str(tmp_path / "root"))
     with pytest.raises(InputError, match=r"data_root.*download is off.*download = true"):
         source_digest(config)
     with pytest.raises(InputError, match=r"data_root.*download is off.*download = true"):
@@ -381,7 +381,7 @@ def test_damaged_published_files(name: str, tmp_path: Path, monkeypatch: pytest.
         for damaged in (b"not what was published", b"", *almost):
             (tmp_path / file).write_bytes(damaged)
             with pytest.raises(InputError, match=rf"{name}.*cannot be read"):
-                read_all(DataConfig(dataset=name, data_root=str(tmp_path)), tmp_path)
+                read_all(DataConfig.of(dataset=name, data_root=str(tmp_path)), tmp_path)
         (tmp_path / file).write_bytes(content)
 
 
@@ -390,7 +390,7 @@ def test_a_label_beyond_the_classes_is_noticed(tmp_path: Path, monkeypatch: pyte
     file = tmp_path / PUBLISHED["cifar10"].files[1]
     file.write_bytes(b"\x0a" + file.read_bytes()[1:])
     with pytest.raises(InputError, match="there is a label 10, but there are 10 classes"):
-        read_all(DataConfig(dataset="cifar10", data_root=str(tmp_path)), tmp_path)
+        read_all(DataConfig.of(dataset="cifar10", data_root=str(tmp_path)), tmp_path)
 
 
 def test_the_pickled_distribution_is_not_read(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_the_pickled_distribution_is_not_read(tmp_path: Path) -> None:
     for name in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
         (folder / name).write_bytes(hostile_pickle(owned))
     with pytest.raises(InputError, match=r"the Python distribution is pickled.*unpack cifar-10-binary.tar.gz"):
-        source_digest(DataConfig(dataset="cifar10", data_root=str(tmp_path)))
+        source_digest(DataConfig.of(dataset="cifar10", data_root=str(tmp_path)))
     assert not owned.exists()
 
 
@@ -417,7 +417,7 @@ def test_download_is_checked_against_the_published_sum(name: str, tmp_path: Path
     monkeypatch.setattr(utils, "_urlretrieve", wrong_bytes)
     monkeypatch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
     with pytest.raises(InputError, match=r"could not be downloaded \(File not found or corrupted"):
-        source_digest(DataConfig(dataset=name, data_root=str(tmp_path), download=True))
+        source_digest(DataConfig.of(dataset=name, data_root=str(tmp_path), download=True))
     assert all("python" not in url for url in asked)
     assert asked
 
@@ -428,7 +428,7 @@ def test_failed_download(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise URLError("no network")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
-    config = DataConfig(dataset=name, data_root=str(tmp_path), download=True)
+    config = DataConfig.of(dataset=name, data_root=str(tmp_path), download=True)
     check_source(config)
     with pytest.raises(InputError, match=rf"{name}.*could not be downloaded.*no network.*data_root"):
         read_all(config, tmp_path)

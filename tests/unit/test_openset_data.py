@@ -15,9 +15,9 @@ from rco.core.tensors import load_arrays
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
-from rco.data.sources.base import laid_out
-from rco.data.sources.folder import lay_out
+from rco.data.sources.class_folders import lay_out
 from rco.data.sources.kinds import check_source, source_digest
+from rco.data.sources.layout import laid_out
 from rco.models.config import ModelConfig
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
@@ -28,7 +28,7 @@ from tests.conftest import CPU
 
 
 def prepared(folder: Path, **options: Any) -> Dataset:
-    config = DataConfig(**options)
+    config = DataConfig.of(**options)
     prepare(config, folder, source_digest(config))
     return Dataset.open(folder)
 
@@ -161,9 +161,9 @@ def test_a_name_goes_before_a_number_and_kubeflows_floats_are_read() -> None:
 
 def test_published_sets_are_counted_before_they_are_read(tmp_path: Path) -> None:
     some = {"dataset": "cifar100", "data_root": str(tmp_path), "download": True}
-    assert check_source(DataConfig(**some, open_classes=("apple", "3"))).num_classes == 98
+    assert check_source(DataConfig.of(**some, open_classes=("apple", "3"))).num_classes == 98
     with pytest.raises(InputError, match="leaves 1 of cifar100's classes"):
-        check_source(DataConfig(**some, open_classes=tuple(map(str, range(99)))))
+        check_source(DataConfig.of(**some, open_classes=tuple(map(str, range(99)))))
 
 
 def test_a_teacher_that_may_have_seen_the_open_classes_is_refused(tmp_path: Path) -> None:

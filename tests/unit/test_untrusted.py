@@ -31,7 +31,7 @@ from rco.core.storage.local import list_files
 from rco.core.tensors import load_arrays, save_arrays, save_model
 from rco.data.config import DataConfig
 from rco.data.sources.kinds import check_source, open_source, source_digest
-from rco.data.sources.tar import MOST_UNPACKED
+from rco.data.sources.unpack import MOST_UNPACKED
 from rco.models.families import packages
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -39,8 +39,11 @@ _LONGEST_NAME = 255  # bytes
 _PROGRESS_SECONDS = 10.0
 
 
-def fetch(uri: str, into: Path) -> Path:
+def fetch(uri: str, into: Path, only: Collection[str] | None = None) -> Path:
     """Bring `uri` to this machine. Files appear under their names only when whole, and as their sha256 was recorded.
+
+    Args:
+        only: of a folder in a store, these files; None: all.
 
     Returns:
         a local address: its path, untouched; an object: `into`/NAME; a folder: `into`, which then has the folder's content.
@@ -53,7 +56,7 @@ def fetch(uri: str, into: Path) -> Path:
         return existing_path(uri)
     bucket, key = bucket_and_key(uri)
     with connection(uri) as client:
-        entries = list_objects(client, uri)
+        entries = [entry for entry in list_objects(client, uri) if only is None or entry.name in only]
         # Every name is judged before the first byte arrives.
         targets = {entry.key: _inside(into, entry, uri) for entry in entries}
         if both := {target.relative_to(into) for target in targets.values()} & {

@@ -1,1 +1,1 @@
-"""Where images come from: one file a kind of source, and `kinds`, which asks each of them."""
+"""Where images come from: one file a kind of source, which registers it in `base.SOURCES`; `kinds` asks the chosen one."""

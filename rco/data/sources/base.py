@@ -1,20 +1,20 @@
-"""What a source is, and what is known of it before its images are read."""
+"""What a kind of data source is, and what is known of a source before its images are read. No NumPy: flags are made of this."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
-from rco.data.config import DataConfig
-from rco.data.dataset import PARTS
-from rco.data.images import Images, Rows, Shape
+from rco.core.plugins import Plugin, Registry
+
+if TYPE_CHECKING:
+    from rco.data.config import DataConfig
+    from rco.data.images import Images, Shape
+    from rco.data.sources.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -35,120 +35,6 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which classes a source has, and which images.
-
-    Args:
-        source: its name, for messages.
-        class_names: the K classes, by label.
-        labels: (N,) int64: 0..K-1 in the parts; of open rows the source's own.
-        parts: rows of each part that the source itself tells apart; "train" always, "val" and "test" if it has them.
-        open_classes: name -> label of the classes that are held out whole; see `laid_out`.
-        open_rows: their rows, whichever part the source has them in.
-
-    Raises:
-        InputError: fewer than two classes, or a class with too few images to be in every part.
-    """
-
-    source: str
-    class_names: tuple[str, ...]
-    labels: Rows
-    parts: dict[str, Rows]
-    open_classes: dict[str, int] = field(default_factory=dict)
-    open_rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def __post_init__(self) -> None:
-        if len(self.class_names) < 2:
-            raise InputError(
-                "dataset",
-                self.source,
-                f"has one class only ({', '.join(self.class_names)})",
-                "Classification needs two or more",
-            )
-        # Parts that are missing are held out from the training part.
-        needed = 1 + len(set(PARTS) - set(self.parts))
-        counts = np.bincount(self.labels[self.parts["train"]], minlength=len(self.class_names))
-        if counts.min() < needed:
-            raise InputError(
-                "dataset",
-                self.source,
-                f"class {self.class_names[counts.argmin()]!r} has {counts.min()} images to be trained on or held out",
-                f"Each of the parts needs one of every class: give it {needed} or more, or leave the class out",
-            )
-
-
-def laid_out(
-    source: str, class_names: tuple[str, ...], labels: Rows, parts: dict[str, Rows], open_classes: Sequence[str] = ()
-) -> Layout:
-    """The layout of a source, with the open classes taken out of all its parts: nothing may be trained, chosen or normalised
-    on them, so that all of their images are unseen. The remaining classes are numbered anew, in their order.
-
-    Args:
-        class_names: of all classes, by label.
-        labels: (N,) int64.
-        open_classes: names or numbers, as `DataConfig.open_classes`.
-
-    Raises:
-        InputError: as `open_labels` and `Layout`, or an open class without two images.
-    """
-    held_out = open_labels(source, class_names, open_classes)
-    if not held_out:
-        return Layout(source, class_names, labels, parts)
-    is_open = np.isin(labels, held_out)
-    counts = np.bincount(labels, minlength=len(class_names))
-    for label in held_out:
-        if counts[label] < 2:
-            raise InputError(
-                "open_classes", class_names[label], f"has {counts[label]} images", "An image is compared with another: give 2"
-            )
-    kept = [label for label in range(len(class_names)) if label not in held_out]
-    number = np.arange(len(class_names))
-    number[kept] = np.arange(len(kept))
-    return Layout(
-        source,
-        tuple(class_names[label] for label in kept),
-        np.where(is_open, labels, number[labels]),
-        {part: rows[~is_open[rows]] for part, rows in parts.items()},
-        {class_names[label]: label for label in held_out},
-        np.flatnonzero(is_open),
-    )
-
-
-def open_labels(source: str, class_names: tuple[str, ...], open_classes: Sequence[str]) -> list[int]:
-    """The labels that names or numbers of classes mean, sorted. A name goes before a number that is written alike.
-
-    Raises:
-        InputError: no such class, one named twice, or fewer than two classes left to train on.
-    """
-    labels: list[int] = []
-    for word in open_classes:
-        number = word.removesuffix(".0")  # KFP hands every number over as a float
-        if word in class_names:
-            label = class_names.index(word)
-        elif number in class_names:
-            label = class_names.index(number)
-        elif number.isdecimal() and int(number) < len(class_names):
-            label = int(number)
-        else:
-            near = get_close_matches(word, class_names, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
-            raise InputError(
-                "open_classes",
-                word,
-                f"is not a class of {source}",
-                f"{hint}Give names or numbers from 0 to {len(class_names) - 1}; the names are {shown}",
-            )
-        if label in labels:
-            raise InputError("open_classes", list(open_classes), f"names class {class_names[label]!r} twice", "Name each once")
-        labels.append(label)
-    if len(class_names) - len(labels) < 2 and labels:
-        left = len(class_names) - len(labels)
-        raise InputError("open_classes", list(open_classes), f"leaves {left} of {source}'s classes", "Leave two or more")
-    return sorted(labels)
-
-
-@dataclass(frozen=True)
 class Source:
     """A source that is open: its layout, and images whose rows the layout speaks of."""
 
@@ -156,39 +42,55 @@ class Source:
     images: Images
 
 
-class SourceKind(Protocol):
-    """One kind of source: its `config.dataset` is a name or an address of this kind."""
+class SourceKind(Plugin, ABC):
+    """One kind of source: `dataset` is a name or an address of this kind. `claims` says so by the text of `dataset`."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The data sets that it knows by name; of addresses, none."""
+    #: The data sets that it knows by name; of addresses, none.
+    names: ClassVar[tuple[str, ...]] = ()
 
-    def accepts(self, config: DataConfig) -> bool:
-        """Whether `config.dataset` is of this kind. The other methods are called only if it is.
+    @classmethod
+    def claims(cls, value: str) -> bool:
+        return value in cls.names
+
+    def require(self, dataset: str) -> None:
+        """Refuse, by its text alone, a data set that this kind cannot read, if it was chosen by its name.
 
         Raises:
-            InputError: an address that cannot be read.
+            InputError: it is of another kind.
         """
+        if self.names and dataset not in self.names:
+            raise InputError(
+                "dataset",
+                dataset,
+                f"is not one of source = {self.plugin_name}, which are {', '.join(self.names)}",
+                "Name one of these, or leave source = auto",
+            )
 
+    @abstractmethod
     def digest(self, config: DataConfig) -> str:
         """As `rco.data.sources.kinds.source_digest`."""
 
+    @abstractmethod
     def check(self, config: DataConfig) -> Info:
         """As `rco.data.sources.kinds.check_source`."""
 
+    @abstractmethod
     def open(self, config: DataConfig, scratch: Path) -> AbstractContextManager[Source]:
         """As `rco.data.sources.kinds.open_source`."""
 
 
+SOURCES: Registry[SourceKind] = Registry(
+    "source",
+    SourceKind,  # type: ignore[type-abstract]
+    package="rco.data.sources",
+    helpers=("base", "class_folders", "csv_rows", "kinds", "layout", "places", "published_files", "unpack"),
+    group="rco.sources",
+    follows="dataset",
+    otherwise="folder",
+)
+
+
 def resized(shape: Shape, config: DataConfig) -> Shape:
+    """The shape (C, H, W) that an image of this shape is brought to."""
     channels, height, width = shape
     return channels, config.image_size or height, config.image_size or width
-
-
-@contextmanager
-def as_dataset() -> Iterator[None]:
-    """Complaints about an address become complaints about the setting it came from."""
-    try:
-        yield
-    except InputError as error:
-        raise (error.renamed("dataset") if error.parameter == "uri" else error) from None

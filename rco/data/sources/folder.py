@@ -1,131 +1,63 @@
-"""Image folders.
-
-Image folders, tars of one, and S3 addresses of either are laid out in one of two ways (one folder around it all is allowed):
-
-    train/CLASS/*.jpg, test/CLASS/*.jpg     and, if you like, val/CLASS/*.jpg. A val/ without a test/ (as ImageNet is handed
-                                            out) is the test part: validation images are then held out from train/
-    CLASS/*.jpg                             validation and test part are held out
-
-Other files, and names that begin with a dot, are passed over.
-"""
+"""Local image folders: classes are folders (`class_folders`)."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-
-import numpy as np
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
-from rco.core.storage.addresses import is_remote, local_path
-from rco.core.storage.contents import fingerprint
-from rco.core.storage.local import list_files
-from rco.data.config import DataConfig
-from rco.data.dataset import PARTS
-from rco.data.images import SUFFIXES, FileImages, Rows, Shape, header
-from rco.data.sources.base import Info, Layout, Source, as_dataset, laid_out, resized
+from rco.core.storage.addresses import local_path
+from rco.data.sources.base import SOURCES, Info, Source, SourceKind
+from rco.data.sources.places import as_dataset, not_remote, not_there
+
+if TYPE_CHECKING:
+    from rco.data.config import DataConfig
 
 
-class Folder:
-    """A local image folder."""
+@SOURCES.register("folder")
+@dataclass(frozen=True, kw_only=True)
+class Folder(SourceKind):
+    """A local image folder; it takes what no other kind claims."""
 
-    names = ()
+    summary: ClassVar[str] = "an image folder"
 
-    def accepts(self, config: DataConfig) -> bool:
-        with as_dataset():
-            return not is_remote(config.dataset) and local_path(config.dataset).is_dir()
+    def require(self, dataset: str) -> None:
+        not_remote(dataset, "folder")
 
     def digest(self, config: DataConfig) -> str:
         """See `rco.core.storage.contents.fingerprint`."""
+        from rco.core.storage.contents import fingerprint
+
+        _existing(config.dataset)
         with as_dataset():
             return fingerprint(config.dataset)
 
     def check(self, config: DataConfig) -> Info:
+        from rco.core.storage.local import list_files
+        from rco.data.images import header
+        from rco.data.sources.class_folders import info_of, lay_out
+
+        folder = _existing(config.dataset)
         with as_dataset():
-            folder = local_path(config.dataset)
             layout, paths = lay_out(config.dataset, list_files(folder), config.open_classes)
             return info_of(layout, header(folder / paths[0]), config)
 
     @contextmanager
     def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
-        with as_dataset():
-            root = local_path(config.dataset)
-        yield files_source(config, root)
+        from rco.data.sources.class_folders import files_source
+
+        yield files_source(config, _existing(config.dataset))
 
 
-def files_source(config: DataConfig, root: Path) -> Source:
-    """The source whose image files lie in class folders below `root`."""
+def _existing(dataset: str) -> Path:
     with as_dataset():
-        layout, paths = lay_out(config.dataset, list_files(root), config.open_classes)
-    return Source(layout, FileImages.of(root, paths, config.image_size))
-
-
-def info_of(layout: Layout, shape: Shape, config: DataConfig) -> Info:
-    """What is known of a layout whose first image has this shape, (C, H, W)."""
-    counts = {part: len(rows) for part, rows in layout.parts.items()}
-    return Info(len(layout.class_names), layout.class_names, resized(shape, config), counts)
-
-
-def lay_out(source: str, names: Iterable[str], open_classes: Sequence[str] = ()) -> tuple[Layout, list[str]]:
-    """Tell classes and parts from the relative paths of files alone.
-
-    Args:
-        open_classes: see `laid_out`.
-
-    Returns:
-        the layout, and the paths that its rows stand for.
-
-    Raises:
-        InputError: no images in class folders, parts with different classes, or as `laid_out`.
-    """
-    paths = sorted(PurePosixPath(name).parts for name in names if is_image(name))
-    if not paths:
-        raise InputError(
-            "dataset", source, f"holds no images ({', '.join(SUFFIXES)})", "Put them into one folder for each class"
-        )
-    depth = 0
-    while len({p[depth] for p in paths}) == 1 and paths[0][depth] not in PARTS and min(len(p) for p in paths) > depth + 2:
-        depth += 1
-    split = any(p[depth] == "train" and len(p) > depth + 2 for p in paths)
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # part -> class -> paths
-    for path in paths:
-        *folders, _ = path[depth:]
-        if not split and folders:
-            found["train"][folders[0]].append("/".join(path))
-        elif split and len(folders) > 1 and folders[0] in PARTS:
-            found[folders[0]][folders[1]].append("/".join(path))
-    if not found:
-        raise InputError("dataset", source, "has images, but not in class folders", "Put them into one folder for each class")
-    if not split and set(found["train"]) <= set(PARTS):
-        raise InputError(
-            "dataset", source, "has no train/CLASS folders", "Lay it out as train/CLASS/*, test/CLASS/* or CLASS/*"
-        )
-    if "val" in found and "test" not in found:
-        found["test"] = found.pop("val")
-    for part, classes in found.items():
-        if odd := sorted(set(classes) ^ set(found["train"])):
-            raise InputError(
-                "dataset",
-                source,
-                f"train and {part} differ in their classes: {', '.join(odd[:5])}",
-                "Give every part all classes",
-            )
-    names_of_classes = tuple(sorted(found["train"]))
-    for name in names_of_classes:
-        if not name.isprintable():  # it goes into logs, tables and pictures
-            raise InputError("dataset", source, f"has a class folder whose name is not plain text: {name!r}", "Rename it")
-    ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
-    for part, classes in found.items():
-        start = len(ordered)
-        for label, name in enumerate(names_of_classes):
-            ordered += classes[name]
-            labels += [label] * len(classes[name])
-        parts[part] = np.arange(start, len(ordered))
-    return laid_out(source, names_of_classes, np.array(labels, np.int64), parts, open_classes), ordered
-
-
-def is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+        path = local_path(dataset)
+    if path.is_file():
+        problem = "is a file, but not a tar or a CSV file by its name"
+        raise InputError("dataset", dataset, problem, "Give a folder, or say what the file is: source = tar or source = csv")
+    if not path.is_dir():
+        raise not_there(dataset)
+    return path

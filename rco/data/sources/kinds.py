@@ -1,23 +1,12 @@
-"""The kinds of source there are: which of them a data set is, and what it holds."""
+"""What a data set holds, whatever its kind of source."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from difflib import get_close_matches
 from pathlib import Path
 
-from rco.core.errors import InputError
-from rco.core.storage.addresses import local_path
 from rco.data.config import DataConfig
-from rco.data.sources.base import Info, Source, SourceKind, as_dataset
-from rco.data.sources.digits import Digits
-from rco.data.sources.folder import Folder
-from rco.data.sources.published import PublishedFiles
-from rco.data.sources.remote import Remote
-from rco.data.sources.tar import TARS, Tar
-
-# Asked in this order.
-_KINDS: tuple[SourceKind, ...] = (Digits(), PublishedFiles(), Remote(), Tar(), Folder())
+from rco.data.sources.base import Info, Source
 
 
 def source_digest(config: DataConfig) -> str:
@@ -29,7 +18,7 @@ def source_digest(config: DataConfig) -> str:
     Raises:
         InputError: there is no such source, or it cannot be downloaded.
     """
-    return _kind_of(config).digest(config)
+    return config.source.digest(config)
 
 
 def check_source(config: DataConfig) -> Info:
@@ -40,7 +29,7 @@ def check_source(config: DataConfig) -> Info:
     Raises:
         InputError: no such source, missing files, no images, a bad layout, or a class too small to be split.
     """
-    return _kind_of(config).check(config)
+    return config.source.check(config)
 
 
 def open_source(config: DataConfig, scratch: Path) -> AbstractContextManager[Source]:
@@ -52,25 +41,4 @@ def open_source(config: DataConfig, scratch: Path) -> AbstractContextManager[Sou
     Raises:
         InputError: as `check_source`, a download that fails, or files that cannot be read.
     """
-    return _kind_of(config).open(config, scratch)
-
-
-def _kind_of(config: DataConfig) -> SourceKind:
-    for kind in _KINDS:
-        if kind.accepts(config):
-            return kind
-    name = config.dataset
-    with as_dataset():
-        path = local_path(name)
-    if path.is_file():
-        raise InputError(
-            "dataset", name, "is a file, but not a tar", f"Give a folder, or a file that ends in {', '.join(TARS)}"
-        )
-    names = tuple(name for kind in _KINDS for name in kind.names)
-    near = get_close_matches(name.lower(), names, n=1)
-    raise InputError(
-        "dataset",
-        name,
-        "is neither a known data set nor an existing folder or tar",
-        (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(names)}; else give a path or an s3:// address",
-    )
+    return config.source.open(config, scratch)

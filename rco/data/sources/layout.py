@@ -1,0 +1,165 @@
+"""Which classes and parts a source has, and the open classes that are taken out of all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import numpy as np
+
+from rco.core.errors import InputError
+from rco.data.dataset import PARTS
+from rco.data.images import Rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which classes a source has, and which images.
+
+    Args:
+        source: its name, for messages.
+        class_names: the K classes, by label.
+        labels: (N,) int64: 0..K-1 in the parts; of open rows the source's own.
+        parts: rows of each part that the source itself tells apart; "train" always, "val" and "test" if it has them.
+        open_classes: name -> label of the classes that are held out whole; see `laid_out`.
+        open_rows: their rows, whichever part the source has them in.
+
+    Raises:
+        InputError: fewer than two classes, or a class with too few images to be in every part.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    labels: Rows
+    parts: dict[str, Rows]
+    open_classes: dict[str, int] = field(default_factory=dict)
+    open_rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise InputError(
+                "dataset",
+                self.source,
+                f"has one class only ({', '.join(self.class_names)})",
+                "Classification needs two or more",
+            )
+        # Parts that are missing are held out from the training part.
+        needed = 1 + len(set(PARTS) - set(self.parts))
+        counts = np.bincount(self.labels[self.parts["train"]], minlength=len(self.class_names))
+        if counts.min() < needed:
+            raise InputError(
+                "dataset",
+                self.source,
+                f"class {self.class_names[counts.argmin()]!r} has {counts.min()} images to be trained on or held out",
+                f"Each of the parts needs one of every class: give it {needed} or more, or leave the class out",
+            )
+
+
+def laid_out(
+    source: str, class_names: tuple[str, ...], labels: Rows, parts: dict[str, Rows], open_classes: Sequence[str] = ()
+) -> Layout:
+    """The layout of a source, with the open classes taken out of all its parts: nothing may be trained, chosen or normalised
+    on them, so that all of their images are unseen. The remaining classes are numbered anew, in their order.
+
+    Args:
+        class_names: of all classes, by label.
+        labels: (N,) int64.
+        open_classes: names or numbers, as `DataConfig.open_classes`.
+
+    Raises:
+        InputError: as `open_labels` and `Layout`, or an open class without two images.
+    """
+    held_out = open_labels(source, class_names, open_classes)
+    if not held_out:
+        return Layout(source, class_names, labels, parts)
+    is_open = np.isin(labels, held_out)
+    counts = np.bincount(labels, minlength=len(class_names))
+    for label in held_out:
+        if counts[label] < 2:
+            raise InputError(
+                "open_classes", class_names[label], f"has {counts[label]} images", "An image is compared with another: give 2"
+            )
+    kept = [label for label in range(len(class_names)) if label not in held_out]
+    number = np.arange(len(class_names))
+    number[kept] = np.arange(len(kept))
+    return Layout(
+        source,
+        tuple(class_names[label] for label in kept),
+        np.where(is_open, labels, number[labels]),
+        {part: rows[~is_open[rows]] for part, rows in parts.items()},
+        {class_names[label]: label for label in held_out},
+        np.flatnonzero(is_open),
+    )
+
+
+def open_labels(source: str, class_names: tuple[str, ...], open_classes: Sequence[str]) -> list[int]:
+    """The labels that names or numbers of classes mean, sorted. A name goes before a number that is written alike.
+
+    Raises:
+        InputError: no such class, one named twice, or fewer than two classes left to train on.
+    """
+    labels: list[int] = []
+    for word in open_classes:
+        number = word.removesuffix(".0")  # KFP hands every number over as a float
+        if word in class_names:
+            label = class_names.index(word)
+        elif number in class_names:
+            label = class_names.index(number)
+        elif number.isdecimal() and int(number) < len(class_names):
+            label = int(number)
+        else:
+            near = get_close_matches(word, class_names, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+            raise InputError(
+                "open_classes",
+                word,
+                f"is not a class of {source}",
+                f"{hint}Give names or numbers from 0 to {len(class_names) - 1}; the names are {shown}",
+            )
+        if label in labels:
+            raise InputError("open_classes", list(open_classes), f"names class {class_names[label]!r} twice", "Name each once")
+        labels.append(label)
+    if len(class_names) - len(labels) < 2 and labels:
+        left = len(class_names) - len(labels)
+        raise InputError("open_classes", list(open_classes), f"leaves {left} of {source}'s classes", "Leave two or more")
+    return sorted(labels)
+
+
+def laid_out_files(
+    source: str, found: Mapping[str, Mapping[str, Sequence[str]]], open_classes: Sequence[str] = ()
+) -> tuple[Layout, list[str]]:
+    """The layout of image files: classes in the order of their names. A "val" without a "test" (as ImageNet is handed out) is
+    the test part: validation images are then held out from the training part.
+
+    Args:
+        found: part -> class -> paths; "train" is among the parts.
+        open_classes: see `laid_out`.
+
+    Returns:
+        the layout, and the paths that its rows stand for.
+
+    Raises:
+        InputError: parts with different classes, or as `laid_out`.
+    """
+    found = dict(found)
+    if "val" in found and "test" not in found:
+        found["test"] = found.pop("val")
+    for part, classes in found.items():
+        if odd := sorted(set(classes) ^ set(found["train"])):
+            raise InputError(
+                "dataset",
+                source,
+                f"train and {part} differ in their classes: {', '.join(odd[:5])}",
+                "Give every part all classes",
+            )
+    class_names = tuple(sorted(found["train"]))
+    ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
+    for part, classes in found.items():
+        start = len(ordered)
+        for label, name in enumerate(class_names):
+            ordered += classes[name]
+            labels += [label] * len(classes[name])
+        parts[part] = np.arange(start, len(ordered))
+    return laid_out(source, class_names, np.array(labels, np.int64), parts, open_classes), ordered
