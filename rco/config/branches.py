@@ -32,6 +32,7 @@ from rco.config.kinds import (
 from rco.config.parameters import PARAMETERS, RunConfig, chosen_plugin, read_group, read_value
 from rco.core.errors import InputError, UnusedError, choice
 from rco.models.config import ModelConfig
+from rco.objectives.base import OBJECTIVES
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.base import STRATEGIES
 from rco.training.config import TrainConfig
@@ -277,7 +278,7 @@ def _table_order(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any
 
 def _changes_result(kind: str, name: str, chosen: Mapping[str, Any]) -> bool:
     """Whether a parameter changes what a branch computes. A plug-in reads its own parameters alone, a baseline's anchor is
-    fixed, and where labels alone teach, of an objective's parameters only the labels' weight is read.
+    fixed, and where labels alone teach, nothing is read that concerns an anchor's answers.
 
     Args:
         kind: of the branch, or of the one whose stages it repeats.
@@ -289,7 +290,20 @@ def _changes_result(kind: str, name: str, chosen: Mapping[str, Any]) -> bool:
         return False
     if p.chooser and chosen_plugin(p.chooser, {**chosen, **KINDS[kind]}) not in p.owners:
         return False
-    return kind != "scratch" or p.group != "objective" or name == "label_weight"
+    if kind == "scratch":
+        return p.group != "objective" or name == "label_weight"
+    concerns_answers = p.group == "objective" and (bool(p.chooser) or name == "views")
+    return not (concerns_answers and _labels_alone(chosen))
+
+
+def _labels_alone(chosen: Mapping[str, Any]) -> bool:
+    """Whether flat parameters let nothing be mimicked; what cannot be read is for their configuration to refuse."""
+    try:
+        weight = ObjectiveConfig(lam=str(chosen["lam"])).lambda_
+    except InputError:
+        return False
+    name = str(chosen["objective"])
+    return weight == 0 and name in OBJECTIVES.names and not OBJECTIVES[name].mimics_without_lambda
 
 
 def _distinctions(

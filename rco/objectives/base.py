@@ -56,9 +56,12 @@ class Objective(Plugin, ABC):
             InputError: they cannot.
         """
 
+    #: Whether something is mimicked even with lambda = 0.
+    mimics_without_lambda: ClassVar[bool] = False
+
     def needs_anchor(self, weights: Weights) -> bool:
-        """Whether anything is mimicked: with lambda = 0 only the labels supervise."""
-        return weights.lambda_ > 0
+        """Whether anything is mimicked: else only the labels supervise."""
+        return weights.lambda_ > 0 or self.mimics_without_lambda
 
     def taps(self, student: nn.Module, anchor: nn.Module) -> Taps:
         """The modules of both networks whose features it compares."""
@@ -99,6 +102,7 @@ class TappedObjective(Objective):
     """An objective that compares what one module of each network yields, by name; with lambda = 0, that alone."""
 
     needs_features: ClassVar[bool] = True
+    mimics_without_lambda: ClassVar[bool] = True
 
     student_tap: str = setting("", f"module of the student whose features are compared, {_TAP}")
     teacher_tap: str = setting("", f"module of the teacher whose features are compared, {_TAP}")
@@ -112,9 +116,6 @@ class TappedObjective(Objective):
                     f"is empty, but the objective is {self.plugin_name}",
                     "Name a module of the network, such as stage2 or layer2",
                 )
-
-    def needs_anchor(self, weights: Weights) -> bool:
-        return True
 
     def taps(self, student: nn.Module, anchor: nn.Module) -> Taps:
         from rco.models.taps import Taps

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
-from rco.core.errors import InputError
+from rco.core.errors import InputError, UnusedError
 from rco.core.plugins import Settings, plugin_setting
 from rco.core.settings import at_least, positive, setting
 from rco.objectives.base import OBJECTIVES, Objective
@@ -54,11 +55,22 @@ class ObjectiveConfig(Settings):
                 f"keeps logits, but objective = {self.objective.plugin_name} needs features",
                 "Use 0, or another objective",
             )
+        if not self.needs_anchor:
+            self._refuse_unread()
         self.objective.check(self)
         if self.label_weight == 0 and not self.needs_anchor:
             raise InputError(
                 "label_weight", self.label_weight, "leaves nothing to learn from, as lam is 0 too", "Set one of them above 0"
             )
+
+    def _refuse_unread(self) -> None:
+        """Raise UnusedError for what concerns an anchor, where none is asked; a default may be there unasked."""
+        named = {f.name: (getattr(self.objective, f.name), f.default) for f in fields(cast("Any", self.objective))}
+        for name, (value, default) in ({"views": (self.views, 0)} | named).items():
+            if value != default:
+                raise UnusedError(
+                    name, value, f"means nothing with lam = {self.lam}: no anchor is asked", "Leave it out, or set lam above 0"
+                )
 
     def require_logits_alone(self, anchors: int) -> None:
         """Refuse several anchors for one stage if more of them is compared than the logits, of which alone there is a mean.

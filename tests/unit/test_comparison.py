@@ -127,6 +127,10 @@ class TestBranches:
             *("kd objective=dkd", "greedy objective=dkd"),
         ]
 
+    def test_where_no_anchor_is_asked_its_views_multiply_nothing(self) -> None:
+        branches = make_branches({}, ["kd", "scratch"], grid={"lam": ["0", "16"], "views": [2, 4]})
+        assert [branch.name for branch in branches] == ["scratch", "kd lam=0", "kd lam=16 views=2", "kd lam=16 views=4"]
+
     def test_restarts_follow_the_branch_that_is_named(self) -> None:
         branches = {b.name: b for b in make_branches({"n_anchors": 3}, restart_like="lr-decay")}
         like = branches["kd-restart"].like

@@ -104,6 +104,15 @@ def test_the_training_of_a_teacher_that_is_there_is_refused(name: str, value: An
     )
 
 
+def test_what_concerns_an_anchor_is_refused_where_none_is_asked() -> None:
+    with pytest.raises(UnusedError, match=r"views = 4: means nothing with lam = 0: no anchor is asked. Leave it out"):
+        RunConfig.from_flat({"lam": "0", "views": 4})
+    with pytest.raises(UnusedError, match=r"dkd_beta = 2.0: means nothing with lam = 0.0"):
+        RunConfig.from_flat({"lam": "0.0", "objective": "dkd", "dkd_beta": 2})
+    hint = {"objective": "hint", "student_tap": "2", "teacher_tap": "2"}
+    assert RunConfig.from_flat({"lam": "0", **hint, "hint_weight": 3}).objective.needs_anchor
+
+
 def test_a_champions_margin_where_none_is_registered_is_refused() -> None:
     with pytest.raises(UnusedError, match=r"champion_margin = 0.1: means nothing where no student is registered"):
         RunConfig.from_flat({"registered_model": "", "champion_margin": 0.1})
