@@ -17,7 +17,7 @@ def distill_students(
     """Train the student of every seed through the stages of one step.
 
     Args:
-        settings: rco.tasks.settings.BranchSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.BranchSettings.
         selection: of this step's select_anchors.
         dataset: of prepare_data.
         anchors: of this step's select_anchors.

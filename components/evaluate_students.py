@@ -16,7 +16,7 @@ def evaluate_students(
     """Measure the students and the converged teacher on the test part, which no other task touches.
 
     Args:
-        settings: rco.tasks.settings.MeasureSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.MeasureSettings.
         dataset: of prepare_data.
         students: of the last step.
         anchors: of the last step: they hold the converged teacher.

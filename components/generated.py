@@ -1,4 +1,4 @@
-"""Components whose parameters follow from a registry, so that no list of parameters is copied by hand.
+"""Components whose parameters follow from a registry, or from what a pipeline is compiled for: no list is copied by hand.
 
 KFP reads a component's interface from a function's signature and its code from the function's source text. So we write the
 text, let `linecache` have it as if it were a file, and execute it: types and quotes survive, compiled and locally.
@@ -6,15 +6,17 @@ text, let `linecache` have it as if it were a file, and execute it: types and qu
 
 from __future__ import annotations
 
+import hashlib
 import linecache
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kfp import dsl
 from kfp.dsl import base_component
 
-from components.component import component
+from components.component import TaskClass, component
 
-_TEXT = '''def {name}(
+_CHECK = '''def {name}(
 {parameters}
 ) -> NamedTuple("Checked", [{outputs}]):
     """{doc}"""
@@ -24,18 +26,34 @@ _TEXT = '''def {name}(
 
     from rco.tasks.{module} import {name}
 
-    settings = {name}(parameters, {own})
+    settings = {name}({given})
     return namedtuple("Checked", settings)(**settings)
 '''
+
+
+def component_of(text: str, name: str, task_class: TaskClass, *, cached: bool = True) -> base_component.BaseComponent:
+    """The component of a function that is given as source text.
+
+    Args:
+        text: it may use `dsl` and `NamedTuple`.
+        name: of the function.
+        task_class, cached: as for `components.component.component`.
+    """
+    file = f"<component {name} {hashlib.sha256(text.encode()).hexdigest()[:12]}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    scope: dict[str, Any] = {"NamedTuple": NamedTuple, "dsl": dsl, "__name__": __name__}
+    exec(compile(text, file, "exec", dont_inherit=True), scope)
+    return component(task_class, cached=cached)(scope[name])
 
 
 def check_component(
     name: str,
     *,
     module: str,
-    own: Mapping[str, type],
+    own: Mapping[str, type] = {},
     constants: Mapping[str, Any],
     parameters: Mapping[str, type],
+    fixed: Mapping[str, Any] = {},
     outputs: Sequence[str],
     doc: str,
 ) -> base_component.BaseComponent:
@@ -45,21 +63,19 @@ def check_component(
         own: parameters that are the pipeline's, not the user's: name -> type.
         constants: what is known when the pipeline is compiled; JSON-ready.
         parameters: flat parameters: name -> type.
+        fixed: flat parameters that the pipeline is compiled with: name -> value, JSON-ready.
         outputs: of the task, each a dict of settings.
         doc: the first line is what the UI shows.
     """
     signature = {**own, **parameters}
-    given = [f"{p}=parameters.pop({p!r})" for p in own] + [f"{p}={value!r}" for p, value in constants.items()]
-    text = _TEXT.format(
+    given = ["parameters" + "".join(f" | {{{p!r}: {value!r}}}" for p, value in fixed.items())]
+    given += [f"{p}=parameters.pop({p!r})" for p in own] + [f"{p}={value!r}" for p, value in constants.items()]
+    text = _CHECK.format(
         name=name,
         module=module,
         parameters="\n".join(f"    {p}: {kind.__name__}," for p, kind in signature.items()),
         outputs=", ".join(f"({output!r}, dict)" for output in outputs),
         doc=doc,
-        own=", ".join(given),
+        given=", ".join(given),
     )
-    file = f"<component {name}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    scope: dict[str, Any] = {"NamedTuple": NamedTuple, "__name__": __name__}
-    exec(compile(text, file, "exec", dont_inherit=True), scope)
-    return component("check", cached=False)(scope[name])
+    return component_of(text, name, "check", cached=False)

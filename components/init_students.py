@@ -10,7 +10,7 @@ def init_students(settings: dict, dataset: dsl.Input[dsl.Dataset], students: dsl
     """Make the initial student of every seed.
 
     Args:
-        settings: rco.tasks.settings.StudentsSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.StudentsSettings.
         dataset: of prepare_data.
         students: of each seed a folder: initial weights, and their logits on the probe samples.
     """

@@ -17,7 +17,7 @@ def select_anchors(
     """Choose the next anchors with the students that will learn from them, and hand out those checkpoints.
 
     Args:
-        settings: rco.tasks.settings.ChoiceSettings; empty where no branch uses this slot.
+        settings: rco.tasks.settings.ChoiceSettings.
         previous: the selection of the step before; empty in the first.
         route: of train_teacher.
         route_index: of train_teacher.

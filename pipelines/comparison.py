@@ -1,18 +1,17 @@
 """The comparison: one teacher, its route, and branches that train the same students from it, side by side.
 
-    check_comparison -> prepare_data -> train_teacher -> branch 1 ... branch K -> report_comparison
+    check_comparison -> prepare_data -> train_teacher -> branch A, branch B, ... -> report_comparison
     a branch: init_students -> [select_anchors -> distill_students] x steps -> evaluate_students
 
 A task trains all seeds of its branch. Anchors that are known before the first stage are one step; the greedy search
-looks at the student after every stage, so each of its stages is a step. Branches are slots, unrolled by a factory, because
-a pipeline's shape is fixed when it is compiled; which branch takes which slot is decided when it runs, and a slot that is
-left over does nothing.
+looks at the student after every stage, so each of its stages is a step. Branches are unrolled by a factory, because a
+pipeline's shape is fixed when it is compiled; all else is a run-time parameter. A step that a search does not need hands its
+students on.
 prepare_data and train_teacher are those of `pipelines.rco`, with the same settings: they share its cache.
 """
 
 import contextlib
 import inspect
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -29,12 +28,11 @@ from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
 from pipelines.cluster.placement import Cluster, place_locally
 from pipelines.rco import Place
-from rco.config.kinds import DEFAULTS, MOST, OPTIONS, SHARED
+from rco.config.branches import Shape
+from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
 
 NAME = "route-constrained-optimization-comparison"
-#: Room for the standard branches, and stages enough for their defaults.
-DEFAULT_SLOTS = (1, 1, 1, 1, 1, 4)
 
 
 class Outputs(NamedTuple):
@@ -49,12 +47,11 @@ class Branch(NamedTuple):
     evaluation: dsl.Artifact
 
 
-def make_branch(number: int, steps: int, *, place: Place) -> base_component.BaseComponent:
-    """One slot as a pipeline of its own, so that the UI shows it as one node that opens.
+def make_branch(key: str, label: str, steps: int, *, place: Place) -> base_component.BaseComponent:
+    """One branch as a pipeline of its own, so that the UI shows it as one node that opens.
 
     Args:
-        number: from 1.
-        steps: how many times an anchor can be chosen.
+        key, label, steps: as in `rco.config.branches.Shape`.
         place: applied to every task.
     """
 
@@ -83,47 +80,43 @@ def make_branch(number: int, steps: int, *, place: Place) -> base_component.Base
         measured = evaluate_students(settings=measure_settings, dataset=dataset, students=students, anchors=anchors)
         return Branch(evaluation=place(measured).outputs["evaluation"])
 
-    described = "all stages of one branch" if steps == 1 else f"a branch of up to {steps} greedy stages"
-    return dsl.pipeline(name=f"branch-{number}", description=f"Slot {number}: {described}")(branch)
+    described = "all stages in one step" if steps == 1 else f"up to {steps} stages, each with an anchor chosen for the student"
+    return dsl.pipeline(name=f"branch-{label.replace('_', '-')}", description=f"Branch {key}: {described}")(branch)
 
 
-def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: Cluster | None = None) -> base_component.BaseComponent:
-    """The pipeline with room for so many branches.
+def make_comparison(shape: Shape, *, cluster: Cluster | None = None) -> base_component.BaseComponent:
+    """The pipeline of a comparison.
 
     Args:
-        slots: of each slot, how many steps it has: 1 serves every branch but a greedy one, which needs one per stage.
+        shape: its branches (`rco.tasks.comparison_preflight.shape_of`).
         cluster: as in `pipelines.rco.make_pipeline`.
-
-    Raises:
-        ValueError: no slots, too many, or one without a step.
     """
-    if not 1 <= len(slots) <= MOST or min(slots) < 1:
-        raise ValueError(f"slots = {list(slots)}: 1 to {MOST} slots of one step or more each are possible")
-
     place: Place = cluster.place if cluster else place_locally
-    branches = [make_branch(number, steps, place=place) for number, steps in enumerate(slots, start=1)]
+    branches = {label: make_branch(key, label, shape.steps[key], place=place) for key, label in shape.labels.items()}
+    check, report = check_comparison(shape), report_comparison(shape)
+    options = {name: option for name, option in OPTIONS.items() if name not in COMPILED}
 
     def pipeline(*arguments: Any) -> Any:
-        parameters = dict(zip([*OPTIONS, *SHARED], arguments, strict=True))
+        parameters = dict(zip([*options, *SHARED], arguments, strict=True))
         guard = dsl.ExitHandler(place(close_run())) if cluster else contextlib.nullcontext()
         with guard:
-            checked = place(check_comparison(slots=list(slots), **parameters))
+            checked = place(check(**parameters))
             settings = checked.outputs
             dataset = place(prepare_data(settings=settings["data"])).outputs["dataset"]
             teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))
             evaluations = {
-                f"slot_{number}": make(
-                    students_settings=settings[f"students_{number}"],
-                    choice_settings=settings[f"choice_{number}"],
-                    branch_settings=settings[f"branch_{number}"],
-                    measure_settings=settings[f"measure_{number}"],
+                f"evaluation_{label}": make(
+                    students_settings=settings[f"students_{label}"],
+                    choice_settings=settings[f"choice_{label}"],
+                    branch_settings=settings[f"branch_{label}"],
+                    measure_settings=settings[f"measure_{label}"],
                     route=teacher.outputs["route"],
                     route_index=teacher.outputs["route_index"],
                     dataset=dataset,
                 ).outputs["evaluation"]
-                for number, make in enumerate(branches, start=1)
+                for label, make in branches.items()
             }
-            reported = report_comparison(
+            reported = report(
                 settings=settings["filing"],
                 route=teacher.outputs["route"],
                 route_index=teacher.outputs["route_index"],
@@ -135,7 +128,7 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: Cluster | 
     # KFP reads a pipeline's parameters from its signature. The configuration is their one source, but for what follows from
     # the site's nodes.
     site = cluster.deployment.parameters if cluster else {}
-    known = [(name, option.kind, option.default, option.help) for name, option in OPTIONS.items()]
+    known = [(name, option.kind, option.default, option.help) for name, option in options.items()]
     defaults = {**{name: p.default for name, p in PARAMETERS.items()}, **DEFAULTS, **site}
     known += [(name, PARAMETERS[name].kind, defaults[name], PARAMETERS[name].help) for name in SHARED]
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -146,5 +139,5 @@ def make_comparison(slots: Sequence[int] = DEFAULT_SLOTS, *, cluster: Cluster | 
         return_annotation=inspect.Signature.empty if cluster else Outputs,
     )
     described = "\n".join(f"    {name}: {help}" for name, _, _, help in known)
-    pipeline.__doc__ = f"Compare ways to train one student from one teacher.\n\nArgs:\n{described}\n"
+    pipeline.__doc__ = f"Compare ways to train one student: {', '.join(shape.steps)}.\n\nArgs:\n{described}\n"
     return dsl.pipeline(name=NAME)(pipeline)

@@ -11,7 +11,9 @@ import click
 
 from pipelines.cli.options import comparison_option, gathered, no_cache_option, parameter_options, recipe_option
 from pipelines.cli.service import Target, cluster_errors, connect, target_options, upload_package, watch
-from pipelines.cli.submission import ComparisonOptions, Size, describe, in_seconds
+from pipelines.cli.submission import ComparisonOptions, describe, in_seconds
+from rco.config.branches import Comparison
+from rco.config.kinds import COMPILED
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 
@@ -22,54 +24,56 @@ deployment_option = click.option(
     metavar="FILE",
     help="what your cluster gives to tasks: GPU, memory, secrets (docs/deployment.md)  [runs anywhere, without a GPU]",
 )
-size_options = (
-    click.option(
-        "--max-stages",
-        type=click.IntRange(1),
-        default=None,
-        help="stages the pipeline has room for  [4, or what the run needs]",
-    ),
-    click.option("--slots", default="", metavar="A,B,...", help="of the comparison, as in `rco compile`"),
+max_stages_option = click.option(
+    "--max-stages",
+    type=click.IntRange(1),
+    default=None,
+    help="stages the pipeline has room for  [4, or what the run needs]",
 )
+grid_option = click.option("--grid", default=None, metavar="JSON", help='of a comparison: a sweep, as {"tau": [2, 4]}')
 wait_timeout_option = click.option(
     "--timeout", metavar="90m|12h|...", help="how long to wait at most; the run goes on  [as long as it takes]"
 )
 
 
 @click.command(name="compile")
-@gathered(
-    "size",
-    Size,
-    click.option(
-        "--max-stages",
-        type=click.IntRange(1),
-        default=None,
-        help="stages the pipeline has room for: the most anchors that a run may use  [4]",
-    ),
-    click.option(
-        "--slots",
-        default="",
-        metavar="A,B,...",
-        help="of the comparison: one number a branch, 1 for most, for a greedy one its stages  [1,1,1,1,1,4]",
-    ),
+@click.option(
+    "--max-stages",
+    type=click.IntRange(1),
+    default=None,
+    help="stages the pipelines have room for: the most anchors that a run, or a greedy branch, may use  [4]",
 )
+@comparison_option("branches")
+@grid_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/pipelines/rco.yaml"), show_default=True)
 @click.option(
     "--comparison", type=click.Path(path_type=Path), default=Path("build/pipelines/comparison.yaml"), show_default=True
 )
 @deployment_option
-def compile_command(size: Size, output: Path, comparison: Path, deployment: Path | None) -> None:
+def compile_command(
+    max_stages: int | None,
+    branches: str | None,
+    grid: str | None,
+    output: Path,
+    comparison: Path,
+    deployment: Path | None,
+) -> None:
     """Write both pipelines as YAML for Kubeflow Pipelines.
 
-    Their image is RCO_IMAGE, else the one that make build-images built, by digest if it has been pushed.
+    A comparison is compiled for its branches; all else is a parameter of both when they run. Their image is RCO_IMAGE, else the
+    one that make build-images built, by digest if it has been pushed.
     """
-    sizes = size.slots_given  # a typing error is refused before KFP is imported
+    # What is wrong is refused before KFP is imported.
+    options = ComparisonOptions(branches=branches, seeds=None, restart_like=None, grid=grid).given()
+    compared = Comparison.of(options)
     cluster = _cluster(deployment)
-    from pipelines.compile import compile_comparison, compile_rco
+    from pipelines.cluster.sizes import shape_for
+    from pipelines.compile import compile_to
+    from pipelines.rco import DEFAULT_STAGES
 
     click.echo(f"image: {cluster.image}")
-    click.echo(compile_rco(output, size.stages, cluster))
-    click.echo(compile_comparison(comparison, sizes or size.default_slots, cluster))
+    click.echo(compile_to(output, max_stages or DEFAULT_STAGES, cluster))
+    click.echo(compile_to(comparison, shape_for(compared, max_stages, run=False), cluster))
 
 
 def _cluster(deployment: Path | None) -> Any:
@@ -91,7 +95,7 @@ def _cluster(deployment: Path | None) -> Any:
 @click.option("--service-account", default="", help="of Kubernetes, for the run's pods  [KFP's]")
 @click.option("--pipeline-root", default="", help="where KFP keeps the run's artifacts, such as s3://bucket/prefix  [KFP's]")
 @deployment_option
-@gathered("size", Size, *size_options)
+@max_stages_option
 @no_cache_option
 @click.option("--wait/--no-wait", "waiting", default=True, show_default=True, help="watch the run to its end")
 @wait_timeout_option
@@ -102,7 +106,7 @@ def _cluster(deployment: Path | None) -> Any:
     comparison_option("branches"),
     comparison_option("seeds"),
     comparison_option("restart_like"),
-    click.option("--grid", default=None, metavar="JSON", help='of a comparison: a sweep, as {"tau": [2, 4]}'),
+    grid_option,
 )
 @recipe_option
 @parameter_options(PARAMETERS)
@@ -113,7 +117,7 @@ def submit(
     target: Target,
     name: str,
     deployment: Path | None,
-    size: Size,
+    max_stages: int | None,
     no_cache: bool,
     waiting: bool,
     timeout: str | None,
@@ -133,12 +137,12 @@ def submit(
     """
     options = comparison.given()
     seconds = in_seconds(timeout)  # before anything is compiled
-    if package and (deployment or size.max_stages or size.slots):
-        given = "deployment" if deployment else "max_stages" if size.max_stages else "slots"
-        value = deployment or size.max_stages or size.slots
-        raise InputError(given, value, "changes nothing about a package", "Leave --package out")
+    compiled_with = {"deployment": deployment, "max_stages": max_stages, **{name: options.get(name) for name in COMPILED}}
+    if package and (given := {name: value for name, value in compiled_with.items() if value}):
+        name, value = next(iter(given.items()))
+        raise InputError(name, value, "changes nothing about a package", "Leave --package out")
     several = pipeline == "comparison"
-    wanted = describe(several, recipe, flags, options, size)
+    wanted = describe(several, recipe, flags, options, max_stages)
 
     from pipelines.cluster.package import Package, compile_package, uncached
     from pipelines.cluster.submit import Request, run_name, shown
@@ -151,7 +155,7 @@ def submit(
             compiled = Package.read(package)
             compiled = uncached(compiled, Path(scratch)) if no_cache else compiled
         else:
-            compiled = compile_package(several, wanted.size, Path(scratch), _cluster(deployment), cache=not no_cache)
+            compiled = compile_package(wanted.size, Path(scratch), _cluster(deployment), cache=not no_cache)
         compiled.check(wanted.parameters)
         if dry_run:
             click.echo(shown(compiled, request, target.endpoint or "", target.namespace or ""))
@@ -181,23 +185,23 @@ def _start(package: Any, request: Any, target: Target, waiting: bool, seconds: f
 @click.argument("packages", nargs=-1, type=click.Path(path_type=Path))
 @gathered("target", Target, *target_options)
 @deployment_option
-@gathered("size", Size, *size_options)
-def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, size: Size) -> None:
+@max_stages_option
+def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, max_stages: int | None) -> None:
     """Upload pipelines to Kubeflow Pipelines without running them: PACKAGES, or both of ours, compiled now.
 
     Each becomes a version of the pipeline of its name, called by its sha256; what is there already is not sent again.
     """
     from pipelines.cluster.package import Package, compile_package
+    from pipelines.cluster.sizes import shape_for
+    from pipelines.rco import DEFAULT_STAGES
 
     with TemporaryDirectory() as scratch, cluster_errors():
         if packages:
             compiled = [Package.read(path) for path in packages]
         else:
             cluster = _cluster(deployment)
-            compiled = [
-                compile_package(False, [size.stages], Path(scratch), cluster),
-                compile_package(True, size.slots_given or size.default_slots, Path(scratch), cluster),
-            ]
+            sizes = (max_stages or DEFAULT_STAGES, shape_for(Comparison.of({}), max_stages, run=False))
+            compiled = [compile_package(size, Path(scratch), cluster) for size in sizes]
         service = connect(target)
         for package in compiled:
             upload_package(service, package)

@@ -7,51 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipelines.cli.options import integers
 from pipelines.cli.recipes import merged_comparison, merged_parameters
-from rco.config.branches import Comparison
-from rco.config.kinds import MOST, NOT_SHARED
+from rco.config.branches import Comparison, Shape
+from rco.config.kinds import COMPILED, NOT_SHARED
 from rco.config.parameters import PARAMETERS, RunConfig, read_value
 from rco.core.errors import InputError
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a pipeline is to be compiled, as the user has given it.
-
-    Attributes:
-        max_stages: None: the default number, or what a run needs.
-        slots: of a comparison, "1,1,4"; empty: likewise.
-    """
-
-    max_stages: int | None
-    slots: str
-
-    @property
-    def stages(self) -> int:
-        """Stages of a run's pipeline."""
-        from pipelines.rco import DEFAULT_STAGES
-
-        return self.max_stages or DEFAULT_STAGES
-
-    @property
-    def default_slots(self) -> list[int]:
-        """Slots of a comparison's pipeline, where none are given."""
-        from pipelines.comparison import DEFAULT_SLOTS
-
-        return [*DEFAULT_SLOTS[:-1], self.max_stages or DEFAULT_SLOTS[-1]]
-
-    @property
-    def slots_given(self) -> list[int]:
-        """The slots that are given; empty if none are.
-
-        Raises:
-            InputError: they are not numbers, or too many or too small ones.
-        """
-        sizes = integers("slots", self.slots)
-        if sizes and (min(sizes) < 1 or len(sizes) > MOST):
-            raise InputError("slots", self.slots, f"are not 1 to {MOST} numbers, 1 or more", "Write them as 1,1,1,4")
-        return sizes
 
 
 @dataclass(frozen=True)
@@ -83,24 +43,27 @@ class Submission:
         parameters: those that were given, typed.
         experiment: name of the experiment.
         label: what the run is, for its name.
-        size: of the pipeline: one number for a run, one a slot for a comparison.
+        size: of the pipeline: of a run, the stages that it has room for; of a comparison, its branches.
     """
 
     parameters: dict[str, Any]
     experiment: str
     label: str
-    size: list[int]
+    size: int | Shape
 
 
 def describe(
-    comparison: bool, recipe: str | None, flags: Mapping[str, Any], options: Mapping[str, Any], size: Size
+    comparison: bool, recipe: str | None, flags: Mapping[str, Any], options: Mapping[str, Any], max_stages: int | None
 ) -> Submission:
     """The submission that flags, recipe and options mean.
+
+    Args:
+        max_stages: None: the default number, or what the run needs.
 
     Raises:
         InputError: parameters that cannot work, or that mean nothing in this pipeline.
     """
-    from pipelines.cluster.sizes import slots_for, stages_for
+    from pipelines.cluster.sizes import shape_for, stages_for
 
     if not comparison:
         if options:
@@ -113,7 +76,7 @@ def describe(
             parameters={name: read_value(name, value) for name, value in merged.items()},
             experiment=flat["experiment"],
             label=f"{flat['student']} {flat['strategy']}",
-            size=[stages_for(config, size.max_stages)],
+            size=stages_for(config, max_stages),
         )
     for name in NOT_SHARED:
         if name in flags:
@@ -122,10 +85,10 @@ def describe(
     wanted = Comparison.of(given)
     full = wanted.to_parameters()
     return Submission(
-        parameters={name: full[name] for name in given if name in full},
+        parameters={name: full[name] for name in given if name in full and name not in COMPILED},
         experiment=full.get("experiment", PARAMETERS["experiment"].default),
         label=f"comparison {full.get('student', PARAMETERS['student'].default)}",
-        size=slots_for(wanted, size.slots_given or None, size.max_stages),
+        size=shape_for(wanted, max_stages),
     )
 
 

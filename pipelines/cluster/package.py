@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.cluster.placement import Cluster
-from pipelines.compile import compile_comparison, compile_rco
+from pipelines.compile import compile_to
+from rco.config.branches import Shape
 from rco.core.errors import InputError
 
 LARGEST = 32 * 2**20  # bytes of a package that KFP takes
@@ -109,20 +110,16 @@ class Package:
                 raise InputError(name, value, f"is not of the type that the package has ({kind})", "Compile the package anew")
 
 
-def compile_package(
-    comparison: bool, size: Sequence[int], folder: Path, cluster: Cluster | None = None, *, cache: bool = True
-) -> Package:
+def compile_package(size: int | Shape, folder: Path, cluster: Cluster | None = None, *, cache: bool = True) -> Package:
     """Compile a pipeline.
 
     Args:
-        size: of a run, the stages that it has room for; of a comparison, its slots.
+        size: of a run, the stages that it has room for; of a comparison, its branches.
         cluster: that it is for.
         cache: let tasks that have not changed be taken from KFP's cache.
     """
-    if comparison:
-        package = Package.read(compile_comparison(folder / "comparison.yaml", size, cluster))
-    else:
-        package = Package.read(compile_rco(folder / "rco.yaml", size[0], cluster))
+    name = "comparison.yaml" if isinstance(size, Shape) else "rco.yaml"
+    package = Package.read(compile_to(folder / name, size, cluster))
     return package if cache else uncached(package, folder)
 
 

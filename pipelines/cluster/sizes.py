@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rco.config.branches import Comparison
+from rco.config.branches import Comparison, Shape
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 
@@ -29,28 +27,30 @@ def stages_for(config: RunConfig, given: int | None = None) -> int:
     return given or max(DEFAULT_STAGES, needed)
 
 
-def slots_for(comparison: Comparison, given: Sequence[int] | None = None, max_stages: int | None = None) -> list[int]:
-    """Slots that a pipeline for this comparison needs: the default ones, where they are enough.
+def shape_for(comparison: Comparison, max_stages: int | None = None, *, run: bool = True) -> Shape:
+    """What a pipeline for this comparison is compiled for: branches that choose before every stage have room for the default
+    number, so that most comparisons of these branches share a package, or for more.
+
+    A route that exists is not looked at: it may lie where only the cluster reaches it.
 
     Args:
-        given: what the user wants them to be.
-        max_stages: that the greedy branch of the default ones has.
+        max_stages: what the user wants it to be.
+        run: whether this very comparison is to be run; else the package is for other parameters as well.
 
     Raises:
         InputError: as for `stages_for`; it names the branch.
     """
-    from pipelines.comparison import DEFAULT_SLOTS
-    from rco.config.branches import assign
+    from pipelines.rco import DEFAULT_STAGES
+    from rco.strategies.base import Adaptive
     from rco.tasks.comparison_preflight import steps_needed
 
-    usual = list(given or [*DEFAULT_SLOTS[:-1], max_stages or DEFAULT_SLOTS[-1]])
-    if comparison.branches[0].config.route.route:
-        return usual
-    needs = steps_needed(comparison.branches)
-    try:
-        assign(needs, usual)
-    except InputError:
-        if given or max_stages:
-            raise
-        return list(needs.values())
-    return usual
+    adaptive = [b.key for b in comparison.branches if isinstance(b.config.anchors.strategy, Adaptive)]
+    steps = {b.key: 1 for b in comparison.branches}
+    if not comparison.branches[0].config.route.route:
+        steps = steps_needed(comparison.branches)
+    for key in adaptive:
+        if run and max_stages is not None and max_stages < steps[key]:
+            problem = f"is not enough: branch {key!r} has {steps[key]} stages"
+            raise InputError("max_stages", max_stages, problem, f"Give {steps[key]} or more")
+        steps[key] = max_stages or max(DEFAULT_STAGES, steps[key])
+    return Shape(kinds=comparison.kinds, grid=comparison.grid, steps=steps)

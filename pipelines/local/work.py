@@ -114,7 +114,8 @@ def _plan_run(parameters: Mapping[str, Any]) -> Plan:
 
 def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     from rco.config.branches import Comparison
-    from rco.tasks.comparison_preflight import steps_needed, validate_comparison
+    from rco.config.kinds import COMPILED
+    from rco.tasks.comparison_preflight import shape_of, validate_comparison
 
     comparison = Comparison.of(parameters)
     compute = validate_comparison(comparison)
@@ -122,9 +123,10 @@ def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
     def make() -> Any:
         from pipelines.comparison import make_comparison
 
-        return make_comparison(list(steps_needed(comparison.branches).values()))
+        return make_comparison(shape_of(comparison))
 
-    return Plan(compute=compute, make=make, arguments=comparison.to_parameters(), published={"summary": "."})
+    arguments = {name: value for name, value in comparison.to_parameters().items() if name not in COMPILED}
+    return Plan(compute=compute, make=make, arguments=arguments, published={"summary": "."})
 
 
 PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}

@@ -8,6 +8,7 @@ and, seed by seed, from the same initial weights and the same order of images. T
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -37,6 +38,8 @@ from rco.objectives.config import ObjectiveConfig
 from rco.strategies.base import STRATEGIES
 from rco.training.config import TrainConfig
 
+_LONGEST_LABEL = 40
+
 
 class StudentConfig(Protocol):
     """The part of a stage's settings that people compare by."""
@@ -56,6 +59,7 @@ class Branch:
     Attributes:
         kind: a key of `KINDS`.
         cell: (parameter, value) pairs in which it differs from the parameters that all branches share.
+        point: its values on all axes that matter to it.
         reference: name of the branch that it is compared with; empty for that branch itself.
         config: all its parameters, resolved. Its seed means nothing.
         like: of kd-restart: the configuration whose stage lengths it takes.
@@ -63,6 +67,7 @@ class Branch:
 
     kind: str
     cell: tuple[tuple[str, Any], ...]
+    point: tuple[tuple[str, Any], ...]
     reference: str
     config: RunConfig
     like: RunConfig | None = None
@@ -71,6 +76,11 @@ class Branch:
     def name(self) -> str:
         """The kind, and what is special: "greedy tau=2"."""
         return _name(self.kind, self.cell)
+
+    @property
+    def key(self) -> str:
+        """What a compiled comparison knows it by, whatever the parameters that all branches share."""
+        return _name(self.kind, self.point)
 
     @property
     def follows_route(self) -> bool:
@@ -244,15 +254,15 @@ def make_branches(
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         for kind in kinds:
-            cell = _distinctions(kind, point, base, restart_like)
+            cell = _cell_of(kind, point, base, restart_like)
             name = _name(kind, cell)
             if name in made:
                 continue
-            reference = "" if kind == REFERENCE else _name(REFERENCE, _distinctions(REFERENCE, point, base, restart_like))
+            reference = "" if kind == REFERENCE else _name(REFERENCE, _cell_of(REFERENCE, point, base, restart_like))
             like = _config_of(restart_like, point, base, name) if kind == "kd-restart" else None
-            made[name] = Branch(
-                kind=kind, cell=cell, reference=reference, config=_config_of(kind, dict(cell), base, name), like=like
-            )
+            config = _config_of(kind, dict(cell), base, name)
+            axes_of = _axes_of(kind, point, base, restart_like)
+            made[name] = Branch(kind=kind, cell=cell, point=axes_of, reference=reference, config=config, like=like)
     for name, branch in made.items():
         plain = _name(REFERENCE, branch.cell)  # scratch knows no tau, so of all references the plainest is its own
         if branch.reference and plain in made and all(GROUPS[p] != "anchors" for p, _ in branch.cell):
@@ -306,13 +316,9 @@ def _labels_alone(chosen: Mapping[str, Any]) -> bool:
     return weight == 0 and name in OBJECTIVES.names and not OBJECTIVES[name].mimics_without_lambda
 
 
-def _distinctions(
-    kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str
-) -> tuple[tuple[str, Any], ...]:
-    """What sets a branch at one point of the grid apart from the shared parameters: its cell.
-
-    Axes that change nothing for this kind are left out, so that the branch appears once and not once a value. So is what
-    equals the shared parameter: a sweep and a comparison then meet in the cache under one name.
+def _axes_of(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
+    """A branch's values on the axes that matter to it. Those that change nothing for this kind are left out, so that the
+    branch appears once and not once a value.
 
     Args:
         point: axis -> value.
@@ -322,8 +328,14 @@ def _distinctions(
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in point.items()
-        if _changes_result(walked, name, {**base, **point}) and value != base[name]
+        if _changes_result(walked, name, {**base, **point})
     )
+
+
+def _cell_of(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
+    """What sets a branch apart from the shared parameters: `_axes_of`, without what equals the shared parameter. A sweep and a
+    comparison then meet in the cache under one name."""
+    return tuple((name, value) for name, value in _axes_of(kind, point, base, restart_like) if point[name] != base[name])
 
 
 def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], branch: str) -> RunConfig:
@@ -347,33 +359,35 @@ def in_branch(name: str, error: InputError) -> InputError:
     return type(error)(error.parameter, error.value, f"in branch {name!r}: {error.problem}", error.remedy)
 
 
-def assign(needs: Mapping[str, int], slots: Sequence[int]) -> dict[int, str]:
-    """Which branch takes which slot of a compiled pipeline: each the smallest that is free and large enough.
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a compiled comparison is for: its branches, whose stages are fixed from then on.
 
-    Args:
-        needs: branch -> select-and-distil steps that it may need.
-        slots: steps that each slot has.
-
-    Returns:
-        slot (from 0) -> branch.
-
-    Raises:
-        InputError: too few slots, or none large enough.
+    Attributes:
+        kinds: of the branches.
+        grid: of a sweep: parameter -> values.
+        steps: of each branch, by its key, how many times it can choose an anchor. Anchors that are known beforehand are chosen
+            at once; an adaptive strategy chooses before every stage.
     """
-    free = sorted(range(len(slots)), key=lambda i: (slots[i], i))
-    taken: dict[int, str] = {}
-    for name, need in needs.items():
-        slot = next((i for i in free if slots[i] >= need), None)
-        if slot is None:
-            raise InputError(
-                "branches",
-                name,
-                f"needs {need} step{'s' * (need > 1)}, and the pipeline was compiled with slots of {_shown(list(slots))}",
-                f"Compile with --slots {_shown(list(needs.values()))}, or compare fewer branches",
-            )
-        free.remove(slot)
-        taken[slot] = name
-    return taken
+
+    kinds: tuple[str, ...]
+    grid: dict[str, tuple[Any, ...]]
+    steps: dict[str, int]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """A name for each branch, by its key, that can be part of the name of a task or a parameter: "greedy_tau_2"."""
+        return labels(self.steps)
+
+
+def labels(keys: Iterable[str]) -> dict[str, str]:
+    """As `Shape.labels`."""
+    made: dict[str, str] = {}
+    for key in keys:
+        plain = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")[:_LONGEST_LABEL] or "branch"
+        candidates = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
+        made[key] = next(label for label in candidates if label not in made.values())
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)

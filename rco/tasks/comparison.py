@@ -1,7 +1,6 @@
 """The tasks of a comparison: those of a single run (`rco.tasks`), done for all seeds of one branch in one process.
 
-What a task hands on has one folder for each seed ("seed-0") with what the single task would have written. A slot of a
-compiled pipeline that no branch uses has empty settings: its tasks end at once, and write empty folders.
+What a task hands on has one folder for each seed ("seed-0") with what the single task would have written.
 `python -m rco.tasks NAME arguments.json` runs one by itself.
 """
 
@@ -18,7 +17,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rco.config.branches import Comparison, ComparisonFiling, assign, branch_params
+from rco.config.branches import Comparison, ComparisonFiling, branch_params, labels
 from rco.config.plugins import require
 from rco.core.documents import write_json
 from rco.core.files import atomically, sha256_of, verify
@@ -31,7 +30,7 @@ from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.base import Adaptive, StudentLevel
 from rco.strategies.hardness import relative, route_hardness
 from rco.tasks.check import require_services
-from rco.tasks.comparison_preflight import costs_of_anchors, preflight_comparison, slot_outputs, steps_needed
+from rco.tasks.comparison_preflight import branch_outputs, costs_of_anchors, preflight_comparison
 from rco.tasks.distill import distil
 from rco.tasks.evaluate import EVALUATION, measure_unseen
 from rco.tasks.process import log, read_settings, task
@@ -52,30 +51,23 @@ if TYPE_CHECKING:
 
 @task
 def check_comparison(
-    parameters: Mapping[str, Any],
-    *,
-    slots: Sequence[int],
-    outputs: int | None = None,
-    plugins: Mapping[str, str] = MappingProxyType({}),
+    parameters: Mapping[str, Any], *, compiled: Mapping[str, int], plugins: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, dict[str, Any]]:
     """Validate every branch before anything expensive, and open the run in MLflow.
 
     Args:
-        slots: steps that each slot of this pipeline has.
-        outputs: slots to return settings for; those beyond `slots` are empty.
+        compiled: `rco.config.branches.Shape.steps` of the pipeline.
         plugins: as for `rco.tasks.check.check`.
 
     Returns:
-        data, teacher, filing, and of each slot students_K, choice_K, branch_K, measure_K (K from 1): JSON-ready.
+        data, teacher, filing, and of each branch, by its label, students_L, choice_L, branch_L, measure_L: JSON-ready.
 
     Raises:
         InputError: the first thing that cannot work.
     """
     require(plugins)
-    sizes = [int(size) for size in slots]
     comparison = Comparison.of(parameters)
-    settings = preflight_comparison(comparison, slots=sizes)
-    taken = assign(steps_needed(comparison.branches), sizes)
+    settings = preflight_comparison(comparison, compiled={key: int(steps) for key, steps in compiled.items()})
     students = len(comparison.branches) * len(comparison.seeds)
     log.info("%d branches, %d seeds: %d students", len(comparison.branches), len(comparison.seeds), students)
     for line in costs_of_anchors(comparison.branches):
@@ -92,7 +84,7 @@ def check_comparison(
         "data": jsonable(settings.data),
         "teacher": jsonable(settings.teacher),
         "filing": jsonable(settings.filing),
-        **slot_outputs(settings, taken, outputs or len(sizes)),
+        **branch_outputs(settings, labels(compiled)),
     }
     # KFP passes no nulls; what is left out is None again when the settings are rebuilt.
     return {name: {key: value for key, value in values.items() if value is not None} for name, values in outputs_of.items()}
@@ -117,8 +109,6 @@ def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path)
         InputError: the route that the settings speak of was made on other data.
     """
     students.mkdir(parents=True, exist_ok=True)
-    if not settings:
-        return
     s = read_settings(StudentsSettings, settings)
     digest = Dataset.open(dataset).manifest.digest
     if s.route_data and s.route_data != digest:
@@ -145,8 +135,6 @@ def select_anchors(
         by seed: last (its last stage so far) and stages (those of this step; empty: the route has been walked).
     """
     anchors.mkdir(parents=True, exist_ok=True)
-    if not settings:
-        return {}
     s = read_settings(ChoiceSettings, settings)
     index = Route.open(route_index)
     labels, route_logits = index.probe()
@@ -202,8 +190,6 @@ def distill_students(
         figures for the artifact's metadata.
     """
     distilled.mkdir(parents=True, exist_ok=True)
-    if not settings:
-        return {}
     s = read_settings(BranchSettings, settings)
     # Kubeflow's MLflow plugin makes one run for this task. It is not of one student: several would mix their epochs in it.
     os.environ.pop("MLFLOW_RUN_ID", None)
@@ -270,8 +256,6 @@ def evaluate_students(
         headline figures.
     """
     evaluation.mkdir(parents=True, exist_ok=True)
-    if not settings:
-        return {}
     s = read_settings(MeasureSettings, settings)
     from rco.evaluation.classification import measure
     from rco.evaluation.cost import count_macs, parameter_count
@@ -328,7 +312,7 @@ def report_comparison(
 
     Args:
         route: of the teacher; read only where this tracking server lacks an anchor.
-        evaluations: of every slot.
+        evaluations: of every branch.
 
     Returns:
         the summary.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rco.config.branches import Branch, Comparison, ComparisonFiling, assign, in_branch
+from rco.config.branches import Branch, Comparison, ComparisonFiling, Shape, in_branch
 from rco.config.parameters import RunConfig
 from rco.config.plugins import used_by
 from rco.core.errors import InputError
@@ -31,18 +31,18 @@ from rco.tasks.preflight import (
 )
 from rco.tasks.settings import (
     BranchSettings,
+    BranchTasks,
     ChoiceSettings,
     ComparisonSettings,
     MeasureSettings,
-    SlotSettings,
     StudentsSettings,
 )
 from rco.training.config import ComputeConfig
 
 
 def steps_needed(branches: Sequence[Branch]) -> dict[str, int]:
-    """How many select-and-distil steps each branch may need: anchors that are known beforehand are one step; an adaptive
-    strategy looks at the student after every stage, so that each of its stages is a step.
+    """How many select-and-distil steps each branch may need, by its key: anchors that are known beforehand are one step; an
+    adaptive strategy looks at the student after every stage, so that each of its stages is a step.
 
     Raises:
         InputError: a strategy that cannot be followed on the route, or epochs that do not go round; it names the branch.
@@ -55,7 +55,7 @@ def steps_needed(branches: Sequence[Branch]) -> dict[str, int]:
             _lengths(branch, epochs, decays)
         except InputError as error:
             raise in_branch(branch.name, error) from None
-        needs[branch.name] = stages if isinstance(branch.config.anchors.strategy, Adaptive) else 1
+        needs[branch.key] = stages if isinstance(branch.config.anchors.strategy, Adaptive) else 1
     return needs
 
 
@@ -65,11 +65,47 @@ def _lengths(branch: Branch, epochs: tuple[int, ...], decays: tuple[int, ...]) -
     return planned_lengths(branch.config.student_train.epochs, stages_on(branch.like, epochs, decays))
 
 
-def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComputeConfig:
+def shape_of(comparison: Comparison) -> Shape:
+    """What a pipeline for this comparison alone is compiled for.
+
+    Raises:
+        InputError: as `steps_needed`.
+    """
+    return Shape(kinds=comparison.kinds, grid=comparison.grid, steps=steps_needed(comparison.branches))
+
+
+def _require_compiled(comparison: Comparison, needs: Mapping[str, int], compiled: Mapping[str, int]) -> None:
+    """Refuse a comparison that the pipeline was not compiled for."""
+    for branch in comparison.branches:
+        need, has = needs[branch.key], compiled.get(branch.key)
+        if has is None:
+            raise InputError(
+                "branches",
+                branch.key,
+                f"is not one that the pipeline was compiled for: {', '.join(compiled)}",
+                "Compile it for these parameters",
+            )
+        if need > has:
+            raise InputError(
+                "branches",
+                branch.key,
+                f"needs {need} stages, and the pipeline was compiled with {has}",
+                f"Compile with --max-stages {need}, or use fewer anchors",
+            )
+    if missing := [key for key in compiled if key not in needs]:
+        raise InputError(
+            "branches",
+            missing[0],
+            "is one that the pipeline was compiled for, and these parameters have no such branch",
+            "Compile it for these parameters",
+        )
+
+
+def validate_comparison(comparison: Comparison, *, compiled: Mapping[str, int] | None = None) -> ComputeConfig:
     """Refuse a comparison that cannot work.
 
     Args:
-        slots: steps that each slot of the pipeline was compiled with; None: as needed.
+        compiled: `Shape.steps` of the pipeline; None: it will be compiled as needed.
 
     Returns:
         how this machine will compute.
@@ -80,8 +116,8 @@ def validate_comparison(comparison: Comparison, *, slots: Sequence[int] | None =
     reference = _reference(comparison)
     compute = validate(reference)  # data, teacher, route: what it refuses is wrong with all branches
     needs = steps_needed(comparison.branches)
-    if slots is not None:
-        assign(needs, slots)
+    if compiled is not None:
+        _require_compiled(comparison, needs, compiled)
     checked = {(reference.student, reference.objective)}
     for branch in comparison.branches:
         student = (branch.config.student, branch.config.objective)
@@ -105,27 +141,27 @@ def _reference(comparison: Comparison) -> RunConfig:
     return next(branch.config for branch in comparison.branches if not branch.reference)
 
 
-def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None = None) -> ComparisonSettings:
+def preflight_comparison(comparison: Comparison, *, compiled: Mapping[str, int] | None = None) -> ComparisonSettings:
     """Validate every branch and resolve its settings.
 
     Args:
-        slots: as for `validate_comparison`.
+        compiled: as for `validate_comparison`.
 
     Raises:
         InputError: as `validate_comparison`.
     """
-    compute = validate_comparison(comparison, slots=slots)
+    compute = validate_comparison(comparison, compiled=compiled)
     branches, seeds, reference = comparison.branches, comparison.seeds, _reference(comparison)
     common = preflight(reference)
     epochs, decays = planned_route(reference)
     route = existing_route(reference)
     tau = float(comparison.shared["tau"])
-    made: dict[str, SlotSettings] = {}
+    made: dict[str, BranchTasks] = {}
     for branch in branches:
         config = branch.config
         students_code = code_digest(config.student.model)
         both = f"{common.teacher.code} {students_code}".strip()
-        made[branch.name] = SlotSettings(
+        made[branch.key] = BranchTasks(
             students=StudentsSettings(
                 student=config.student,
                 seeds=seeds,
@@ -179,7 +215,7 @@ def preflight_comparison(comparison: Comparison, *, slots: Sequence[int] | None 
             seeds=seeds,
             restart_like=comparison.restart_like,
         ),
-        slots=made,
+        branches=made,
     )
 
 
@@ -188,11 +224,14 @@ def _plugins(branches: Sequence[Branch]) -> dict[str, str]:
     return {"plugins": ", ".join(sorted(used))} if used else {}
 
 
-def slot_outputs(settings: ComparisonSettings, slots: Mapping[int, str], count: int) -> dict[str, dict[str, Any]]:
-    """Settings slot by slot, as the check task hands them on: `students_1`, `choice_1`, ...; empty for a slot that is free."""
-    out: dict[str, dict[str, Any]] = {}
-    for number in range(1, count + 1):
-        slot = settings.slots.get(slots[number - 1]) if number - 1 in slots else None
-        for name in SlotSettings.__dataclass_fields__:
-            out[f"{name}_{number}"] = jsonable(getattr(slot, name)) if slot is not None else {}
-    return out
+def branch_outputs(settings: ComparisonSettings, labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings of every branch's tasks, as the check hands them on: `students_kd`, `choice_kd`, ...
+
+    Args:
+        labels: of the branches, by key (`rco.config.branches.Shape.labels`).
+    """
+    return {
+        f"{task}_{labels[key]}": jsonable(getattr(tasks, task))
+        for key, tasks in settings.branches.items()
+        for task in BranchTasks.__dataclass_fields__
+    }

@@ -153,7 +153,7 @@ class MeasureSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlotSettings:
+class BranchTasks:
     """The settings of one branch's tasks."""
 
     students: StudentsSettings
@@ -164,9 +164,9 @@ class SlotSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
-    """The settings of every task; `slots` by branch."""
+    """The settings of every task; `branches` by key."""
 
     data: DataSettings
     teacher: TeacherSettings
     filing: ComparisonFiling
-    slots: dict[str, SlotSettings]
+    branches: dict[str, BranchTasks]

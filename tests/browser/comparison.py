@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from rco.config.branches import Comparison
 from rco.tasks import comparison as comparison_tasks
+from rco.tasks.comparison_preflight import shape_of
 from rco.tasks.data import prepare_data
 from rco.tasks.teacher import train_teacher
 
@@ -26,7 +28,6 @@ PARAMETERS: dict[str, Any] = {
     "workers": 0,
 }
 PIPELINE_RUN = "local-20260101-000000-compare"
-SLOTS = (1, 3)
 
 
 def fill(tracking_uri: str, folder: Path) -> None:
@@ -39,25 +40,27 @@ def fill(tracking_uri: str, folder: Path) -> None:
 
 def _compare(folder: Path) -> None:
     dataset, route, index = folder / "dataset", folder / "route", folder / "route-index"
-    settings = comparison_tasks.check_comparison(PARAMETERS, slots=SLOTS)
+    shape = shape_of(Comparison.of(PARAMETERS))
+    settings = comparison_tasks.check_comparison(PARAMETERS, compiled=shape.steps)
     prepare_data(settings["data"], dataset=dataset)
     train_teacher(settings["teacher"], dataset=dataset, route=route, route_index=index)
-    slots = range(1, len(SLOTS) + 1)
-    evaluations = [_branch(settings, slot, folder / f"slot-{slot}", dataset, route, index) for slot in slots]
+    evaluations = [
+        _branch(settings, label, shape.steps[key], folder / label, dataset, route, index) for key, label in shape.labels.items()
+    ]
     comparison_tasks.report_comparison(
         settings["filing"], route=route, route_index=index, evaluations=evaluations, folder=folder / "report"
     )
 
 
-def _branch(settings: dict[str, Any], slot: int, folder: Path, dataset: Path, route: Path, index: Path) -> Path:
+def _branch(settings: dict[str, Any], label: str, steps: int, folder: Path, dataset: Path, route: Path, index: Path) -> Path:
     """One branch through all its steps; returns the folder of what was measured."""
     students, anchors = folder / "students-0", folder
-    comparison_tasks.init_students(settings[f"students_{slot}"], dataset=dataset, students=students)
+    comparison_tasks.init_students(settings[f"students_{label}"], dataset=dataset, students=students)
     selection: dict[str, Any] = {}
-    for step in range(1, SLOTS[slot - 1] + 1):
+    for step in range(1, steps + 1):
         anchors, distilled = folder / f"anchors-{step}", folder / f"students-{step}"
         selection = comparison_tasks.select_anchors(
-            settings[f"choice_{slot}"],
+            settings[f"choice_{label}"],
             previous=selection,
             route=route,
             route_index=index,
@@ -65,7 +68,7 @@ def _branch(settings: dict[str, Any], slot: int, folder: Path, dataset: Path, ro
             anchors=anchors,
         )
         comparison_tasks.distill_students(
-            settings[f"branch_{slot}"],
+            settings[f"branch_{label}"],
             selection=selection,
             dataset=dataset,
             anchors=anchors,
@@ -75,6 +78,6 @@ def _branch(settings: dict[str, Any], slot: int, folder: Path, dataset: Path, ro
         students = distilled
     evaluation = folder / "evaluation"
     comparison_tasks.evaluate_students(
-        settings[f"measure_{slot}"], dataset=dataset, students=students, anchors=anchors, evaluation=evaluation
+        settings[f"measure_{label}"], dataset=dataset, students=students, anchors=anchors, evaluation=evaluation
     )
     return evaluation

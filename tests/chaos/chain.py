@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rco.config.branches import Comparison, labels
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
 from rco.core.settings import jsonable
+from rco.tasks.comparison_preflight import shape_of
 from rco.tasks.preflight import preflight
 from rco.tasks.settings import Settings
 
@@ -183,17 +185,18 @@ class Chain:
 
     def _compare(self, data: Path, teacher: Path) -> None:
         """The tasks of a comparison with the same teacher. Of its two branches only the second one's are hurt."""
-        slots = [1, 1]
-        given: dict[str, Any] = {"parameters": COMPARED, "slots": slots}
+        compiled = shape_of(Comparison.of(COMPARED)).steps
+        given: dict[str, Any] = {"parameters": COMPARED, "compiled": compiled}
         self._do(Step("check_comparison", "check_comparison", given))
         s = self.last.result
         route = {"route": str(teacher / "route"), "route_index": str(teacher / "route_index")}
         evaluations = []
-        for n in (1, 2):
+        other, hurt_one = labels(compiled).values()
+        for n in (other, hurt_one):
 
-            def do(task: str, arguments: Mapping[str, Any], output: str, n: int = n) -> str:
-                step = Step(task if n == 2 else f"{task}-of-the-other", task, arguments, [output])
-                return str(self._do(step, hurt=n == 2) / output)
+            def do(task: str, arguments: Mapping[str, Any], output: str, hurt: bool = n == hurt_one) -> str:
+                step = Step(task if hurt else f"{task}-of-the-other", task, arguments, [output])
+                return str(self._do(step, hurt=hurt) / output)
 
             students = do("init_students", {"settings": s[f"students_{n}"], "dataset": str(data)}, "students")
             given = {"settings": s[f"choice_{n}"], "previous": {}, "students": students, **route}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,57 +14,57 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.check_comparison import check_comparison
 from components.image import IMAGE
-from components.report_comparison import report_comparison
 from pipelines.cli.runs import split_axes
-from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison
 from pipelines.local.run import RunFailedError, run
-from rco.config.kinds import DEFAULTS, MOST, OPTIONS, SHARED, STANDARD
+from rco.config.branches import Shape
+from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.tasks import comparison as comparison_tasks
 from rco.tasks.data import prepare_data
-from rco.tasks.settings import SlotSettings
+from rco.tasks.settings import BranchTasks
 from tests import local_runs
 from tests.local_runs import TEACHING, client, runs_of, statuses
 
-SLOTS = (1, 1, 3)
+SHAPE = Shape(kinds=("kd", "kd-restart", "greedy"), grid={}, steps={"kd": 1, "kd-restart": 1, "greedy": 3})
+BRANCHES = {"kd": "branch-kd", "kd_restart": "branch-kd-restart", "greedy": "branch-greedy"}
 
 
 class TestCompiled:
     @pytest.fixture(scope="class")
     def spec(self, tmp_path_factory: pytest.TempPathFactory) -> pipeline_spec_pb2.PipelineSpec:
-        path = compile_comparison(tmp_path_factory.mktemp("yaml") / "comparison.yaml", SLOTS)
+        path = compile_comparison(tmp_path_factory.mktemp("yaml") / "comparison.yaml", SHAPE)
         return components.load_component_from_file(str(path)).pipeline_spec
 
     @pytest.fixture(scope="class")
     def dag(self, spec: pipeline_spec_pb2.PipelineSpec) -> pipeline_spec_pb2.DagSpec:
         return spec.components["comp-exit-handler-1"].dag
 
-    def branch(self, spec: pipeline_spec_pb2.PipelineSpec, number: int) -> pipeline_spec_pb2.DagSpec:
+    def branch(self, spec: pipeline_spec_pb2.PipelineSpec, name: str) -> pipeline_spec_pb2.DagSpec:
         dag = spec.components["comp-exit-handler-1"].dag
-        return spec.components[dag.tasks[f"branch-{number}"].component_ref.name].dag
+        return spec.components[dag.tasks[name].component_ref.name].dag
 
     def test_one_teacher_serves_every_branch_and_the_report(self, dag: pipeline_spec_pb2.DagSpec) -> None:
         assert sum(name.startswith("train-teacher") for name in dag.tasks) == 1
-        for number in range(1, len(SLOTS) + 1):
-            inputs = dag.tasks[f"branch-{number}"].inputs
+        for label, branch in BRANCHES.items():
+            inputs = dag.tasks[branch].inputs
             for name in ("route", "route_index"):
                 source = inputs.artifacts[name].task_output_artifact
                 assert (source.producer_task, source.output_artifact_key) == ("train-teacher", name)
-            for name in SlotSettings.__dataclass_fields__:
+            for name in BranchTasks.__dataclass_fields__:
                 given = inputs.parameters[f"{name}_settings"].task_output_parameter
-                assert (given.producer_task, given.output_parameter_key) == ("check-comparison", f"{name}_{number}")
+                assert (given.producer_task, given.output_parameter_key) == ("check-comparison", f"{name}_{label}")
 
     def test_branches_do_not_wait_for_each_other(self, dag: pipeline_spec_pb2.DagSpec) -> None:
-        for number in range(1, len(SLOTS) + 1):
-            needed = set(dag.tasks[f"branch-{number}"].dependent_tasks)
+        for branch in BRANCHES.values():
+            needed = set(dag.tasks[branch].dependent_tasks)
             assert needed == {"check-comparison", "prepare-data", "train-teacher"}
 
     def test_a_branch_chooses_with_the_students_that_learn(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
-        for number, steps in enumerate(SLOTS, start=1):
-            tasks = self.branch(spec, number).tasks
+        for branch, steps in zip(BRANCHES.values(), SHAPE.steps.values(), strict=True):
+            tasks = self.branch(spec, branch).tasks
             by_kind = {
                 kind: sorted((n for n in tasks if n.startswith(kind)), key=lambda n: (len(n), n))
                 for kind in ("init-students", "select-anchors", "distill-students", "evaluate-students")
@@ -87,19 +86,18 @@ class TestCompiled:
 
     def test_the_report_sees_every_branch(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
         defined = spec.components["comp-report-comparison"].input_definitions.artifacts
-        assert all(definition.is_optional == name.startswith("slot_") for name, definition in defined.items())
+        assert set(defined) == {"route", "route_index", *(f"evaluation_{label}" for label in BRANCHES)}
         artifacts = dag.tasks["report-comparison"].inputs.artifacts
-        assert {name for name in artifacts if name.startswith("slot_")} == {f"slot_{k}" for k in range(1, len(SLOTS) + 1)}
-        for number in range(1, len(SLOTS) + 1):
-            assert artifacts[f"slot_{number}"].task_output_artifact.producer_task == f"branch-{number}"
+        for label, branch in BRANCHES.items():
+            assert artifacts[f"evaluation_{label}"].task_output_artifact.producer_task == branch
 
     def test_only_looking_is_not_cached(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
         assert {n for n, t in dag.tasks.items() if not t.caching_options.enable_cache} == {
             "check-comparison",
             "report-comparison",
         }
-        for number in range(1, len(SLOTS) + 1):
-            assert all(task.caching_options.enable_cache for task in self.branch(spec, number).tasks.values())
+        for branch in BRANCHES.values():
+            assert all(task.caching_options.enable_cache for task in self.branch(spec, branch).tasks.values())
 
     def test_the_run_is_closed_however_it_ends_and_one_image_serves_all(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
         closer = spec.root.dag.tasks["close-run"]
@@ -109,11 +107,10 @@ class TestCompiled:
 
     def test_parameters_and_defaults(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
         inputs = spec.root.input_definitions.parameters
-        assert set(inputs) == {*OPTIONS, *SHARED}
+        assert set(inputs) == {*OPTIONS, *SHARED} - {*COMPILED}
         assert inputs["epochs"].default_value.number_value == DEFAULTS["epochs"]
         assert inputs["tau"].default_value.number_value == PARAMETERS["tau"].default
-        assert list(inputs["branches"].default_value.list_value) == list(STANDARD)
-        assert set(check_comparison.component_spec.inputs) == {*OPTIONS, *SHARED, "slots"}
+        assert set(check_comparison(SHAPE).component_spec.inputs) == set(inputs)
 
     def test_teacher_and_data_are_the_tasks_of_a_single_run(self, spec: pipeline_spec_pb2.PipelineSpec, tmp_path: Path) -> None:
         from pipelines.compile import compile_rco
@@ -124,13 +121,20 @@ class TestCompiled:
             ours, theirs = (s.deployment_spec["executors"][f"exec-{name}"] for s in (spec, single))
             assert ours == theirs
 
-    def test_room(self) -> None:
-        assert {f"slot_{k}" for k in range(1, MOST + 1)} <= set(report_comparison.component_spec.inputs)
-        assert f"slot_{MOST + 1}" not in report_comparison.component_spec.inputs
-        assert f"branch_{MOST}" in check_comparison.component_spec.outputs
-        for slots in ([], [0], [1] * (MOST + 1)):
-            with pytest.raises(ValueError, match="slots"):
-                make_comparison(slots)
+    def test_with_another_branch_all_others_are_what_they_were(
+        self, spec: pipeline_spec_pb2.PipelineSpec, tmp_path: Path
+    ) -> None:
+        """So that a cluster's cache finds them: it goes by what a task's component is, and what it is given."""
+        more = replace(SHAPE, kinds=("scratch", *SHAPE.kinds), steps={"scratch": 1, **SHAPE.steps})
+        path = compile_comparison(tmp_path / "comparison.yaml", more)
+        other = components.load_component_from_file(str(path)).pipeline_spec
+        for branch in BRANCHES.values():
+            ours, theirs = (self.branch(s, branch).tasks for s in (spec, other))
+            assert set(ours) == set(theirs)
+            for name, task in ours.items():
+                parts = [(s, s.components[t.component_ref.name]) for s, t in ((spec, task), (other, theirs[name]))]
+                made = [(c.input_definitions, s.deployment_spec["executors"][c.executor_label]) for s, c in parts]
+                assert made[0] == made[1]
 
 
 def test_flags_with_several_values_are_axes() -> None:
@@ -150,7 +154,8 @@ def test_flags_with_several_values_are_axes() -> None:
         (["sweep", "--tau", "2,x"], "tau = 'x': is not float"),
         (["sweep", "--tau", "0,2"], "tau = 0.0"),
         (["sweep", "--tau", "1,2,3,4,5,6,7,8,9,10,11,12,13"], "are more than the 24"),
-        (["compile", "--slots", "1,0"], "slots = '1,0'"),
+        (["compile", "--branches", "kd,gready"], "branches = 'gready'"),
+        (["compile", "--grid", '{"tau": 2}'], "tau = 2: is not a list of values"),
     ],
 )
 def test_bad_input_is_one_paragraph(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -338,12 +343,12 @@ class TestRealRun:
         )
         student = {name: value for name, value in PLAIN.items() if name not in TEACHING}
         parameters = {**student, "route": str(manifest.parent), "data_seed": 1}
-        checked = comparison_tasks.check_comparison(parameters, slots=[1, 1])
+        checked = comparison_tasks.check_comparison(parameters, compiled={"scratch": 1, "kd": 1})
         prepare_data(checked["data"], dataset=tmp_path / "data")
-        for slot in (1, 2):  # of both branches the first task
+        for branch in ("kd", "scratch"):  # of both branches the first task
             with pytest.raises(InputError, match=r"data = .*the route.*(differ|data)"):
                 comparison_tasks.init_students(
-                    checked[f"students_{slot}"], dataset=tmp_path / "data", students=tmp_path / "students"
+                    checked[f"students_{branch}"], dataset=tmp_path / "data", students=tmp_path / "students"
                 )
 
     def test_a_branch_that_fails_leaves_nothing_running(
@@ -366,40 +371,3 @@ class Net(torch.nn.Module):
             run({**PLAIN, "student": "trapnets:Net"}, first.home, pipeline="comparison")
         assert "RUNNING" not in statuses(first.home)
         assert "FAILED" in statuses(first.home)
-
-
-def test_a_compiled_slot_that_no_branch_uses_does_nothing(tmp_path: Path) -> None:
-    checked = comparison_tasks.check_comparison(PLAIN, slots=[1, 2, 1, 4], outputs=MOST)
-    used = [k for k in range(1, MOST + 1) if checked[f"branch_{k}"]]
-    assert used == [1, 3]
-    for name in ("students_2", "choice_2", "branch_2", "measure_2", f"measure_{MOST}"):
-        assert checked[name] == {}
-    nowhere = tmp_path / "nowhere"
-    comparison_tasks.init_students({}, dataset=nowhere, students=tmp_path / "students")
-    selection = comparison_tasks.select_anchors(
-        {}, previous={}, route=nowhere, route_index=nowhere, students=tmp_path / "students", anchors=tmp_path / "anchors"
-    )
-    comparison_tasks.distill_students(
-        {},
-        selection=selection,
-        dataset=nowhere,
-        anchors=tmp_path / "anchors",
-        students=tmp_path / "students",
-        distilled=tmp_path / "distilled",
-    )
-    comparison_tasks.evaluate_students(
-        {}, dataset=nowhere, students=tmp_path / "distilled", anchors=tmp_path / "anchors", evaluation=tmp_path / "evaluation"
-    )
-    assert list((tmp_path / "evaluation").iterdir()) == []
-    code = (
-        "import sys; from pathlib import Path; from rco.tasks import comparison as t;"
-        f"p = Path({str(tmp_path)!r});"
-        "t.distill_students({}, selection={}, dataset=p, anchors=p, students=p, distilled=p);"
-        "sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'matplotlib', 'scipy')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_more_branches_than_slots_are_refused_by_the_check() -> None:
-    with pytest.raises(InputError, match=r"branches = 'greedy': needs 3 steps, .* Compile with --slots"):
-        comparison_tasks.check_comparison({**TINY, "branches": ["kd", "greedy"]}, slots=[1, 2])

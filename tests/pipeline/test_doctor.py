@@ -20,6 +20,8 @@ from pipelines.cluster.placement import Cluster
 from pipelines.comparison import make_comparison
 from pipelines.display import print_findings
 from pipelines.rco import make_pipeline
+from rco.config.branches import Comparison
+from rco.tasks.comparison_preflight import shape_of
 from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Finding
 
 CANARY = "canary-2b9e"
@@ -165,6 +167,6 @@ def test_a_table_in_a_terminal() -> None:
 
 def test_the_first_task_asks_the_services_on_a_cluster() -> None:
     for cluster, asks in ((Cluster(), True), (None, False)):
-        for make in (make_pipeline(1, cluster=cluster), make_comparison([1], cluster=cluster)):
+        for make in (make_pipeline(1, cluster=cluster), make_comparison(shape_of(Comparison.of({})), cluster=cluster)):
             parameter = make.pipeline_spec.root.input_definitions.parameters["check_services"]
             assert parameter.default_value.bool_value is asks

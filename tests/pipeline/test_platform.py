@@ -28,6 +28,7 @@ from pipelines.cluster.quantities import seconds
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison, compile_rco, image_to_run
 from pipelines.rco import make_pipeline
+from rco.config.branches import Shape
 from rco.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -73,12 +74,14 @@ class Compiled:
             yield Task(name, given, spec, self.executors[label].container, self.kubernetes[label])
 
 
+SHAPE = Shape(kinds=("kd", "greedy"), grid={}, steps={"kd": 1, "greedy": 2})
+make_comparison(SHAPE)  # its components are made for its branches
 CLASS_OF = {name: policy.task_class for name, policy in POLICIES.items()}
 #: What looks at what a source of data or the tracking server holds now.
 UNCACHED = {"check", "check-comparison", "register-student", "report", "report-comparison", "close-run"}
 COMPILE: dict[str, Callable[[Path, Cluster], Path]] = {
     "rco": lambda path, cluster: compile_rco(path, 2, cluster),
-    "comparison": lambda path, cluster: compile_comparison(path, (1, 2), cluster),
+    "comparison": lambda path, cluster: compile_comparison(path, SHAPE, cluster),
 }
 CASES = [(pipeline, file) for pipeline in COMPILE for file in (None, EXAMPLE)]
 
@@ -250,7 +253,7 @@ def test_no_secret_of_whoever_compiles_is_in_the_yaml(tmp_path: Path, monkeypatc
 
 
 def test_on_this_machine_nothing_is_asked_of_kubernetes() -> None:
-    for make in (make_pipeline(1), make_comparison([1])):
+    for make in (make_pipeline(1), make_comparison(SHAPE)):
         assert not make.platform_spec.platforms
         executors = json_format.MessageToDict(make.pipeline_spec.deployment_spec)["executors"]
         for executor in executors.values():
@@ -322,7 +325,17 @@ class TestImage:
 def test_rco_compile_takes_the_file_and_says_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RCO_IMAGE", REFERENCE)
     outputs = [tmp_path / "rco.yaml", tmp_path / "comparison.yaml"]
-    arguments = ["compile", "--max-stages", "1", "--slots", "1", "--output", str(outputs[0]), "--comparison", str(outputs[1])]
+    arguments = [
+        "compile",
+        "--max-stages",
+        "1",
+        "--branches",
+        "kd,scratch",
+        "--output",
+        str(outputs[0]),
+        "--comparison",
+        str(outputs[1]),
+    ]
     done = CliRunner().invoke(main, [*arguments, "--deployment", str(EXAMPLE)])
     assert done.exit_code == 0, done.output
     assert done.output.splitlines() == [f"image: {REFERENCE}", *map(str, outputs)]

@@ -140,7 +140,16 @@ def test_runs_that_fail_in_every_way(home: Home, tmp_path: Path, monkeypatch: py
 def test_what_is_compiled_says_no_secret(home: Home, tmp_path: Path) -> None:
     out = home.root / "compiled"
     done = CliRunner().invoke(
-        main, ["compile", "--output", str(out / "rco.yaml"), "--comparison", str(out / "comparison.yaml"), "--slots", "1"]
+        main,
+        [
+            "compile",
+            "--output",
+            str(out / "rco.yaml"),
+            "--comparison",
+            str(out / "comparison.yaml"),
+            "--branches",
+            "kd,scratch",
+        ],
     )
     assert done.exit_code == 0, done.output
     home.said.append(done.output)

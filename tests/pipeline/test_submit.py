@@ -34,7 +34,9 @@ from pipelines.cluster.package import Package, compile_package, uncached
 from pipelines.cluster.service import Pace, Service, ServiceError
 from pipelines.cluster.submit import Request, ensure, start, upload, wait
 from pipelines.compile import compile_comparison, compile_rco
+from rco.config.branches import Comparison
 from rco.core.errors import InputError
+from rco.tasks.comparison_preflight import shape_of
 from tests.kfp_stub import ENDLESS, FAILS, LOGIN_PAGE, UI_PAGE, Fault, KfpStub
 from tests.servers import free_port
 
@@ -60,7 +62,8 @@ def rco_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def comparison_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_comparison(tmp_path_factory.mktemp("package") / "comparison.yaml", [1, 1])
+    shape = shape_of(Comparison.of({"branches": ["kd", "lr-decay"]}))
+    return compile_comparison(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
 
 
 @pytest.fixture
@@ -333,13 +336,13 @@ def without_caching(node: Any) -> Any:
 def test_a_package_has_one_name_whoever_compiles_it(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipelines.cluster.package import compile_package;"
-        "print(compile_package(False, [2], Path(sys.argv[1])).version)"
+        "print(compile_package(2, Path(sys.argv[1])).version)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == compile_package(False, [2], tmp_path).version
+    assert done.stdout.strip() == compile_package(2, tmp_path).version
 
 
 def test_upload_alone(stub: KfpStub, rco: Callable[..., Result]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rco.config.branches import Comparison, assign, branch_params, make_branches
+from rco.config.branches import Comparison, branch_params, labels, make_branches
 from rco.config.kinds import KINDS, MOST, STANDARD, read_seeds
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
@@ -25,7 +26,7 @@ from rco.objectives.hint import Hint
 from rco.reporting.comparison_report import _open_set_table, as_csv, metric_name
 from rco.strategies.equal_interval import EqualInterval
 from rco.strategies.lr_decay import LrDecay
-from rco.tasks.comparison_preflight import preflight_comparison, steps_needed
+from rco.tasks.comparison_preflight import preflight_comparison, shape_of, steps_needed
 
 
 def names(*args: Any, **kwargs: Any) -> list[str]:
@@ -143,7 +144,7 @@ class TestBranches:
         assert Comparison.of(jsonable(made.to_parameters())) == made
 
     def test_what_people_compare_by(self) -> None:
-        settings = preflight_comparison(Comparison.of({"tau": 3.0, "epochs": 44})).slots["greedy"].branch
+        settings = preflight_comparison(Comparison.of({"tau": 3.0, "epochs": 44})).branches["greedy"].branch
         assert branch_params(settings.branch, settings.kind, settings.stage) == {
             "branch": "greedy",
             "strategy": "greedy",
@@ -229,40 +230,65 @@ class TestPreflight:
         assert (single.data, single.teacher) == (several.data, several.teacher), "equal settings share the cache"
 
     def test_restarts_have_the_stage_lengths_of_the_branch_they_are_like(self) -> None:
-        slots = preflight_comparison(Comparison.of({"epochs": 43})).slots
-        assert slots["kd-restart"].choice.lengths == (10, 10, 10, 13)
-        assert {name for name, slot in slots.items() if slot.choice.lengths} == {"kd-restart"}
+        branches = preflight_comparison(Comparison.of({"epochs": 43})).branches
+        assert branches["kd-restart"].choice.lengths == (10, 10, 10, 13)
+        assert {key for key, tasks in branches.items() if tasks.choice.lengths} == {"kd-restart"}
 
     def test_congruence_is_measured_at_one_temperature(self) -> None:
-        slots = preflight_comparison(Comparison.of({"grid": {"tau": [2, 8]}})).slots
-        assert {slot.measure.tau for slot in slots.values()} == {4.0}
-        assert {slot.branch.stage.objective.tau for slot in slots.values()} >= {2.0, 8.0}
+        branches = preflight_comparison(Comparison.of({"grid": {"tau": [2, 8]}})).branches
+        assert {tasks.measure.tau for tasks in branches.values()} == {4.0}
+        assert {tasks.branch.stage.objective.tau for tasks in branches.values()} >= {2.0, 8.0}
 
     def test_steps(self) -> None:
         assert steps_needed(make_branches({"n_anchors": 3})) == {**dict.fromkeys(STANDARD, 1), "greedy": 3}
 
     def test_another_branch_changes_no_settings_of_the_others(self) -> None:
-        few, many = (preflight_comparison(Comparison.of({"branches": b})).slots for b in ("kd,greedy", list(STANDARD)))
+        few, many = (preflight_comparison(Comparison.of({"branches": b})).branches for b in ("kd,greedy", list(STANDARD)))
         assert {name: many[name] for name in few} == few
 
 
-class TestSlots:
-    def test_each_takes_the_smallest_that_is_large_enough(self) -> None:
-        assert assign({"kd": 1, "greedy": 4, "lr-decay": 1}, [4, 1, 1, 6]) == {1: "kd", 0: "greedy", 2: "lr-decay"}
+class TestShape:
+    def test_a_branch_is_known_by_all_its_values_whatever_the_shared_ones_are(self) -> None:
+        grid = {"branches": ["kd", "scratch", "greedy"], "grid": {"tau": [2, 4]}}
+        keys = ["scratch", "kd tau=2", "greedy tau=2", "kd tau=4", "greedy tau=4"]
+        for shared in ({}, {"tau": 2.0}, {"tau": 3.0}):
+            comparison = Comparison.of({**grid, **shared})
+            assert sorted(branch.key for branch in comparison.branches) == sorted(keys)
+        names = {branch.name for branch in Comparison.of(grid).branches}
+        assert names == {"scratch", "kd", "greedy", "kd tau=2", "greedy tau=2"}
 
-    @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.randoms())
-    def test_slots_made_for_the_branches_are_enough_in_any_order(self, needs: list[int], random: Any) -> None:
-        wanted = {f"b{i}": need for i, need in enumerate(needs)}
-        slots = list(needs)
-        random.shuffle(slots)
-        taken = assign(wanted, slots)
-        assert sorted(taken.values()) == sorted(wanted)
-        assert all(slots[slot] >= wanted[name] for slot, name in taken.items())
+    def test_what_it_was_compiled_for_is_what_it_runs(self) -> None:
+        compiled = shape_of(Comparison.of({"branches": ["kd", "greedy"]})).steps
+        assert compiled == {"kd": 1, "greedy": 4}
+        assert preflight_comparison(Comparison.of({"branches": ["kd", "greedy"], "n_anchors": 2}), compiled=compiled)
 
-    @pytest.mark.parametrize(("needs", "slots"), [({"a": 1, "b": 1}, [4]), ({"a": 4}, [1, 3])])
-    def test_no_room_is_refused(self, needs: dict[str, int], slots: list[int]) -> None:
-        with pytest.raises(InputError, match="Compile with --slots"):
-            assign(needs, slots)
+    @pytest.mark.parametrize(
+        ("parameters", "words"),
+        [
+            (
+                {"branches": ["kd", "lr-decay"]},
+                "branches = 'lr-decay': is not one that the pipeline was compiled for: kd",
+            ),
+            ({"branches": ["kd", "greedy"], "n_anchors": 5}, "'greedy': needs 5 stages, and the pipeline was compiled with 4"),
+            ({"branches": ["kd", "greedy"], "grid": {"tau": [2]}}, "branches = 'kd tau=2': is not one that the pipeline"),
+            ({"branches": ["kd", "scratch"]}, "branches = 'scratch': is not one"),
+        ],
+    )
+    def test_another_comparison_is_refused(self, parameters: dict[str, Any], words: str) -> None:
+        with pytest.raises(InputError) as caught:
+            preflight_comparison(Comparison.of(parameters), compiled={"kd": 1, "greedy": 4})
+        assert words in str(caught.value)
+
+    def test_a_branch_too_many_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"branches = 'lr-decay': is one that the pipeline was compiled for, and these"):
+            preflight_comparison(Comparison.of({"branches": ["kd", "greedy"]}), compiled={"kd": 1, "greedy": 4, "lr-decay": 1})
+
+    @given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=12, unique=True))
+    def test_labels_are_different_and_fit_into_names(self, keys: list[str]) -> None:
+        made = labels(keys)
+        assert list(made) == keys
+        assert len(set(made.values())) == len(keys)
+        assert all(re.fullmatch(r"[a-z0-9_]*", label) and len(label) <= 50 for label in made.values())
 
 
 values = st.floats(0, 1, allow_nan=False)

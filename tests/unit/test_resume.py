@@ -931,12 +931,12 @@ def test_a_branch_does_not_train_its_finished_seeds_again(
 
     flat = {name: value for name, value in FLAT.items() if name not in ("strategy", "anchor_epochs")}
     comparison = {**flat, "branches": ["kd", "equal-interval"], "n_anchors": 2, "epochs": 4, "seeds": [0, 1]}
-    settings_ = comparison_tasks.check_comparison(Comparison.of(comparison).to_parameters(), slots=[1, 1])
-    (slot,) = [k for k in (1, 2) if settings_[f"branch_{k}"]["branch"] == "equal-interval"]
+    compiled = {"kd": 1, "equal-interval": 1}
+    settings_ = comparison_tasks.check_comparison(Comparison.of(comparison).to_parameters(), compiled=compiled)
     teacher.train_teacher(settings_["teacher"], dataset=digits, route=tmp_path / "route", route_index=tmp_path / "index")
-    comparison_tasks.init_students(settings_[f"students_{slot}"], dataset=digits, students=tmp_path / "students")
+    comparison_tasks.init_students(settings_["students_equal_interval"], dataset=digits, students=tmp_path / "students")
     selection = comparison_tasks.select_anchors(
-        settings_[f"choice_{slot}"],
+        settings_["choice_equal_interval"],
         previous={},
         route=tmp_path / "route",
         route_index=tmp_path / "index",
@@ -946,7 +946,7 @@ def test_a_branch_does_not_train_its_finished_seeds_again(
 
     def distil(name: str) -> dict[str, str]:
         comparison_tasks.distill_students(
-            settings_[f"branch_{slot}"],
+            settings_["branch_equal_interval"],
             selection=selection,
             dataset=digits,
             anchors=tmp_path / "anchors",
