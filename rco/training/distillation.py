@@ -266,6 +266,6 @@ def distill_route(
             checkpointer=checkpointer,
         )
         for row in rows:
-            anchors_of_stage = {"anchor_epoch": choice.anchor_epochs[-1], "anchor_epochs": choice.anchor_epochs}
+            anchors_of_stage = {"anchor_epoch": choice.anchor_epochs[-1], "anchor_epochs": [*choice.anchor_epochs]}
             yield {**row, **anchors_of_stage, "reason": choice.reason}
         walk.end_stage(choice.anchors, epochs)

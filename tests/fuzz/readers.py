@@ -448,7 +448,7 @@ def _trained(world: Path) -> Path:
     prepare(DataConfig(dataset=str(seeds / "pictures"), probe_size=4), data, "x")
     train_teacher(settings["teacher"], dataset=data, route=seeds / "route", route_index=seeds / "index")
     init_student(settings["student"], dataset=data, student=seeds / "student")
-    chosen = select_anchor(settings["anchors"], **_selecting(seeds, seeds / "student", seeds))
+    chosen = select_anchor(settings["anchors"], **_selecting(seeds, seeds / "student", seeds), last_stage=True)
     (seeds / "selection.json").write_text(json.dumps(chosen))
     return seeds
 
@@ -578,7 +578,7 @@ def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     seeds = _trained(seeds.parent.parent)
     os.environ.pop("RCO_RESUME", None)
     _train_student(seeds, seeds / "distilled")
-    folders = {"student": seeds / "distilled", "anchor": seeds / "anchor", "evaluation": seeds / "evaluation"}
+    folders = {"student": seeds / "distilled", "anchors": seeds / "anchors", "evaluation": seeds / "evaluation"}
     evaluate(_training_settings()["evaluate"], dataset=seeds / "data", **folders)
     vectors, labels = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
     told = read_json(seeds / "evaluation" / EVALUATION)

@@ -183,7 +183,7 @@ class TestStudent:
 
     def test_several_are_one_stage_with_one_schedule(self, route: Route, data: Dataset) -> None:
         ensemble, rows = self.walked(route, data, strategy="checkpoint-ensemble", members=3)
-        assert [(row["stage"], row["anchor_epochs"]) for row in rows] == [(1, (1, 2, 4))] * 3
+        assert [(row["stage"], row["anchor_epochs"]) for row in rows] == [(1, [1, 2, 4])] * 3
         last, _ = self.walked(route, data, strategy="checkpoint-ensemble", members=1)
         assert any(not torch.equal(ensemble[name], tensor) for name, tensor in last.items())
 
