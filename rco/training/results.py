@@ -101,10 +101,8 @@ class Result:
         root = os.environ.get(VARIABLE, "")
         no_credentials(VARIABLE, root)
         self.kind, self.names, self.label = kind, names, label
-        self.folder = ""
-        if root:
-            self.identity = complete({"kind": kind, **identity}, format=_FORMAT)
-            self.folder = f"{root.rstrip('/')}/{name_of(self.identity, 32)}"
+        self.identity = complete({"kind": kind, **identity}, format=_FORMAT) if root else {}
+        self.folder = f"{root.rstrip('/')}/{name_of(self.identity, 32)}" if root else ""
 
     def find(self, into: Path, check: Callable[[Path, Training], object]) -> Training | None:
         """Bring the files of the result into a folder, if there is one; returns how its training went.
