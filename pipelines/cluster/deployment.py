@@ -281,6 +281,11 @@ class Deployment:
         return found
 
     @property
+    def results(self) -> str:
+        """Where results of trainings lie that runs share: below `resume`; empty where that is not named."""
+        return f"{self.resume.rstrip('/')}/results" if self.resume else ""
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Defaults of pipeline parameters that follow from what tasks get.
 

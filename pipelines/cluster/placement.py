@@ -57,6 +57,8 @@ class Cluster:
                 kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.path, sub_path=volume.sub_path)
             if site.resume:
                 task.set_env_variable("RCO_RESUME", site.resume)
+            if site.results and kind != "light":
+                task.set_env_variable("RCO_RESULTS", site.results)
         return task
 
 

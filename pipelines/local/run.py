@@ -88,7 +88,7 @@ def run(
             keeps its default.
         pipeline: a key of `PLANS`.
         home: directory of the runs' state.
-        cache: skip tasks whose code and inputs have not changed.
+        cache: skip tasks whose code and inputs have not changed, and trainings whose results are there.
         show: is given one line of progress at a time.
 
     Raises:
@@ -113,6 +113,7 @@ def run(
     )
     environment = {
         "RCO_LOGITS": str(place.root / "logits"),
+        "RCO_RESULTS": str(place.root / "results"),
         "RCO_RESUME": str(place.root / "resume"),
         "RCO_RESUME_RUN": "local",  # whoever runs the same again goes on, though it is another run
         **os.environ,
@@ -123,6 +124,8 @@ def run(
     # A fixed name of the image would hide edits of the code from the cache; a run that is open around this one is no task's.
     for name in ("RCO_IMAGE", "MLFLOW_RUN_ID"):
         environment.pop(name, None)
+    if not cache:
+        environment["RCO_RESULTS"] = ""
     show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
     outcome = "FAILED"
     with _interruptible() as deaf:

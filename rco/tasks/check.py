@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from rco.tasks.process import log, task
 from rco.tasks.report import parent_of
 from rco.tracking.context import Context, forgiving
 from rco.tracking.runs import open_parent
+from rco.training import results
 
 
 @task
@@ -48,11 +50,19 @@ def check(
             open_parent(context, **parent_of(settings.filing))
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
+    mention_results()
     # KFP passes no nulls; what is left out is None again when `read_settings` rebuilds the settings.
     return {
         task: {name: value for name, value in values.items() if value is not None}
         for task, values in jsonable(settings).items()
     }
+
+
+def mention_results() -> None:
+    """Say it where runs share no results. The local runner names a folder for them, and a deployment file with `resume` a
+    place; empty, the variable says that none are wanted."""
+    if results.VARIABLE not in os.environ:
+        log.info("%s is not set: what another run has trained is not found, but trained again", results.VARIABLE)
 
 
 def require_services(context: Context, open_parent: Callable[[], str]) -> None:

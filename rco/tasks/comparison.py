@@ -29,7 +29,7 @@ from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.base import Adaptive, StudentLevel
 from rco.strategies.hardness import relative, route_hardness
-from rco.tasks.check import require_services
+from rco.tasks.check import mention_results, require_services
 from rco.tasks.comparison_preflight import branch_outputs, costs_of_anchors, preflight_comparison
 from rco.tasks.distill import distil
 from rco.tasks.evaluate import EVALUATION, measure_unseen
@@ -80,6 +80,7 @@ def check_comparison(
             open_parent(context, **_parent(settings.filing))
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
+    mention_results()
     outputs_of = {
         "data": jsonable(settings.data),
         "teacher": jsonable(settings.teacher),
@@ -193,17 +194,18 @@ def distill_students(
     s = read_settings(BranchSettings, settings)
     # Kubeflow's MLflow plugin makes one run for this task. It is not of one student: several would mix their epochs in it.
     os.environ.pop("MLFLOW_RUN_ID", None)
-    trained = 0
+    trained = found = 0
     with resume.group() as group:
         for seed in s.seeds:
             stages = [Stage.of(stage) for stage in selection[str(seed)]["stages"]]
             with TemporaryDirectory(dir=distilled.parent) as scratch:
                 folder = _folder(students, seed)
+                found_stages = 0
                 for i, stage in enumerate(stages):
                     out = _folder(distilled, seed) if i == len(stages) - 1 else Path(scratch) / f"stage-{stage.stage}"
                     anchor = Path(scratch) / "anchor"
                     _write_anchors(anchor, Route.open(anchors), stage.anchors, folder, s.stage.objective.tau)
-                    distil(
+                    figures = distil(
                         replace(s.stage, train=replace(s.stage.train, seed=seed)),
                         stage,
                         dataset=dataset,
@@ -215,12 +217,15 @@ def distill_students(
                         tags={"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind},
                         resumable=group.resumable,
                     )
+                    found_stages += "trained_by" in figures
                     folder = out
             if not stages:
                 shutil.copytree(_folder(students, seed), _folder(distilled, seed))
-            trained += bool(stages)
-    log.info("%s: %d students trained, %d passed on", s.branch, trained, len(s.seeds) - trained)
-    return {"branch": s.branch, "trained": trained}
+            trained += found_stages < len(stages)
+            found += found_stages == len(stages) > 0
+    ready = f"{found} found, " if found else ""
+    log.info("%s: %d students trained, %s%d passed on", s.branch, trained, ready, len(s.seeds) - trained - found)
+    return {"branch": s.branch, "trained": trained, **({"found": found} if found else {})}
 
 
 def _key(branch: str, seed: int) -> str:

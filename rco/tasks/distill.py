@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rco.config.plugins import used_by
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.settings import jsonable
@@ -23,9 +25,12 @@ from rco.tasks.settings import StageSettings
 from rco.tasks.students import (
     ANCHOR,
     OBJECTIVE,
+    PROBE,
     STUDENT,
     TARGETS,
+    as_training,
     data_summary,
+    found_again,
     load_student,
     logged,
     read_logits,
@@ -36,8 +41,9 @@ from rco.tasks.students import (
 from rco.tracking.context import Context
 from rco.tracking.record import FILE as RECORD
 from rco.tracking.record import Record
-from rco.tracking.tracker import tracked
+from rco.tracking.tracker import Tracker, tracked
 from rco.training import resume
+from rco.training.results import Result, Training
 from rco.training.resume_points import ResumePoints
 
 if TYPE_CHECKING:
@@ -60,9 +66,9 @@ class _Loaded:
         anchor_folders: of the anchors' files.
         objective: as the stage before left it.
         record: of the student, as the stage before left it.
-        passes: images that the anchors answer in this stage.
         images: of an epoch.
-        identity: all that the result depends on.
+        computation: all that the weights after this stage depend on.
+        identity: all that the record depends on, too.
     """
 
     key: str
@@ -78,14 +84,33 @@ class _Loaded:
     targets: ProbeTargets
     objective: StageLoss
     record: Record
-    passes: int
     images: int
+    computation: dict[str, Any]
     identity: dict[str, Any]
 
     @property
     def learns(self) -> bool:
         """Whether the objective has weights of its own."""
         return any(True for _ in self.objective.parameters())
+
+    @property
+    def label(self) -> str:
+        """The student and the stage, in words."""
+        return f"{self.key} {self.spec.model}, stage {self.stage.stage}"
+
+    @property
+    def prefix(self) -> str:
+        """Of lines in the log, where there are several students."""
+        return "" if self.key == "student" else f"{self.key}, "
+
+    @property
+    def passes(self) -> int:
+        """Images that the anchors answer in this stage: every one of every epoch, or of every view once."""
+        if not self.objective.needs_anchor:
+            return 0
+        views = min(self.settings.objective.views, self.stage.epochs)
+        one = len(self.data.split("train")) * views if views else self.images * self.stage.epochs
+        return one * len(self.about)
 
 
 @task
@@ -133,21 +158,27 @@ def distil(
         resumable: `rco.training.resume.resumable`, or that of the group to which this training belongs.
 
     Returns:
-        stage, anchor_epochs and results.
+        stage, anchor_epochs and results; and trained_by, if nothing was trained: the pipeline run whose result was found.
     """
-    from rco.training.device import prepare_process
+    from rco.training.device import hardware, prepare_process
 
     prepare_process(s.compute)
     origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
     loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
-    with resumable(
-        f"distill_stage/{key}/stage-{stage.stage}",
-        loaded.identity,
-        label=f"{key} {loaded.spec.model}, stage {stage.stage}",
-        network=loaded.spec.written,
-    ) as points:
-        record = _run(loaded, points)
-        return _write(loaded, record, distilled)
+    place = f"distill_stage/{key}/stage-{stage.stage}"
+    names = (STUDENT, PROBE, *((OBJECTIVE,) if loaded.learns else ()))
+    result = Result("stage", {**loaded.computation, "hardware": hardware(s.compute)}, names, label=loaded.label)
+    if (found := result.find(distilled, partial(_check, stage))) is not None:
+        log.info("%s%s: %s", loaded.prefix, stage.label, found.words)
+        resume.forget(place, loaded.identity)
+        record = _adopt(loaded, found)
+        return {**_conclude(loaded, record, distilled), "trained_by": found.pipeline_run}
+    with resumable(place, loaded.identity, label=loaded.label, network=loaded.spec.written) as points:
+        record, training = _run(loaded, points)
+        figures = _conclude(loaded, record, distilled)
+        _save(loaded, distilled)
+        result.store(distilled, training)
+        return figures
 
 
 def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset: Path, anchor: Path, student: Path) -> _Loaded:
@@ -178,6 +209,16 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         load_weights(objective, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
+    computation = {
+        "settings": {name: getattr(s, name) for name in ("teacher", "student", "train", "objective", "compute", "code")},
+        "plugins": used_by(s.objective, s.train),
+        "stage": {"stage": stage.stage, "epochs": stage.epochs, "first_epoch": stage.first_epoch},
+        "data": data.manifest.digest,
+        "anchor": [each.sha256 for each in about],
+        "targets": sha256_of(anchor / TARGETS),
+        "student": sha256_of(student / STUDENT),
+        "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
+    }
     return _Loaded(
         key=origin["key"],
         settings=s,
@@ -192,49 +233,50 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         targets=targets,
         objective=objective,
         record=record,
-        passes=_forward_passes(s, stage, data, images) * len(about) if objective.needs_anchor else 0,
         images=images,
-        identity={
-            "settings": s,
-            "selection": jsonable(stage),
-            "data": data.manifest.digest,
-            "anchor": [each.sha256 for each in about],
-            "targets": sha256_of(anchor / TARGETS),
-            "student": sha256_of(student / STUDENT),
-            "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
-            "record": origin,
-        },
+        computation=computation,
+        identity={**computation, "settings": s, "selection": jsonable(stage), "record": origin},
     )
 
 
-def _forward_passes(s: StageSettings, stage: Stage, data: Dataset, images: int) -> int:
-    """How many images an anchor answers: every one of every epoch, or of every view once.
+def _adopt(loaded: _Loaded, found: Training) -> Record:
+    """The student's record as if the epochs that were found had been trained here; MLflow is told of them."""
+    record = found_again(loaded.record, found)
+    with tracked(Context.from_environment(), record, first_step=loaded.stage.first_epoch) as tracker:
+        _log_anchors(loaded, tracker)
+    return record
+
+
+def _log_anchors(loaded: _Loaded, tracker: Tracker) -> None:
+    for folder in loaded.anchor_folders if loaded.objective.needs_anchor else ():
+        tracker.log_anchor(folder)
+
+
+def _mention_views(loaded: _Loaded) -> None:
+    """Say what the logits of the views take.
 
     Raises:
-        InputError: the logits of the views do not fit into memory.
+        InputError: they do not fit into memory.
     """
-    if not s.objective.views:
-        return images * stage.epochs
+    if not (loaded.objective.needs_anchor and loaded.settings.objective.views):
+        return
     from rco.training.anchor import check_size
 
-    views, count = min(s.objective.views, stage.epochs), len(data.split("train"))
-    megabytes = check_size(views, count, data.manifest.num_classes)
+    views = min(loaded.settings.objective.views, loaded.stage.epochs)
+    megabytes = check_size(views, len(loaded.data.split("train")), loaded.data.manifest.num_classes)
     log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
-    return count * views
 
 
-def _run(loaded: _Loaded, points: ResumePoints) -> Record:
-    """Train; returns the student's record with the epochs of this stage."""
+def _run(loaded: _Loaded, points: ResumePoints) -> tuple[Record, Training]:
+    """Train; returns the student's record with the epochs of this stage, and these alone."""
     from rco.training.distillation import train_stage
 
+    _mention_views(loaded)
     s, stage = loaded.settings, loaded.stage
-    prefix = "" if loaded.key == "student" else f"{loaded.key}, "
-    report_epoch = EpochLines(f"{prefix}{stage.label}", stage.last_epoch)
+    report_epoch = EpochLines(f"{loaded.prefix}{stage.label}", stage.last_epoch)
     record = taken_up(points, loaded.record)
     with tracked(Context.from_environment(), record, first_step=stage.first_epoch) as tracker:
-        if loaded.objective.needs_anchor:
-            for folder in loaded.anchor_folders:
-                tracker.log_anchor(folder)
+        _log_anchors(loaded, tracker)
         for row in train_stage(
             loaded.student,
             loaded.anchor,
@@ -252,17 +294,43 @@ def _run(loaded: _Loaded, points: ResumePoints) -> Record:
         ):
             tracker.log(row["epoch"], logged(row))
             report_epoch(row)
-    return record
+    return record, as_training(record, tracker, stage.first_epoch)
 
 
-def _write(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
-    """Write student, objective and record; returns the figures of the stage."""
+def _check(stage: Stage, folder: Path, training: Training) -> None:
+    _metrics(stage, jsonable(training.rows), "result")
+
+
+def _metrics(stage: Stage, rows: Sequence[Mapping[str, Any]], source: str) -> list[Mapping[str, float]]:
+    """The metrics of the stage's epochs among the rows of a record.
+
+    Args:
+        source: of the rows, for messages.
+
+    Raises:
+        InputError: an epoch is missing, or a figure in it.
+    """
+    of_stage = [row for row in rows if row["step"] >= stage.first_epoch]
+    metrics = [row["metrics"] for row in of_stage]
+    steps = list(range(stage.first_epoch, stage.last_epoch + 1))
+    if [row["step"] for row in of_stage] != steps or not all({*_RESULTS, "images_per_second"} <= set(m) for m in metrics):
+        raise InputError(source, stage.label, "lacks epochs of this stage", "Delete it")
+    return metrics
+
+
+def _save(loaded: _Loaded, distilled: Path) -> None:
+    """Write what has been trained: the student, its answers, and the objective."""
     from rco.training.distillation import probe_logits
 
+    save_student(distilled, loaded.student, loaded.spec, probe_logits(loaded.student, loaded.data, loaded.settings.compute))
+    if loaded.learns:
+        save_model(distilled / OBJECTIVE, loaded.objective)
+
+
+def _conclude(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
+    """Write the record, with the stage in it; returns the figures of the stage."""
     stage, last = loaded.stage, loaded.about[-1]
-    rows = [row["metrics"] for row in record.rows if row["step"] >= stage.first_epoch]
-    if len(rows) != stage.epochs or not {*_RESULTS, "images_per_second"} <= set.intersection(*map(set, rows)):
-        raise InputError("resume point", loaded.key, "lacks epochs of this stage", "Delete it")
+    rows = _metrics(stage, record.rows, "resume point")
     results = {name: rows[-1][name] for name in _RESULTS}
     summary = {
         "stage": stage.stage,
@@ -282,8 +350,5 @@ def _write(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
         **results,
     }
     record.stages = [*(other for other in record.stages if other["stage"] != stage.stage), summary]
-    save_student(distilled, loaded.student, loaded.spec, probe_logits(loaded.student, loaded.data, loaded.settings.compute))
-    if loaded.learns:
-        save_model(distilled / OBJECTIVE, loaded.objective)
     record.write(distilled)
     return {"stage": stage.stage, "anchor_epochs": list(stage.anchor_epochs), **results}

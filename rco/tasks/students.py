@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from rco.tasks.settings import (
     StudentSettings,
     TeacherSettings,
 )
-from rco.tracking.record import Record
+from rco.tracking.context import Context
+from rco.tracking.record import Record, Row
+from rco.tracking.runs import REUSED
+from rco.tracking.tracker import Tracker
+from rco.training.results import Training
 from rco.training.resume_points import ResumePoints
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
@@ -44,6 +49,29 @@ def taken_up(points: ResumePoints, record: Record) -> Record:
     current = record if before is None else Record.of(before, "a resume point's record")
     points.add("record", lambda: jsonable(current))
     return current
+
+
+def found_again(record: Record, found: Training) -> Record:
+    """A record with the epochs of a training whose result was found; MLflow hears whose they are (`rco.tracking.runs`)."""
+    tags = dict(record.tags)
+    if found.mlflow_run and found.pipeline_run != Context.from_environment().pipeline_run:
+        before = tags[REUSED].split(",") if REUSED in tags else []
+        tags[REUSED] = ",".join(dict.fromkeys([*before, found.mlflow_run]))
+    return replace(record, rows=[*record.rows, *jsonable(found.rows)], tags=tags)
+
+
+def as_training(record: Record, tracker: Tracker, first_step: int = 1) -> Training:
+    """How a training went, from its record.
+
+    Args:
+        tracker: of this process.
+        first_step: of the training; earlier rows are of others.
+    """
+    return Training(
+        pipeline_run=Context.from_environment().pipeline_run,
+        mlflow_run=tracker.model_run.run_id if tracker.model_run else "",
+        rows=tuple(Row(**row) for row in record.rows if row["step"] >= first_step),
+    )
 
 
 @task

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rco.config.plugins import used_by
+from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.models.route import Route
+from rco.models.route import MANIFEST, PROBE, Route, checkpoint_file
 from rco.models.spec import NetworkSpec
 from rco.tasks.process import EpochLines, log, read_settings, task
-from rco.tasks.settings import (
-    TeacherSettings,
-)
-from rco.tasks.students import (
-    data_summary,
-    logged,
-    settings_as_params,
-    taken_up,
-)
+from rco.tasks.settings import TeacherSettings
+from rco.tasks.students import as_training, data_summary, found_again, logged, settings_as_params, taken_up
 from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.tracker import tracked
 from rco.training import resume
+from rco.training.config import TrainConfig
+from rco.training.results import Result, Training
+from rco.training.schedule import checkpoint_epochs
 
 
 @task
@@ -35,7 +34,6 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     """
     s = read_settings(TeacherSettings, settings)
     from rco.core.storage.transfer import fetch
-    from rco.training import teacher
     from rco.training.device import prepare_process
     from rco.training.route import adopt_route
 
@@ -62,26 +60,65 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
             for row in rows:
                 tracker.log(int(row["epoch"]), logged(row))
         kept = _file_route(route, route_index, record)
+        figures: dict[str, str] = {}
     else:
-        say = EpochLines(f"teacher {spec.model}", s.train.epochs)
-        with resume.resumable(
-            "train_teacher",
-            {"settings": s, "data": data.manifest.digest},
-            label=f"teacher {spec.model}",
-            network=spec.written,
-            prefix="teacher_",
-            files=route,
-        ) as points:
-            record = taken_up(points, record)
-            with tracked(context, record) as tracker:
-                for row in teacher.train_teacher(
-                    data, spec, s.train, s.compute, checkpoint_every=s.checkpoint_every, folder=route, checkpointer=points
-                ):
-                    tracker.log(row["epoch"], logged(row))
-                    say(row)
-            kept = _file_route(route, route_index, record)
+        kept, figures = _train(s, s.train, s.checkpoint_every, data, spec, record, route, route_index)
     log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
-    return {"checkpoints": len(kept.epochs), "epochs": kept.epochs[-1], "val_accuracy": kept.checkpoints[-1].val_accuracy}
+    last = kept.checkpoints[-1]
+    return {"checkpoints": len(kept.epochs), "epochs": last.epoch, "val_accuracy": last.val_accuracy, **figures}
+
+
+def _train(
+    s: TeacherSettings,
+    train: TrainConfig,
+    checkpoint_every: int,
+    data: Dataset,
+    spec: NetworkSpec,
+    record: Record,
+    route: Path,
+    route_index: Path,
+) -> tuple[Route, dict[str, str]]:
+    """Train the teacher, or find the route that the same training has left.
+
+    Returns:
+        the route, and trained_by, if nothing was trained: the pipeline run whose route was found.
+    """
+    from rco.training import teacher
+    from rco.training.device import hardware
+
+    label, context = f"teacher {spec.model}", Context.from_environment()
+    identity = {"settings": s, "data": data.manifest.digest}
+    computation = {**identity, "plugins": used_by(train), "hardware": hardware(s.compute)}
+    checkpoints = (checkpoint_file(epoch) for epoch in checkpoint_epochs(train, checkpoint_every))
+    result = Result("route", computation, (MANIFEST, PROBE, *checkpoints), label=label)
+    if (found := result.find(route, partial(_check, train.epochs))) is not None:
+        log.info("%s: %s", label, found.words)
+        resume.forget("train_teacher", identity)
+        record = found_again(record, found)
+        with tracked(context, record, first_step=1):
+            pass  # MLflow is told of the epochs
+        return _file_route(route, route_index, record), {"trained_by": found.pipeline_run}
+    say = EpochLines(label, train.epochs)
+    with resume.resumable(
+        "train_teacher", identity, label=label, network=spec.written, prefix="teacher_", files=route
+    ) as points:
+        record = taken_up(points, record)
+        with tracked(context, record) as tracker:
+            for row in teacher.train_teacher(
+                data, spec, train, s.compute, checkpoint_every=checkpoint_every, folder=route, checkpointer=points
+            ):
+                tracker.log(row["epoch"], logged(row))
+                say(row)
+        kept = _file_route(route, route_index, record)
+        result.store(route, as_training(record, tracker))
+    return kept, {}
+
+
+def _check(epochs: int, folder: Path, training: Training) -> None:
+    """Refuse a route that is not one, or a training of another length."""
+    Route.open(folder)
+    if [row.step for row in training.rows] != list(range(1, epochs + 1)):
+        raise InputError("result", folder.name, "lacks epochs", "Delete it")
 
 
 def _file_route(route: Path, route_index: Path, record: Record) -> Route:

@@ -13,7 +13,7 @@ from rco.tracking.anchors import anchor_tag, log_anchor
 from rco.tracking.context import Context
 from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
-from rco.tracking.runs import end_open_runs, log_final, require_parent
+from rco.tracking.runs import REUSED, end_open_runs, log_final, require_parent
 
 _LONGEST_TAG = 8000
 
@@ -83,13 +83,14 @@ def deliver(
     parent = require_parent(context, client)
     parent_id: str = parent.info.run_id
     try:
-        reused = []
+        reused: list[str] = []
         for delivery in deliveries:
             origin = delivery.record.origin
             run = ModelRun.open(context, client, delivery.record)
-            if origin is not None and origin["pipeline_run"] != context.pipeline_run:
-                reused.append(origin["run_id"])
-                client.set_tag(run.run_id, "reused_from", origin["run_id"])
+            cached = origin is not None and origin["pipeline_run"] != context.pipeline_run
+            if source := origin["run_id"] if origin is not None and cached else delivery.record.tags.get(REUSED, ""):
+                reused += source.split(",")
+                client.set_tag(run.run_id, REUSED, source)
             known = client.get_run(run.run_id).data.tags if delivery.anchors else {}
             for epoch, anchor in delivery.anchors.items():
                 if anchor_tag(epoch) not in known:
@@ -100,7 +101,7 @@ def deliver(
                 client.set_tag(run.run_id, name, value)
             run.end()
         if reused:
-            client.set_tag(parent_id, "reused_from", ",".join(reused))
+            client.set_tag(parent_id, REUSED, ",".join(dict.fromkeys(reused)))
         log_final(client, parent_id, headline)
         if note:
             client.set_tag(parent_id, "mlflow.note.content", note[:_LONGEST_TAG])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rco.tracking.context import Context, without_credentials
 from rco.tracking.epochs import EpochBuffer
 from rco.tracking.record import Record
-from rco.tracking.runs import count_attempt, find_run, log_params, require_parent
+from rco.tracking.runs import REUSED, count_attempt, find_run, log_params, require_parent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +78,7 @@ def _create(context: Context, client: MlflowClient, record: Record, parent: Run)
         "rco.data": str(record.data["name"]),
     }
     if record.origin is not None:
-        tags["reused_from"] = record.origin["run_id"]
+        tags[REUSED] = record.origin["run_id"]
     began = record.rows[0]["time"] if record.rows else None
     run = client.create_run(parent.info.experiment_id, run_name=record.key, tags=tags, start_time=began)
     log_params(client, run.info.run_id, record.params)

@@ -72,7 +72,7 @@ class Record:
         try:
             record = from_dict(cls, document)
             for row in record.rows:
-                from_dict(_Row, row)
+                from_dict(Row, row)
             for stage in record.stages:
                 from_dict(_Stage, stage, partial=True)
         except InputError as error:
@@ -85,7 +85,9 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
+class Row:
+    """One epoch of a record."""
+
     step: int
     time: int
     metrics: dict[str, float]

@@ -5,7 +5,7 @@ Runs are found by tags, never by remembered ids, so that a retried task, a cache
     rco.pipeline_run   on parent and children: the pipeline run
     rco.key            on children: the record's key ("teacher", "student", "kd/seed-0")
     rco.branch, rco.seed, rco.strategy, rco.reference   on the students of a comparison
-    reused_from        where a cached model was first tracked
+    reused_from        where a cached model was first tracked; of a training whose result was found, the run that trained it
     rco.anchor.E       on a student: the LoggedModel id of the anchor of epoch E
     rco.attempts       how often work on the run was begun, if a task failed or was killed
 """
@@ -21,6 +21,9 @@ from rco.tracking.context import Context
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+
+REUSED = "reused_from"
 
 
 class NotTrackedError(RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,14 @@ def prepare_process(compute: ComputeConfig) -> None:
         torch.use_deterministic_algorithms(True)
     else:
         torch.set_float32_matmul_precision("high")
+
+
+def hardware(compute: ComputeConfig) -> str:
+    """What computes with resolved settings, as far as the last bits of a result depend on it: the GPU's model, or the
+    instructions that the processor has."""
+    if compute.device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def autocast(compute: ComputeConfig) -> contextlib.AbstractContextManager[Any]:

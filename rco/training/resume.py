@@ -12,7 +12,6 @@ inputs, this package's code). So a point that is found is a point of this very c
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -30,18 +29,8 @@ from rco.core.errors import DivergenceError, InputError, printable
 from rco.core.storage.addresses import is_remote, local_path
 from rco.core.storage.contents import remove
 from rco.core.tensors import load_metadata
-from rco.training.resume_points import (
-    HALF,
-    MINUTES,
-    POINT,
-    VARIABLE,
-    ResumePoints,
-    clock,
-    complete,
-    difference,
-    files_below,
-    join,
-)
+from rco.training.identity import complete, difference, name_of
+from rco.training.resume_points import FORMAT, HALF, MINUTES, POINT, VARIABLE, ResumePoints, clock, files_below, join
 
 log = logging.getLogger("rco")
 
@@ -167,12 +156,16 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
         every = -1.0
     if not 0 <= every < float("inf"):
         raise InputError(EVERY, text, "is not a number of minutes", "Give 0 or more, such as 5")
-    of = complete(identity)
-    key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:24]
-    above = join(_run_folder(root), *(_safe(part) for part in task.split("/")))
+    of = complete(identity, format=FORMAT)
+    above, key = _place(root, task, of)
     if not is_remote(root):
         _mention_others(local_path(above), key, of)
     return ResumePoints(join(above, key), identity, every=every, files=files)
+
+
+def _place(root: str, task: str, identity: Mapping[str, Any]) -> tuple[str, str]:
+    """The folder of a task's trainings, and the name of the one of this complete identity in it."""
+    return join(_run_folder(root), *(_safe(part) for part in task.split("/"))), name_of(identity, 24)
 
 
 def _mention_others(folder: Path, key: str, identity: Mapping[str, Any]) -> None:
@@ -187,6 +180,20 @@ def _mention_others(folder: Path, key: str, identity: Mapping[str, Any]) -> None
             return
         reason = printable(difference(other, identity))
         log.info("the resume point of %s is of another training and is not used: %s", clock(written), reason)
+
+
+def forget(task: str, identity: Mapping[str, Any]) -> None:
+    """Remove the points of a training that need not go on, where points outlive the pipeline run.
+
+    Args:
+        task, identity: as for `resumable`.
+    """
+    root = os.environ.get(VARIABLE, "")
+    if root and _shared():
+        try:
+            remove(join(*_place(root, task, complete(identity, format=FORMAT))))
+        except (InputError, OSError) as error:
+            log.warning("resume points were not removed (%s)", error)
 
 
 def clear_run() -> None:

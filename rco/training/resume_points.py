@@ -10,7 +10,6 @@ do not disturb each other: names differ where contents do, and every point is on
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -21,28 +20,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import rco
 from rco.core.documents import read_json, write_json
 from rco.core.errors import DivergenceError, InputError
 from rco.core.files import atomically, settle, sha256_of, verify
-from rco.core.settings import from_dict, jsonable
+from rco.core.settings import from_dict
 from rco.core.storage.addresses import is_remote, local_path
 from rco.core.storage.contents import exists, listing, remove
-from rco.core.storage.local import content_digest
 from rco.core.storage.retries import DamagedError
 from rco.core.storage.transfer import fetch, upload
 from rco.core.tensors import load_state, save_state, write_state
+from rco.training.identity import complete, difference
 
 log = logging.getLogger("rco")
 
 VARIABLE = "RCO_RESUME"
 MINUTES = 5.0
-_FORMAT = 1
+FORMAT = 1
 _KEPT = 2
 POINT = re.compile(r"point-(\d{5,})-(\d{6,})-([0-9a-f]{64})\.safetensors")
 _FILE, _SHA256 = re.compile(r"\w[\w.-]*"), re.compile(r"[0-9a-f]{64}")
@@ -84,7 +80,7 @@ class ResumePoints:
         self, folder: str, identity: Mapping[str, Any], *, every: float = 60 * MINUTES, files: Path | None = None
     ) -> None:
         self.folder, self.every, self.files = folder, every, files
-        self.identity = complete(identity)
+        self.identity = complete(identity, format=FORMAT)
         self.stopping: int | None = None  # the signal that asks for the end
         self._makers: dict[str, Callable[[], Any]] = {}
         self._named: list[Callable[[], Mapping[str, str]]] = []
@@ -338,29 +334,6 @@ def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for name in names:
             with suppress(OSError):
                 yield (path := Path(where, name)), path.stat()
-
-
-def difference(theirs: Any, ours: Any, name: str = "") -> str:
-    """The first entry in which two identities differ, in words."""
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        for key in sorted({*theirs, *ours}):
-            if theirs.get(key) != ours.get(key):
-                return difference(theirs.get(key), ours.get(key), f"{name}.{key}" if name else str(key))
-    return f"{name} was {str(theirs)[:60]}, is {str(ours)[:60]}"
-
-
-@cache
-def _software() -> dict[str, str]:
-    """What computes: this package's files, and torch."""
-    package = Path(rco.__file__).parent
-    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
-    return {"rco": content_digest(package, names), "torch": metadata.version("torch")}
-
-
-def complete(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity with what is common to all, as it will be when it has been written and read."""
-    complete: dict[str, Any] = json.loads(json.dumps(jsonable({"format": _FORMAT, **identity, "software": _software()})))
-    return complete
 
 
 _TENSOR = "$tensor"

@@ -383,6 +383,52 @@ def _read_point(content: bytes, folder: Path) -> None:
     assert training is not None
 
 
+def _kept_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, bytes, bytes]]:
+    """A result's manifest, and how its training went; where that is another, its sha256 is right."""
+    from rco.tracking.record import Row
+    from rco.training.results import MANIFEST, TRAINING, Training
+
+    (seeds / "a.safetensors").write_bytes(b"weights")
+    rows = tuple(Row(step=i, time=i, metrics={"loss": 0.5}) for i in (1, 2))
+    kept = _kept(seeds)
+    kept.store(seeds, Training(pipeline_run="r", mlflow_run="m", rows=rows))
+    manifest = read_json(seeds / MANIFEST)
+    training = (seeds / f"{manifest['files'][TRAINING]}-{TRAINING}").read_bytes()
+
+    def named(content: bytes) -> tuple[Path, bytes, bytes]:
+        files = {**manifest["files"], TRAINING: hashlib.sha256(content).hexdigest()}
+        return seeds, json.dumps({**manifest, "files": files}).encode(), content
+
+    return st.one_of(
+        json_texts(manifest).map(lambda content: (seeds, content, training)), json_texts(json.loads(training)).map(named)
+    )
+
+
+def _kept(folder: Path) -> Any:
+    from rco.training.results import Result
+
+    kept = Result("stage", _IDENTITY, ("a.safetensors",), label="it")  # nothing in the environment names a place
+    kept.identity, kept.folder = {"format": 1, **_IDENTITY}, str(folder)
+    return kept
+
+
+def _read_kept(case: tuple[Path, bytes, bytes], folder: Path) -> None:
+    from rco.training.results import MANIFEST, TRAINING
+
+    seeds, manifest, training = case
+    (folder / "kept").mkdir()
+    (folder / "kept" / MANIFEST).write_bytes(manifest)
+    (folder / "kept" / f"{hashlib.sha256(training).hexdigest()}-{TRAINING}").write_bytes(training)
+    (whole,) = seeds.glob("*-a.safetensors")
+    shutil.copyfile(whole, folder / "kept" / whole.name)
+    found = _kept(folder / "kept").find(folder / "out", lambda files, training: None)
+    if found is None:  # with a warning
+        raise InputError("result", str(folder), "is damaged", "It is computed anew")
+    assert (folder / "out" / "a.safetensors").read_bytes() == b"weights"
+    assert [path.name for path in (folder / "out").iterdir()] == ["a.safetensors"]
+    Record(key="it", params={}, data={}, rows=list(jsonable(found.rows))).write(folder)
+
+
 _TENSORS: dict[str, Callable[[Any], Any]] = {
     "nan": lambda t: t.float() * float("nan"),
     "large": lambda t: t.float() + 1e38,
@@ -1264,6 +1310,7 @@ READERS = {
     "deployment": Reader(_deployment_cases, _file("site.yaml", _read_deployment)),
     "outbox": Reader(_outbox_cases, _read_outbox),
     "resume-point": Reader(_point_cases, _read_point),
+    "result": Reader(_kept_cases, _read_kept),
     "training": Reader(_training_cases, _read_training),
     "results": Reader(_results_cases, _read_results),
     "published": Reader(_published_cases, _read_published),

@@ -191,6 +191,11 @@ class Compared:
         return {line.strip().split("/seed-")[0] for line in self.lines if "/seed-" in line and ": epoch " in line}
 
     @property
+    def found(self) -> set[str]:
+        """The branches of which a stage was found, with the run that trained it."""
+        return {line.strip().split("/seed-")[0] for line in self.lines if "/seed-" in line and ": found, trained by " in line}
+
+    @property
     def runs(self) -> tuple[Any, dict[str, Any]]:
         return runs_of(self.home, self.summary["parent_run_id"])
 
@@ -231,6 +236,7 @@ class TestRealRun:
         hashes = {(s["branch"], s["seed"]): s["student_sha256"] for s in first.summary["students"]}
         for seed in (0, 1):
             assert hashes["equal-interval", seed] == hashes["lr-decay", seed]
+        assert {"equal-interval", "lr-decay"} & first.found, "so they are trained once"
         assert len(set(hashes.values())) == 10
 
     def test_files_for_people_and_machines(self, first: Compared) -> None:
@@ -330,6 +336,8 @@ class TestRealRun:
         single = {name: value for name, value in TINY.items() if name != "seeds"}
         ran = run({**single, "strategy": "equal-interval", "seed": 1}, first.home, show=lines.append)
         assert "train-teacher: unchanged, taken from the cache" in lines
+        assert not any(": epoch " in line for line in lines), "a comparison's student is found by the run that wants it"
+        assert sum(": found, trained by run " in line for line in lines) == 3
         theirs = next(s for s in first.summary["students"] if (s["branch"], s["seed"]) == ("equal-interval", 1))
         ours = sha256_of(first.home / "last-run" / "student" / "student.safetensors")
         assert ours == theirs["student_sha256"], "the same settings make the same student, bit for bit"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -165,11 +166,23 @@ class TestFirstRun:
         assert not canary.exists()
 
 
-def test_second_run_trains_nothing_and_shows_everything(first: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A fixed name of the image would hide edits of the code from the local cache: it counts on clusters only.
-    monkeypatch.setenv("RCO_IMAGE", "registry.example/rco:fixed")
-    second = Ran(first.home, strategy="equal-interval")
-    assert {"prepare-data", "train-teacher", "init-student", "distill-stage", "evaluate"} <= second.cached
+@pytest.mark.parametrize("cache", ["there", "lost"])
+def test_second_run_trains_nothing_and_shows_everything(first: Ran, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cache == "there":
+        # A fixed name of the image would hide edits of the code from the local cache: it counts on clusters only.
+        monkeypatch.setenv("RCO_IMAGE", "registry.example/rco:fixed")
+        second = Ran(first.home, strategy="equal-interval")
+        assert {"prepare-data", "train-teacher", "init-student", "distill-stage", "evaluate"} <= second.cached
+    else:
+        tasks, aside = first.home / "cache", first.home / "aside"
+        tasks.rename(aside)
+        second = Ran(first.home, strategy="equal-interval")
+        shutil.rmtree(tasks)
+        aside.rename(tasks)
+        assert second.cached == set()
+        found = [line for line in second.lines if f"found, trained by run {first.lines[0].split()[1].rstrip(';')}" in line]
+        assert len(found) == 1 + len(first.summary["stages"]), "the teacher, and every stage"
+        assert not any(": epoch " in line for line in second.lines)
     assert second.summary["stages"] == first.summary["stages"]
     assert second.summary["parent_run_id"] != first.summary["parent_run_id"]
     assert second.summary["registered"] == first.summary["registered"], "the same weights are not registered twice"

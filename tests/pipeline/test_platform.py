@@ -225,6 +225,8 @@ def test_volumes_resume_points_and_certificates(compiled: Compiled) -> None:
         else:
             assert mounts == [("rco-work", "/work", "rco")]
             wanted["RCO_RESUME"] = "/work/resume"
+            if t.component != "close-run":
+                wanted["RCO_RESULTS"] = "/work/resume/results"
         certificates = [(m.config_map_name, m.mount_path, m.optional) for m in t.kubernetes.config_map_as_volume]
         assert certificates == ([("company-ca", "/etc/rco/certificates", False)] if site.certificates.config_map else [])
         if certificates:
@@ -246,7 +248,7 @@ def test_no_secret_of_whoever_compiles_is_in_the_yaml(tmp_path: Path, monkeypatc
     canary = "canary-5b1f0a"
     site = read_deployment(EXAMPLE)
     names = {variable for source in (*site.environment, *Deployment().environment) for variable in source.variables}
-    for name in names | {"AWS_PROFILE", "RCO_RESUME", "RCO_PIPELINE_RUN", "MLFLOW_RUN_ID"}:
+    for name in names | {"AWS_PROFILE", "RCO_RESUME", "RCO_RESULTS", "RCO_PIPELINE_RUN", "MLFLOW_RUN_ID"}:
         monkeypatch.setenv(name, f"{canary}-{name}")
     for make in COMPILE.values():
         assert canary not in make(tmp_path / "pipeline.yaml", Cluster(deployment=site)).read_text()

@@ -30,7 +30,9 @@ from kfp import Client
 from pipelines.cli.main import main
 from pipelines.cluster import service as service_module
 from pipelines.cluster import submit as submit_module
+from pipelines.cluster.deployment import Deployment
 from pipelines.cluster.package import Package, compile_package, uncached
+from pipelines.cluster.placement import Cluster
 from pipelines.cluster.service import Pace, Service, ServiceError
 from pipelines.cluster.submit import Request, ensure, start, upload, wait
 from pipelines.compile import compile_comparison, compile_rco
@@ -325,6 +327,19 @@ def test_no_cache_reaches_the_tasks_of_every_stage(rco_yaml: Path, tmp_path: Pat
     assert lines
     for before, after in zip(*(list(load_all(p.path.read_text())) for p in (package, without)), strict=True):
         assert without_caching(before) == after
+
+
+def test_no_cache_has_no_result_found_either(tmp_path: Path) -> None:
+    cluster = Cluster(deployment=Deployment(resume="s3://bucket/points"))
+
+    def told(package: Package) -> set[str]:
+        executors = next(load_all(package.path.read_text()))["deploymentSpec"]["executors"].values()
+        variables = [v for e in executors for v in e["container"].get("env", ()) if v["name"] == "RCO_RESULTS"]
+        assert len(variables) > 3
+        return {variable["value"] for variable in variables}
+
+    assert told(compile_package(False, [1], tmp_path, cluster)) == {"s3://bucket/points/results"}
+    assert told(compile_package(False, [1], tmp_path, cluster, cache=False)) == {""}
 
 
 def without_caching(node: Any) -> Any:
