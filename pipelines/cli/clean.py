@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -109,10 +110,9 @@ def _show(root: Path, things: Sequence[Thing], as_json: bool) -> None:
     )
     click.echo(f"{root} holds {_size(sum(thing.size for thing in things))}; --older-than 30d or --keep-last 5 make room")
     if deleted:
-        click.echo(
-            f"MLflow keeps the artifacts of {deleted} runs that were deleted in it: "
-            f"mlflow gc --backend-store-uri {moved.database_uri(root)}"
-        )
+        address = shlex.quote(moved.database_uri(root))
+        click.echo(f"MLflow keeps what {deleted} runs have that were deleted in it; this removes it:")
+        click.echo(f"mlflow gc --backend-store-uri {address} --tracking-uri {address}")
 
 
 def _list(root: Path, going: Sequence[Thing], needed: Sequence[Thing], heading: str) -> None:

@@ -73,7 +73,8 @@ def remembered(home: Path) -> Path | None:
     newest = sorted(home.glob(f"{RUNS}/*/{REQUEST}"), reverse=True)[:1] if not (home / _FILE).is_file() else []
     for file, key in ((home / _FILE, "path"), *((request, "home") for request in newest)):
         with contextlib.suppress(InputError, KeyError, TypeError):
-            return Path(read_json(file)[key])
+            if (path := Path(read_json(file)[key])).is_absolute():
+                return path
     return None
 
 

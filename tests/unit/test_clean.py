@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from pipelines.cli import clean as command
 from pipelines.cli.main import main
 from pipelines.local import clean
+from pipelines.local import run as outer
 from pipelines.local.clean import Wanted, remove
 from pipelines.local.holdings import holdings
 from rco.core import home as homes
@@ -155,7 +156,7 @@ def test_a_home_is_shown(home: Path) -> None:
     assert done.exit_code == 0
     (line,) = (line.split() for line in done.output.splitlines() if line.startswith("cache"))
     assert line[1:4] == ["3", "3.1", "KiB"]
-    assert "artifacts of 1 runs that were deleted in it: mlflow gc --backend-store-uri sqlite:///" in done.output
+    assert "what 1 runs have that were deleted in it; this removes it:\nmlflow gc --backend-store-uri sqlite:///" in done.output
     told = json.loads(rco("--home", home, "--json").output)
     assert {kind: of["count"] for kind, of in told["holds"].items()} == {
         **{"runs": 3, "cache": 3, "results": 1, "logits": 1, "resume": 1},
@@ -303,3 +304,18 @@ def test_in_a_terminal_it_asks_once(home: Path, monkeypatch: pytest.MonkeyPatch,
     assert done.exit_code == status, done.output
     assert done.output.count("Remove this?") == 1
     assert len(list((home / "runs").glob("local-*"))) == left
+
+
+def test_a_run_that_begins_waits_for_the_end_of_a_cleaning(home: Path) -> None:
+    began = threading.Event()
+
+    def begin() -> None:
+        with outer._begun(home, home / "runs" / "local-20260401-000000-d", lambda line: None):
+            began.set()
+
+    with homes.locked(home, alone=True):
+        thread = threading.Thread(target=begin)
+        thread.start()
+        assert not began.wait(0.2)
+    thread.join()
+    assert began.is_set()

@@ -122,3 +122,11 @@ def test_what_is_no_home_is_left_alone(tmp_path: Path) -> None:
     assert moved.settle(tmp_path) is None
     assert moved.settle(tmp_path / "nowhere") is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"path": 3}', '{"path": "here"}', '{"path": null}'])
+def test_a_damaged_note_is_made_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / "home.json").write_text(content)
+    assert moved.settle(tmp_path) is None
+    homes.remember(tmp_path)
+    assert homes.remembered(tmp_path) == tmp_path
