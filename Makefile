@@ -175,6 +175,7 @@ stack-down: ## stop them; their data stay, but with ARGS=--volumes
 
 .PHONY: ui
 ui: $(VENV)/.run ## open MLflow on the local runs
+	@$(BIN)/python -m rco.tracking.moved .rco
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.rco/mlflow.db $(ARGS)
 
 .PHONY: setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,23 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
         colour = _COLOURS[finding.status]
         cells = (finding.name, finding.found, finding.next_step)
         table.add_row(f"[{colour}]{finding.status}[/]", *map(Text, cells))
+    console.print(table, soft_wrap=False)
+
+
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None) -> None:
+    """Rows of text: a table in a terminal, lines elsewhere. All but the first column are aligned to the right there."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+        for first, *others in (heads, *rows):
+            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            console.print("  ".join([first.ljust(widths[0]), *cells]).rstrip(), markup=False)
+        return
+    table = Table(heads[0])
+    for head in heads[1:]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table, soft_wrap=False)
 
 

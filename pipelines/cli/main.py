@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pipelines.cli.clean import clean
 from pipelines.cli.cluster import compile_command, submit, upload, wait
 from pipelines.cli.machine import doctor
 from pipelines.cli.route import import_route
@@ -39,5 +40,5 @@ def main() -> None:
     """Route Constrained Optimization: distil a student along its teacher's training route."""
 
 
-for command in (run, compare, sweep, sync, compile_command, submit, upload, wait, doctor, import_route):
+for command in (run, compare, sweep, sync, clean, compile_command, submit, upload, wait, doctor, import_route):
     main.add_command(command)

@@ -149,9 +149,10 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     from rco.core.storage.transfer import fetch
     from rco.tasks.process import show_progress
     from rco.tasks.report import sync
-    from rco.tracking import outbox
+    from rco.tracking import moved, outbox
 
     local = Home(home.resolve())
+    moved.settle(local.root)
     os.environ.update(local.environment)
     undelivered = sorted(path for path in local.root.glob("runs/*/report") if outbox.waiting(path))
     if not reports and not undelivered:

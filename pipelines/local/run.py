@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from rco.core import home as homes
 from rco.core.errors import disk_full
 from rco.core.marks import DIVERGED, FULL, PREFIX, REFUSED
-
-if TYPE_CHECKING:
-    pass
+from rco.tracking import moved
 
 BAD_INPUT, FAILED = 2, 1
+#: Folders of a home: KFP's cache, and the outputs of tasks that it points to.
+CACHE, OUTPUTS = "cache", "pipeline"
 _NO_SPACE = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
@@ -44,8 +45,8 @@ class Home:
     def environment(self) -> dict[str, str]:
         """What tasks are told of it. A tracking server that the user has set stays set."""
         own = {
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.root}/mlflow.db",
-            "RCO_ARTIFACT_ROOT": (self.root / "artifacts").as_uri(),
+            "MLFLOW_TRACKING_URI": moved.database_uri(self.root),
+            "RCO_ARTIFACT_ROOT": (self.root / moved.ARTIFACTS).as_uri(),
         }
         if os.environ.get("MLFLOW_TRACKING_URI"):
             return {}
@@ -94,11 +95,36 @@ def run(
     Raises:
         RunFailedError: with the reason in its message.
         InterruptedRunError: by SIGINT, SIGTERM or SIGHUP, after everything has been stopped.
+        InputError: the home was moved, and cannot be written.
     """
     place = Home(home.resolve())
     run_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = place.root / "runs" / run_id
-    folder.mkdir(parents=True)
+    with _begun(place.root, folder, show):
+        return _run(place, folder, parameters, pipeline, cache, show)
+
+
+@contextlib.contextmanager
+def _begun(home: Path, folder: Path, show: Callable[[str], None]) -> Iterator[None]:
+    """Have a run in progress in a home, which is told if it has been moved."""
+    home.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as until_its_end:
+        while True:
+            if old := moved.settle(home):
+                show(f"this home was {old} when it was last used: MLflow's paths in it are those of {home} now")
+            with homes.locked(home, alone=False):
+                if homes.remembered(home) in (None, home):  # else it was used elsewhere, between settling and locking
+                    homes.remember(home)
+                    folder.mkdir(parents=True)
+                    until_its_end.enter_context(homes.running(folder))
+                    break
+        yield
+
+
+def _run(
+    place: Home, folder: Path, parameters: Mapping[str, Any], pipeline: str, cache: bool, show: Callable[[str], None]
+) -> dict[str, Any]:
+    run_id = folder.name
     request = folder / "request.json"
     request.write_text(
         json.dumps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.local import warm
 from pipelines.local.fork_server import Client, RefusedError
-from pipelines.local.run import BAD_INPUT, FAILED
+from pipelines.local.run import BAD_INPUT, CACHE, FAILED, OUTPUTS
 from rco.core.errors import InputError, disk_full
+from rco.core.home import locked, running
 from rco.core.marks import FULL, PREFIX
 
 if TYPE_CHECKING:
@@ -50,34 +52,65 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
     (folder / "started").touch()
     from kfp import local
 
-    _cache_by_content()
+    _cache_by_content(home)
     if client:
         warm.start_tasks_through(client)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(home / "pipeline"),
+        pipeline_root=str(home / OUTPUTS),
         enable_caching=bool(request["cache"]),
-        cache_root=str(home / "cache"),
+        cache_root=str(home / CACHE),
     )
     result = plan.make()(**plan.arguments)
     for output, place in plan.published.items():
         shutil.copytree(result.outputs[output].path, folder / "report" / place)
 
 
-def _cache_by_content() -> None:
+def _cache_by_content(home: Path) -> None:
     """Let KFP's local cache go by what a task computes (image, source, inputs), as it does on a cluster.
 
     It goes by the component's name as well, and KFP's compiler numbers those through all tasks of a pipeline: with one more
-    branch in a comparison, nothing would be found again.
+    branch in a comparison, nothing would be found again. It goes by the full paths of inputs, too; here they are relative to
+    the home, which may be moved. What is found counts as used now: `rco clean` takes what was not for long.
     """
     from kfp.local import cache
 
-    class ContentCache(cache.LocalCache):  # type: ignore[misc]
+    plain, root = cache.LocalCache, home / OUTPUTS
+
+    class ContentCache(plain):  # type: ignore[misc, valid-type]
         def compute_key(self, component_name: str, *args: Any, **kwargs: Any) -> str:
             key: str = super().compute_key("", *args, **kwargs)
             return key
 
+        def get(self, key: str) -> Any:
+            with locked(home, alone=False):  # nothing is removed between the look and the use
+                found = super().get(key)
+                if found is not None:
+                    with contextlib.suppress(OSError):
+                        os.utime(self._entry_path(key))
+            return found
+
+        # KFP calls these three by the name of the class, which is this one's from now on.
+        @staticmethod
+        def _serialize_value_for_key(value: Any) -> Any:
+            return _relative(plain._serialize_value_for_key(value), root)
+
+        @staticmethod
+        def _serialize_artifact(artifact: Any) -> Any:
+            return _relative(plain._serialize_artifact(artifact), root)
+
+        @staticmethod
+        def _deserialize_artifact(data: Mapping[str, Any]) -> Any:
+            return plain._deserialize_artifact({**data, "uri": str(root / data["uri"])})
+
     cache.LocalCache = ContentCache
+
+
+def _relative(described: Any, root: Path) -> Any:
+    """What KFP writes of an artifact, with its path relative to where outputs lie; anything else as it is."""
+    if isinstance(described, dict) and "__kfp_artifact__" in described and Path(described["uri"]).is_relative_to(root):
+        return {**described, "uri": str(Path(described["uri"]).relative_to(root))}
+    return described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +190,8 @@ def _work(path: Path, client: Client | None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: _wait_for_task(client, number))
     request = json.loads(path.read_text())
     try:
-        execute(request, client)
+        with running(path.parent):  # this process may outlive the outer one
+            execute(request, client)
     except InputError as error:
         return _bad_input(path, error)
     except Exception as error:

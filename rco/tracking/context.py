@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rco.core.errors import InputError
+from rco.tracking import moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,18 +83,24 @@ class Context:
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.tracking_uri)
         if self.tracking_uri.startswith(_SQLITE):
-            _create_tables(self.tracking_uri)
+            _open_database(self.tracking_uri)
         client: MlflowClient = mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
         return client
 
 
 @functools.cache
-def _create_tables(uri: str) -> None:
-    """Let MLflow create the tables of a database under a lock: two processes that create them at once break each other."""
+def _open_database(uri: str) -> None:
+    """Let MLflow create the tables of a database under a lock: two processes that create them at once break each other. If it
+    is that of a home that was moved, its paths become those of the new place."""
     import mlflow
     from filelock import FileLock
 
     path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    if path.name == moved.DATABASE:
+        try:
+            moved.settle(path.parent)
+        except InputError as error:  # the work goes on; only what was tracked before cannot be loaded
+            log.warning("%s", error)
     # The first request reports what is wrong with a database; where a lock cannot be made, tables cannot be made either.
     with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
         path.parent.mkdir(parents=True, exist_ok=True)

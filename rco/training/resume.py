@@ -211,19 +211,24 @@ def sweep(root: Path) -> int:
 
     That is what was not touched for 14 days, and, above 20 GiB in all, what was not for longest, but for a day at least.
     """
-    files: dict[Path, list[os.stat_result]] = {}
-    trainings = set()
-    for path, stat in files_below(root):
-        files.setdefault(path.parent, []).append(stat)
-        if path.name.startswith(("point-", "file-", "diverged", HALF)) and path.parent != root:
-            trainings.add(path.parent)
-    found = [(max(s.st_mtime for s in files[f]), sum(s.st_size for s in files[f]), f) for f in trainings]
+    found = interrupted(root)
     total, gone, now = sum(size for _, size, _ in found), 0, time.time()
     for touched, size, folder in sorted(found):
         if now - touched > STALE_DAYS * _DAY or (total > MOST_BYTES and now - touched > _DAY):
             shutil.rmtree(folder, ignore_errors=True)
             total, gone = total - size, gone + 1
     return gone
+
+
+def interrupted(root: Path) -> list[tuple[float, int, Path]]:
+    """The interrupted trainings of a folder of resume points: when each was touched last, its bytes, and its folder."""
+    files: dict[Path, list[os.stat_result]] = {}
+    trainings = set()
+    for path, stat in files_below(root):
+        files.setdefault(path.parent, []).append(stat)
+        if path.name.startswith(("point-", "file-", "diverged", HALF)) and path.parent != root:
+            trainings.add(path.parent)
+    return [(max(s.st_mtime for s in files[f]), sum(s.st_size for s in files[f]), f) for f in trainings]
 
 
 @contextmanager
