@@ -5,10 +5,10 @@ from __future__ import annotations
 from kfp.dsl import base_component
 
 from components.generated import check_component
-from rco.config.branches import Shape
 from rco.config.kinds import COMPILED, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
 from rco.config.plugins import installed
+from rco.config.shape import Shape
 from rco.tasks.settings import BranchTasks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kfp.dsl import base_component
 
 from components.generated import component_of
-from rco.config.branches import Shape
+from rco.config.shape import Shape
 
 _TEXT = '''def report_comparison(
     settings: dict,

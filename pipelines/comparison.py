@@ -28,9 +28,9 @@ from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
 from pipelines.cluster.placement import Cluster, place_locally
 from pipelines.rco import Place
-from rco.config.branches import Shape
 from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
+from rco.config.shape import Shape
 
 NAME = "route-constrained-optimization-comparison"
 
@@ -51,7 +51,7 @@ def make_branch(key: str, label: str, steps: int, *, place: Place) -> base_compo
     """One branch as a pipeline of its own, so that the UI shows it as one node that opens.
 
     Args:
-        key, label, steps: as in `rco.config.branches.Shape`.
+        key, label, steps: as in `rco.config.shape.Shape`.
         place: applied to every task.
     """
 

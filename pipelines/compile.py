@@ -11,7 +11,7 @@ from components.image import IMAGE, ROOT, content_hash
 from pipelines.cluster.placement import Cluster
 from pipelines.comparison import make_comparison
 from pipelines.rco import DEFAULT_STAGES, make_pipeline
-from rco.config.branches import Shape
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 
 _BUILD = "Run make build-images (and make push-images REGISTRY=...), or name an image with RCO_IMAGE"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipelines.cli.recipes import merged_comparison, merged_parameters
-from rco.config.branches import Comparison, Shape
+from rco.config.branches import Comparison
 from rco.config.kinds import COMPILED, NOT_SHARED
 from rco.config.parameters import PARAMETERS, RunConfig, read_value
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 
 

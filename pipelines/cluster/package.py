@@ -15,7 +15,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.cluster.placement import Cluster
 from pipelines.compile import compile_to
-from rco.config.branches import Shape
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 
 LARGEST = 32 * 2**20  # bytes of a package that KFP takes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rco.config.branches import Comparison, Shape
+from rco.config.branches import Comparison
 from rco.config.parameters import RunConfig
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 
 

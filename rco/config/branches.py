@@ -8,7 +8,6 @@ and, seed by seed, from the same initial weights and the same order of images. T
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -37,8 +36,6 @@ from rco.objectives.base import OBJECTIVES
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.base import STRATEGIES
 from rco.training.config import TrainConfig
-
-_LONGEST_LABEL = 40
 
 
 class StudentConfig(Protocol):
@@ -357,37 +354,6 @@ def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], bran
 def in_branch(name: str, error: InputError) -> InputError:
     """The same complaint, with the branch that it is about."""
     return type(error)(error.parameter, error.value, f"in branch {name!r}: {error.problem}", error.remedy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What a compiled comparison is for: its branches, whose stages are fixed from then on.
-
-    Attributes:
-        kinds: of the branches.
-        grid: of a sweep: parameter -> values.
-        steps: of each branch, by its key, how many times it can choose an anchor. Anchors that are known beforehand are chosen
-            at once; an adaptive strategy chooses before every stage.
-    """
-
-    kinds: tuple[str, ...]
-    grid: dict[str, tuple[Any, ...]]
-    steps: dict[str, int]
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """A name for each branch, by its key, that can be part of the name of a task or a parameter: "greedy_tau_2"."""
-        return labels(self.steps)
-
-
-def labels(keys: Iterable[str]) -> dict[str, str]:
-    """As `Shape.labels`."""
-    made: dict[str, str] = {}
-    for key in keys:
-        plain = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")[:_LONGEST_LABEL] or "branch"
-        candidates = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
-        made[key] = next(label for label in candidates if label not in made.values())
-    return made
 
 
 @dataclass(frozen=True, kw_only=True)

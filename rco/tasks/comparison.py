@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rco.config.branches import Comparison, ComparisonFiling, branch_params, labels
+from rco.config.branches import Comparison, ComparisonFiling, branch_params
 from rco.config.plugins import require
+from rco.config.shape import labels
 from rco.core.documents import write_json
 from rco.core.files import atomically, sha256_of, verify
 from rco.core.settings import jsonable
@@ -56,7 +57,7 @@ def check_comparison(
     """Validate every branch before anything expensive, and open the run in MLflow.
 
     Args:
-        compiled: `rco.config.branches.Shape.steps` of the pipeline.
+        compiled: `rco.config.shape.Shape.steps` of the pipeline.
         plugins: as for `rco.tasks.check.check`.
 
     Returns:

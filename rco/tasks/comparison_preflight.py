@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rco.config.branches import Branch, Comparison, ComparisonFiling, Shape, in_branch
+from rco.config.branches import Branch, Comparison, ComparisonFiling, in_branch
 from rco.config.parameters import RunConfig
 from rco.config.plugins import used_by
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.strategies.base import Adaptive
@@ -228,7 +229,7 @@ def branch_outputs(settings: ComparisonSettings, labels: Mapping[str, str]) -> d
     """The settings of every branch's tasks, as the check hands them on: `students_kd`, `choice_kd`, ...
 
     Args:
-        labels: of the branches, by key (`rco.config.branches.Shape.labels`).
+        labels: of the branches, by key (`rco.config.shape.Shape.labels`).
     """
     return {
         f"{task}_{labels[key]}": jsonable(getattr(tasks, task))

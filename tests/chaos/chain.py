@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rco.config.branches import Comparison, labels
+from rco.config.branches import Comparison
 from rco.config.parameters import RunConfig
+from rco.config.shape import labels
 from rco.core.files import sha256_of
 from rco.core.settings import jsonable
 from rco.tasks.comparison_preflight import shape_of

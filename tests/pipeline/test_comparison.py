@@ -17,9 +17,9 @@ from components.image import IMAGE
 from pipelines.cli.runs import split_axes
 from pipelines.compile import compile_comparison
 from pipelines.local.run import RunFailedError, run
-from rco.config.branches import Shape
 from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.tasks import comparison as comparison_tasks

@@ -28,7 +28,7 @@ from pipelines.cluster.quantities import seconds
 from pipelines.comparison import make_comparison
 from pipelines.compile import compile_comparison, compile_rco, image_to_run
 from pipelines.rco import make_pipeline
-from rco.config.branches import Shape
+from rco.config.shape import Shape
 from rco.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]

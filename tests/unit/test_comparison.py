@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rco.config.branches import Comparison, branch_params, labels, make_branches
+from rco.config.branches import Comparison, branch_params, make_branches
 from rco.config.kinds import KINDS, MOST, STANDARD, read_seeds
 from rco.config.parameters import RunConfig
+from rco.config.shape import labels
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
 from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and_deviation, paired, require_same_data, verdict
