@@ -44,7 +44,7 @@ from rco.tasks.selection import select_anchor
 from rco.tracking import epochs
 from rco.tracking.context import Context
 from rco.tracking.record import Record
-from rco.training import resume
+from rco.training import identity, resume
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, distill_route, train_stage
 from rco.training.loop import fit
@@ -444,7 +444,8 @@ class TestPoints:
     def test_points_of_other_settings_or_code_are_refused(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=r"is of another training: lr was 1, is 2\. Name another place, or delete it"):
             ResumePoints(str(place), {"lr": 2})
-        monkeypatch.setattr("rco.training.resume_points._software", lambda: {"rco": "edited", "torch": "2"})
+        edited = {**identity.software(), "rco": "edited"}
+        monkeypatch.setattr(identity, "software", lambda: edited)
         with pytest.raises(InputError, match=r"is of another training: software\.rco was"):
             ResumePoints(str(place), {"lr": 1})
 
