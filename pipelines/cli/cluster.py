@@ -137,11 +137,12 @@ def submit(
     """
     options = comparison.given()
     seconds = in_seconds(timeout)  # before anything is compiled
-    compiled_with = {"deployment": deployment, "max_stages": max_stages, **{name: options.get(name) for name in COMPILED}}
+    several = pipeline == "comparison"
+    compiled_with = {"deployment": deployment, "max_stages": max_stages}
+    compiled_with |= {name: options.get(name) for name in COMPILED if several}
     if package and (given := {name: value for name, value in compiled_with.items() if value}):
         name, value = next(iter(given.items()))
         raise InputError(name, value, "changes nothing about a package", "Leave --package out")
-    several = pipeline == "comparison"
     wanted = describe(several, recipe, flags, options, max_stages)
 
     from pipelines.cluster.package import Package, compile_package, uncached

@@ -199,11 +199,12 @@ def test_options_reach_the_run(stub: KfpStub, rco: Callable[..., Result]) -> Non
 
 
 def test_a_comparison(stub: KfpStub, rco: Callable[..., Result], comparison_yaml: Path) -> None:
-    words = ["--pipeline", "comparison", "--package", str(comparison_yaml), "--seeds", "0,1", "--branches", "kd,greedy"]
-    done = rco("submit", "--no-wait", "--recipe", "digits", *words, "--grid", '{"delta": [1.2, 2]}')
+    words = ["--pipeline", "comparison", "--package", str(comparison_yaml), "--seeds", "0,1"]
+    done = rco("submit", "--no-wait", "--recipe", "digits", *words)
     assert done.exit_code == 0, done.output
     sent = only(stub.runs).runtime_config.parameters
-    assert (sent["seeds"], sent["branches"], sent["grid"]) == ([0, 1], ["kd", "greedy"], {"delta": [1.2, 2.0]})
+    assert sent["seeds"] == [0, 1]
+    assert not {"branches", "grid"} & set(sent), "the package has them"
     assert (sent["student"], sent["teacher_epochs"]) == ("digits-cnn-s", 40)
     assert "strategy" not in sent, "a recipe of a run serves, without what a comparison decides itself"
     assert only(stub.pipelines).display_name == "route-constrained-optimization-comparison"
@@ -216,7 +217,8 @@ def test_a_comparison(stub: KfpStub, rco: Callable[..., Result], comparison_yaml
         (["--branches", "kd"], "branches = 'kd': is of the comparison alone"),
         (["--pipeline", "comparison", "--strategy", "greedy"], "strategy = 'greedy': means nothing in a comparison"),
         (["--pipeline", "comparison", "--grid", "[1]"], "grid = '[1]': is not a mapping"),
-        (["--pipeline", "comparison", "--branches", "kd,nothing"], "nothing"),
+        (["--pipeline", "comparison", "--branches", "kd,greedy"], "branches = 'kd,greedy': changes nothing about a package"),
+        (["--pipeline", "comparison", "--grid", '{"tau": [2]}'], "grid = {'tau': [2]}: changes nothing about a package"),
         (["--recipe", "nothere"], "is neither a recipe nor a file"),
         (["--timeout", "soon"], "timeout = 'soon': is not a length of time"),
         (["--max-stages", "3"], "max_stages = 3: changes nothing about a package"),
@@ -338,8 +340,8 @@ def test_no_cache_has_no_result_found_either(tmp_path: Path) -> None:
         assert len(variables) > 3
         return {variable["value"] for variable in variables}
 
-    assert told(compile_package(False, [1], tmp_path, cluster)) == {"s3://bucket/points/results"}
-    assert told(compile_package(False, [1], tmp_path, cluster, cache=False)) == {""}
+    assert told(compile_package(1, tmp_path, cluster)) == {"s3://bucket/points/results"}
+    assert told(compile_package(1, tmp_path, cluster, cache=False)) == {""}
 
 
 def without_caching(node: Any) -> Any:

@@ -18,10 +18,12 @@ from moto import mock_aws
 
 import rco
 from rco.config.branches import Comparison
+from rco.config.shape import labels
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.tasks import comparison, teacher
 from rco.tasks.check import check
+from rco.tasks.comparison_preflight import shape_of
 from rco.tasks.process import log
 from rco.tracking.record import Record, Row
 from rco.training import distillation, identity, results
@@ -103,15 +105,16 @@ class Compared:
 
     def __init__(self, folder: Path, digits: Path, seeds: list[int], branch: str = "equal-interval", **more: Any) -> None:
         wanted = {**TINY, "n_anchors": 2, "branches": ["kd", branch], "seeds": seeds, **more}
-        settings = comparison.check_comparison(Comparison.of(wanted).to_parameters(), slots=[1, 1])
-        slot = next(k for k in (1, 2) if settings[f"branch_{k}"]["branch"] == branch)
+        asked = Comparison.of(wanted)
+        settings = comparison.check_comparison(asked.to_parameters(), compiled=shape_of(asked).steps)
+        label = labels([branch])[branch]
         self.folder, route, index = folder / "distilled", folder / "route", folder / "index"
         teacher.train_teacher(settings["teacher"], dataset=digits, route=route, route_index=index)
-        comparison.init_students(settings[f"students_{slot}"], dataset=digits, students=folder / "students")
+        comparison.init_students(settings[f"students_{label}"], dataset=digits, students=folder / "students")
         given = {"students": folder / "students", "anchors": folder / "anchors"}
-        chosen = comparison.select_anchors(settings[f"choice_{slot}"], previous={}, route=route, route_index=index, **given)
+        chosen = comparison.select_anchors(settings[f"choice_{label}"], previous={}, route=route, route_index=index, **given)
         self.figures = comparison.distill_students(
-            settings[f"branch_{slot}"], selection=chosen, dataset=digits, distilled=self.folder, **given
+            settings[f"branch_{label}"], selection=chosen, dataset=digits, distilled=self.folder, **given
         )
 
     def student(self, seed: int) -> Path:
