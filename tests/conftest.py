@@ -74,3 +74,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DataConfig(probe_size=64)
     prepare(config, folder, source_digest(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def _zygote() -> Iterator[None]:
+    """A process that the whole runs of these tests are forked from."""
+    from tests import zygote
+
+    with zygote.running():
+        yield

@@ -73,7 +73,14 @@ def run(work: Callable[[Client], int]) -> NoReturn:
     """
     for step in _imports(FIRST):
         step()
-    leave(serve(work, _run_component, before=_imports(ALWAYS), meanwhile=_imports(SOMETIMES)))
+    leave(serve(work, _run_component, before=[*_imports(ALWAYS), _read_own_code], meanwhile=_imports(SOMETIMES)))
+
+
+def _read_own_code() -> None:
+    """Have the digest of the code that was imported, once for all tasks."""
+    from rco.training.identity import software
+
+    software()
 
 
 def _imports(names: Sequence[str]) -> list[Callable[[], None]]:
