@@ -156,6 +156,8 @@ def first_task(package: dict[str, Any]) -> Callable[..., Any]:
     kinds = {"NUMBER_INTEGER": int}
 
     def call(**given: Any) -> Any:
+        if unknown := [key for key in given if key not in form]:
+            raise TypeError(f"the form has no {', '.join(unknown)}")  # as KFP says, in its own words
         arguments = {}
         for parameter, fed in task["inputs"]["parameters"].items():
             if "componentInputParameter" in fed:
