@@ -33,6 +33,7 @@ STAYS = ("data", "MLflow", "other")
 #: A folder for what is being removed, in the folder of the home that it lay in: so it gets there in one step.
 ASIDE = ".removed"
 _ENTRY, _LOGITS = re.compile(r"[0-9a-f]{64}\.json"), re.compile(r"[0-9a-f]{32}\.safetensors")
+_RESULT = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def _outputs(entry: Path, root: Path) -> list[Path]:
 
 def _results(home: Path) -> Iterator[Thing]:
     for folder in _folders(home / "results"):
-        if (folder / "manifest.json").is_file():
+        if _RESULT.fullmatch(folder.name):  # also one without a manifest: its writing was cut short
             yield _thing("results", folder)
 
 

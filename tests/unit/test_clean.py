@@ -49,7 +49,7 @@ def home(tmp_path: Path) -> Path:
             entry = {"route": {"__kfp_artifact__": True, "uri": f"job-1/{task}/route"}}
             (root / "cache" / f"{key}.json").write_text(json.dumps(entry))
     for file in (
-        "results/1234/manifest.json",
+        f"results/{'d' * 32}/manifest.json",
         f"logits/{'c' * 32}.safetensors",
         f"resume/local/train_teacher/4f/point-00001-000002-{'d' * 64}.safetensors",
         "data/cifar/batch.bin",
@@ -90,7 +90,7 @@ def gone(home: Path, *words: str) -> set[str]:
 
 RUN_A, RUN_B = "runs/local-20260101-0", "runs/local-20260201-0"
 OLD_CACHE = {f"cache/{KEY[:16]}", "pipeline/job-1"}
-OLD_REST = {"results/1234", f"logits/{'c' * 16}", "resume/local"}
+OLD_REST = {f"results/{'d' * 16}", f"logits/{'c' * 16}", "resume/local"}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_run_in_progress_keeps_what_it_has_made_or_found(home: Path) -> None:
         assert f"{JOB}/train-teacher (a run in progress may use it)" in done.output
         assert {path.name for path in (home / JOB).iterdir()} == {"train-teacher", "distill-stage-2"}
         assert files(home / "cache") == {f"{KEY}.json"}
-        assert not (home / "results/1234").exists()
+        assert not (home / "results" / ("d" * 32)).exists()
         assert run.is_dir()
     assert homes.in_progress(home) == {}
     assert rco("--home", home, "--older-than", "0h", "--yes").exit_code == 0
