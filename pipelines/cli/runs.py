@@ -77,8 +77,8 @@ def compare(
     """Compare RCO with plain distillation: every branch, from one teacher, over several seeds.
 
     Each branch trains the same students for the same number of epochs. The table has means over the seeds and paired
-    differences to kd with 95 % intervals; MLflow has a run for every student. What has not changed comes from the
-    cache: another branch trains only itself, but another seed trains all branches again.
+    differences to kd with 95 % intervals; MLflow has a run for every student. What has been trained before is found:
+    another branch, or another seed, trains itself alone.
     """
     given = {**flags, "branches": branches, "seeds": seeds, "restart_like": restart_like}
     _compare(recipe, given, home, no_cache)
