@@ -5,7 +5,7 @@ from __future__ import annotations
 from kfp.dsl import base_component
 
 from components.generated import check_component
-from rco.config.kinds import COMPILED, OPTIONS, SHARED
+from rco.config.kinds import OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
 from rco.config.plugins import installed
 from rco.config.shape import Shape
@@ -18,12 +18,12 @@ def check_comparison(shape: Shape) -> base_component.BaseComponent:
     return check_component(
         "check_comparison",
         module="comparison",
-        constants={"compiled": shape.steps, "plugins": installed()},
+        own={"compiled": dict},
+        constants={"plugins": installed()},
         parameters={
-            **{option.name: option.kind for option in OPTIONS.values() if option.name not in COMPILED},
+            **{option.name: option.kind for option in OPTIONS.values()},
             **{name: PARAMETERS[name].kind for name in SHARED},
         },
-        fixed={"branches": list(shape.kinds), "grid": {axis: list(values) for axis, values in shape.grid.items()}},
         outputs=[
             *("data", "teacher", "filing"),
             *(f"{task}_{label}" for label in shape.labels.values() for task in BranchTasks.__dataclass_fields__),

@@ -53,7 +53,6 @@ def check_component(
     own: Mapping[str, type] = {},
     constants: Mapping[str, Any],
     parameters: Mapping[str, type],
-    fixed: Mapping[str, Any] = {},
     outputs: Sequence[str],
     doc: str,
 ) -> base_component.BaseComponent:
@@ -63,13 +62,11 @@ def check_component(
         own: parameters that are the pipeline's, not the user's: name -> type.
         constants: what is known when the pipeline is compiled; JSON-ready.
         parameters: flat parameters: name -> type.
-        fixed: flat parameters that the pipeline is compiled with: name -> value, JSON-ready.
         outputs: of the task, each a dict of settings.
         doc: the first line is what the UI shows.
     """
     signature = {**own, **parameters}
-    given = ["parameters" + "".join(f" | {{{p!r}: {value!r}}}" for p, value in fixed.items())]
-    given += [f"{p}=parameters.pop({p!r})" for p in own] + [f"{p}={value!r}" for p, value in constants.items()]
+    given = ["parameters", *(f"{p}=parameters.pop({p!r})" for p in own), *(f"{p}={v!r}" for p, v in constants.items())]
     text = _CHECK.format(
         name=name,
         module=module,

@@ -100,7 +100,7 @@ def make_comparison(shape: Shape, *, cluster: Cluster | None = None) -> base_com
         parameters = dict(zip([*options, *SHARED], arguments, strict=True))
         guard = dsl.ExitHandler(place(close_run())) if cluster else contextlib.nullcontext()
         with guard:
-            checked = place(check(**parameters))
+            checked = place(check(**shape.constants, **parameters))
             settings = checked.outputs
             dataset = place(prepare_data(settings=settings["data"])).outputs["dataset"]
             teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))

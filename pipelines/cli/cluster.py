@@ -138,12 +138,21 @@ def submit(
     options = comparison.given()
     seconds = in_seconds(timeout)  # before anything is compiled
     several = pipeline == "comparison"
+    compared: dict[str, Any] | None = None
     compiled_with = {"deployment": deployment, "max_stages": max_stages}
     compiled_with |= {name: options.get(name) for name in COMPILED if several}
     if package and (given := {name: value for name, value in compiled_with.items() if value}):
         name, value = next(iter(given.items()))
         raise InputError(name, value, "changes nothing about a package", "Leave --package out")
-    wanted = describe(several, recipe, flags, options, max_stages)
+    if package:
+        from pipelines.cluster.package import Package
+
+        compared = Package.read(package).compared
+    wanted = describe(several, recipe, flags, options, max_stages, compared)
+    if package and several != (compared is not None):
+        kind = "a comparison" if compared is not None else "no comparison"
+        remedy = f"Give --pipeline {'rco' if several else 'comparison'}"
+        raise InputError("pipeline", pipeline, f"is not what is in {package}, which is {kind}", remedy)
 
     from pipelines.cluster.package import Package, compile_package, uncached
     from pipelines.cluster.submit import Request, run_name, shown

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipelines.cli.recipes import merged_comparison, merged_parameters
+from pipelines.cli.recipes import merged_comparison, merged_parameters, read_recipe
 from rco.config.branches import Comparison
-from rco.config.kinds import COMPILED, NOT_SHARED
+from rco.config.kinds import COMPILED, NOT_SHARED, read_grid, read_kinds
 from rco.config.parameters import PARAMETERS, RunConfig, read_value
 from rco.config.shape import Shape
 from rco.core.errors import InputError
@@ -54,12 +54,18 @@ class Submission:
 
 
 def describe(
-    comparison: bool, recipe: str | None, flags: Mapping[str, Any], options: Mapping[str, Any], max_stages: int | None
+    comparison: bool,
+    recipe: str | None,
+    flags: Mapping[str, Any],
+    options: Mapping[str, Any],
+    max_stages: int | None,
+    compared: Mapping[str, Any] | None = None,
 ) -> Submission:
     """The submission that flags, recipe and options mean.
 
     Args:
         max_stages: None: the default number, or what the run needs.
+        compared: branches and grid of a package that is there; None: the pipeline is yet to be compiled.
 
     Raises:
         InputError: parameters that cannot work, or that mean nothing in this pipeline.
@@ -82,7 +88,9 @@ def describe(
     for name in NOT_SHARED:
         if name in flags:
             raise InputError(name, flags[name], "means nothing in a comparison", "Leave it out; its branches set it")
-    given = merged_comparison(recipe, {**flags, **options})
+    if recipe and compared is not None:
+        _require_like(recipe, compared)
+    given = merged_comparison(recipe, {**flags, **options, **(compared or {})})
     wanted = Comparison.of(given)
     full = wanted.to_parameters()
     return Submission(
@@ -91,6 +99,15 @@ def describe(
         label=f"comparison {full.get('student', PARAMETERS['student'].default)}",
         size=shape_for(wanted, max_stages),
     )
+
+
+def _require_like(recipe: str, compared: Mapping[str, Any]) -> None:
+    """Refuse a recipe of other branches than a package has."""
+    read = read_recipe(recipe)
+    for name, normal in (("branches", read_kinds), ("grid", read_grid)):
+        if name in read and normal(read[name]) != normal(compared[name]):
+            problem = f"of the recipe {recipe} is not what the package was compiled for ({compared[name]})"
+            raise InputError(name, read[name], problem, "Leave --package out: then the comparison is compiled for it")
 
 
 def _mapping(name: str, text: str) -> dict[str, Any]:

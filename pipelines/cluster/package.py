@@ -15,6 +15,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.cluster.placement import Cluster
 from pipelines.compile import compile_to
+from rco.config.kinds import COMPILED
 from rco.config.shape import Shape
 from rco.core.errors import InputError
 
@@ -41,6 +42,7 @@ class Package:
         parameters: name -> KFP's type ("NUMBER_INTEGER").
         images: that its tasks run in.
         version: its content: sha256 of the YAML.
+        compared: of a comparison of ours, the branches and the grid that it was compiled for; else None.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Package:
     parameters: dict[str, str]
     images: tuple[str, ...]
     version: str
+    compared: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -92,6 +95,7 @@ class Package:
             parameters=known,
             images=tuple(sorted({e["container"]["image"] for e in executors.values() if "container" in e})),
             version=hashlib.sha256(content).hexdigest(),
+            compared=_compared(spec),
         )
 
     def check(self, parameters: Mapping[str, Any]) -> None:
@@ -108,6 +112,16 @@ class Package:
             wrong = isinstance(value, bool) != (kind == "BOOLEAN") or not isinstance(value, _PYTHON.get(kind, object))
             if wrong:
                 raise InputError(name, value, f"is not of the type that the package has ({kind})", "Compile the package anew")
+
+
+def _compared(spec: pipeline_spec_pb2.PipelineSpec) -> dict[str, Any] | None:
+    """The constants that the check of a comparison is given."""
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values() if component.HasField("dag"))]
+    for dag in dags:
+        if (task := dag.tasks.get("check-comparison")) is not None and {*COMPILED} <= set(task.inputs.parameters):
+            given = {name: task.inputs.parameters[name].runtime_value.constant for name in COMPILED}
+            return {name: json_format.MessageToDict(value) for name, value in given.items()}
+    return None
 
 
 def compile_package(size: int | Shape, folder: Path, cluster: Cluster | None = None, *, cache: bool = True) -> Package:

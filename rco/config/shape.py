@@ -27,6 +27,12 @@ class Shape:
     steps: dict[str, int]
 
     @property
+    def constants(self) -> dict[str, Any]:
+        """What the check of a compiled comparison is given that is no run-time parameter; JSON-ready."""
+        grid = {axis: [list(v) if isinstance(v, tuple) else v for v in values] for axis, values in self.grid.items()}
+        return {"branches": list(self.kinds), "grid": grid, "compiled": self.steps}
+
+    @property
     def labels(self) -> dict[str, str]:
         """A name for each branch, by its key, that can be part of the name of a task or a parameter: "greedy_tau_2"."""
         return labels(self.steps)

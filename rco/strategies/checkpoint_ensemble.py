@@ -65,6 +65,13 @@ class CheckpointEnsemble(Planned):
                 f"Give the epoch up to which the members lie, such as {max(route.epochs[-1] // 2, 1)}",
             )
         end = self.members_to or route.decays[0]
+        if self.members_from > end:
+            raise InputError(
+                "members_from",
+                self.members_from,
+                f"lies beyond the learning rate's first decay (epoch {end}), up to which the members lie",
+                "Give a later epoch as members_to",
+            )
         if end > route.epochs[-1]:
             raise InputError(
                 "members_to", end, f"is beyond the route, which ends at epoch {route.epochs[-1]}", "Give an earlier one"
@@ -77,4 +84,6 @@ class CheckpointEnsemble(Planned):
                 f"is more than the {len(between)} checkpoints from epoch {self.members_from or route.epochs[0]} to {end}",
                 f"The route has epochs {', '.join(map(str, route.epochs))}: want fewer, widen the range, or keep more of them",
             )
-        return [(spread(between, self.members), f"the mean of {self.members} checkpoints up to epoch {end}")]
+        chosen = spread(between, self.members)
+        reason = f"the mean of {len(chosen)} checkpoints" if len(chosen) > 1 else "the last checkpoint"
+        return [(chosen, f"{reason} up to epoch {end}")]

@@ -210,9 +210,35 @@ def test_a_comparison(stub: KfpStub, rco: Callable[..., Result], comparison_yaml
     assert only(stub.pipelines).display_name == "route-constrained-optimization-comparison"
 
 
+def test_a_package_says_what_it_compares(stub: KfpStub, rco: Callable[..., Result], tmp_path: Path) -> None:
+    shape = shape_of(Comparison.of({"branches": ["kd", "checkpoint-ensemble"], "grid": {"tau": [2, 4]}}))
+    path = compile_comparison(tmp_path / "ours.yaml", shape)
+    assert Package.read(path).compared == {"branches": ["kd", "checkpoint-ensemble"], "grid": {"tau": [2.0, 4.0]}}
+    words = ["submit", "--dry-run", "--pipeline", "comparison", "--package", str(path)]
+    done = rco(*words, "--members", "2", "--teacher-epochs", "30")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["run"]["runtime_config"]["parameters"] == {"members": 2, "teacher_epochs": 30}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("members: 2\nbranches: [kd, checkpoint-ensemble]\n")
+    done = rco(*words, "--recipe", str(recipe))
+    assert json.loads(done.output)["run"]["runtime_config"]["parameters"] == {"members": 2}, done.output
+    recipe.write_text("branches: [kd, greedy]\n")
+    done = rco(*words, "--recipe", str(recipe))
+    assert done.exit_code == 2
+    assert "branches = ['kd', 'greedy']: of the recipe" in done.output
+    assert "is not what the package was compiled for" in done.output
+    done = rco(*words, "--delta", "2")
+    assert "delta = 2.0: means nothing with branches = kd, checkpoint-ensemble" in done.output
+    done = rco("submit", "--dry-run", "--package", str(path))
+    assert "pipeline = 'rco': is not what is in" in done.output
+    assert "Give --pipeline comparison" in done.output
+    assert stub.requests == []
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--pipeline", "comparison"], "Give --pipeline rco"),
         (["--tau", "0"], "tau = 0"),
         (["--branches", "kd"], "branches = 'kd': is of the comparison alone"),
         (["--pipeline", "comparison", "--strategy", "greedy"], "strategy = 'greedy': means nothing in a comparison"),

@@ -274,7 +274,7 @@ class TestCheckpointEnsemble:
         ("settings", "decays", "words"),
         [
             ({"members": 6}, (20,), r"members = 6: is more than the 5 checkpoints from epoch 4 to 20"),
-            ({"members_from": 21}, (20,), r"is more than the 0 checkpoints from epoch 21 to 20"),
+            ({"members_from": 21}, (20,), r"members_from = 21: lies beyond the learning rate's first decay \(epoch 20\)"),
             ({}, (), r"members_to = 0: means the first decay.*never decayed.*such as 20"),
             ({"members_to": 41}, (20,), r"members_to = 41: is beyond the route, which ends at epoch 40"),
         ],

@@ -131,7 +131,7 @@ def _begun(text: IO[str], address: str) -> tuple[Any, list[str]]:
         raise InputError("dataset", address, "is empty", "Write a header such as path,label and one image a line")
     delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first[-1]], delimiter=mark))))
     reader = csv.reader(chain(first, lines), delimiter=delimiter, strict=True)
-    header = next(cells for cells in reader if cells)
+    header = next(cells for cells in reader if any(cell.strip() for cell in cells))
     return reader, [cell.strip() for cell in header]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rco.core.errors import InputError
 from rco.core.storage.addresses import local_path
 from rco.data.sources.base import SOURCES, Info, Source, SourceKind
-from rco.data.sources.places import as_dataset, not_remote, not_there
+from rco.data.sources.places import as_dataset, has_csv_name, has_tar_name, not_remote, not_there
 
 if TYPE_CHECKING:
     from rco.data.config import DataConfig
@@ -56,8 +56,11 @@ def _existing(dataset: str) -> Path:
     with as_dataset():
         path = local_path(dataset)
     if path.is_file():
-        problem = "is a file, but not a tar or a CSV file by its name"
-        raise InputError("dataset", dataset, problem, "Give a folder, or say what the file is: source = tar or source = csv")
+        problem, remedy = "is a file, and source = folder reads folders", "Leave source = auto"
+        if not (has_tar_name(dataset) or has_csv_name(dataset)):
+            problem = "is a file, but not a tar or a CSV file by its name"
+            remedy = "Give a folder, or say what the file is: source = tar or source = csv"
+        raise InputError("dataset", dataset, problem, remedy)
     if not path.is_dir():
         raise not_there(dataset)
     return path

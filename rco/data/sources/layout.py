@@ -144,8 +144,6 @@ def laid_out_files(
         InputError: parts with different classes, or as `laid_out`.
     """
     found = dict(found)
-    if "val" in found and "test" not in found:
-        found["test"] = found.pop("val")
     for part, classes in found.items():
         if odd := sorted(set(classes) ^ set(found["train"])):
             raise InputError(
@@ -154,6 +152,8 @@ def laid_out_files(
                 f"train and {part} differ in their classes: {', '.join(odd[:5])}",
                 "Give every part all classes",
             )
+    if "val" in found and "test" not in found:
+        found["test"] = found.pop("val")
     class_names = tuple(sorted(found["train"]))
     ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
     for part, classes in found.items():

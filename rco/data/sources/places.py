@@ -54,6 +54,9 @@ def existing_file(dataset: str) -> Path:
 def not_there(dataset: str) -> InputError:
     """The refusal of a path where nothing is: it may be a name that was misspelt."""
     names = tuple(name for kind in SOURCES for name in kind.names)
+    if dataset in names:
+        problem = "is the name of a data set, and no file or folder is called so"
+        return InputError("dataset", dataset, problem, "Leave source = auto, or give a path")
     near = get_close_matches(dataset.lower(), names, n=1)
     return InputError(
         "dataset",
