@@ -50,7 +50,7 @@ def check_component(
     name: str,
     *,
     module: str,
-    own: Mapping[str, type] = {},
+    own: Mapping[str, type],
     constants: Mapping[str, Any],
     parameters: Mapping[str, type],
     outputs: Sequence[str],

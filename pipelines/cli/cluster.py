@@ -138,23 +138,24 @@ def submit(
     options = comparison.given()
     seconds = in_seconds(timeout)  # before anything is compiled
     several = pipeline == "comparison"
-    compared: dict[str, Any] | None = None
     compiled_with = {"deployment": deployment, "max_stages": max_stages}
     compiled_with |= {name: options.get(name) for name in COMPILED if several}
     if package and (given := {name: value for name, value in compiled_with.items() if value}):
         name, value = next(iter(given.items()))
         raise InputError(name, value, "changes nothing about a package", "Leave --package out")
+    given_package: Any = None
     if package:
         from pipelines.cluster.package import Package
 
-        compared = Package.read(package).compared
+        given_package = Package.read(package)
+    compared = given_package.compared if package else None
     wanted = describe(several, recipe, flags, options, max_stages, compared)
     if package and several != (compared is not None):
         kind = "a comparison" if compared is not None else "no comparison"
         remedy = f"Give --pipeline {'rco' if several else 'comparison'}"
         raise InputError("pipeline", pipeline, f"is not what is in {package}, which is {kind}", remedy)
 
-    from pipelines.cluster.package import Package, compile_package, uncached
+    from pipelines.cluster.package import compile_package, uncached
     from pipelines.cluster.submit import Request, run_name, shown
 
     request = Request(
@@ -162,8 +163,7 @@ def submit(
     )
     with TemporaryDirectory() as scratch:
         if package:
-            compiled = Package.read(package)
-            compiled = uncached(compiled, Path(scratch)) if no_cache else compiled
+            compiled = uncached(given_package, Path(scratch)) if no_cache else given_package
         else:
             compiled = compile_package(wanted.size, Path(scratch), _cluster(deployment), cache=not no_cache)
         compiled.check(wanted.parameters)

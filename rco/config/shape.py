@@ -39,10 +39,10 @@ class Shape:
 
 
 def labels(keys: Iterable[str]) -> dict[str, str]:
-    """As `Shape.labels`."""
+    """As `Shape.labels`; the same in whatever order the keys come, since Kubeflow hands mappings over in any."""
     made: dict[str, str] = {}
-    for key in keys:
+    for key in sorted(keys := list(keys)):
         plain = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")[:_LONGEST_LABEL] or "branch"
         candidates = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
         made[key] = next(label for label in candidates if label not in made.values())
-    return made
+    return {key: made[key] for key in keys}

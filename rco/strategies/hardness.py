@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +31,18 @@ def mean_target(logits: NDArray[np.floating], tau: float) -> NDArray[np.float64]
     log_mean = top + np.log(np.exp(log_p - top).mean(axis=0))
     result: NDArray[np.float64] = tau * (log_mean - log_mean.mean(axis=-1, keepdims=True))
     return result
+
+
+def stage_target(route_logits: NDArray[np.float32], anchors: Sequence[int], tau: float) -> NDArray[np.float32]:
+    """The logits (N, K) that a stage aims at: its anchor's own, or of several their `mean_target`.
+
+    Args:
+        route_logits: (M, N, K), of every checkpoint.
+        anchors: indices of the stage's on the route.
+        tau: relaxation temperature, above 0.
+    """
+    chosen: NDArray[np.float32] = route_logits[list(anchors)]
+    return chosen[0] if len(anchors) == 1 else mean_target(chosen, tau).astype(np.float32)
 
 
 def kl(teacher_logits: NDArray[np.floating], student_logits: NDArray[np.floating], tau: float) -> float:
@@ -75,3 +89,8 @@ def relative(hardness: NDArray[np.float64], i: int) -> NDArray[np.float64]:
     The floor keeps a student that has matched its anchor to the last digit from making every other anchor infinitely hard.
     """
     return hardness / max(float(hardness[i]), FLOOR)
+
+
+def relative_to_stage(hardness: NDArray[np.float64], mimicked: Sequence[int]) -> NDArray[np.float64] | None:
+    """`relative` to the anchor of the stage before; None before the first stage, and after one with several anchors."""
+    return relative(hardness, mimicked[0]) if len(mimicked) == 1 else None

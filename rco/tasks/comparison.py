@@ -29,7 +29,7 @@ from rco.evaluation.statistics import require_same_data
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.base import Adaptive, StudentLevel
-from rco.strategies.hardness import relative, route_hardness
+from rco.strategies.hardness import relative_to_stage, route_hardness
 from rco.tasks.check import mention_results, require_services
 from rco.tasks.comparison_preflight import branch_outputs, costs_of_anchors, preflight_comparison
 from rco.tasks.distill import distil
@@ -371,8 +371,7 @@ def _anchor_of(route: Path, record: Record, k: int, i: int) -> Iterator[Path]:
     import numpy as np
 
     hardness = np.asarray(record.stages[k]["hardness_before"])
-    before = _indices(record.stages[k - 1]) if k else ()
-    ratio = relative(hardness, before[0]) if len(before) == 1 else None
+    ratio = relative_to_stage(hardness, _indices(record.stages[k - 1]) if k else ())
     with TemporaryDirectory() as scratch:
         write_anchor(Path(scratch), Route.open(route), i, hardness, ratio)
         yield Path(scratch)

@@ -16,7 +16,7 @@ from rco.core.settings import from_dict, jsonable
 from rco.core.tensors import save_arrays
 from rco.models.route import Anchor, Route, anchor_folder, anchor_folders
 from rco.strategies.base import StudentLevel, TrainedRoute
-from rco.strategies.hardness import mean_target, relative
+from rco.strategies.hardness import relative_to_stage, stage_target
 from rco.strategies.walk import next_anchor, stage_epochs
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import (
@@ -207,12 +207,10 @@ def write_anchors(
         mimicked: indices of the anchors of the stage before; empty: there was none.
         tau: relaxation temperature of the mean of several anchors.
     """
-    one, *more = anchors
-    ratio = relative(hardness, mimicked[0]) if len(mimicked) == 1 else None
+    ratio = relative_to_stage(hardness, mimicked)
     for i in anchors:
-        write_anchor(folder / anchor_folder(route.epochs[i]) if more else folder, route, i, hardness, ratio)
-    target = mean_target(logits[list(anchors)], tau).astype(np.float32) if more else logits[one]
-    save_arrays(folder / TARGETS, {"anchor": target, "teacher": logits[-1]})
+        write_anchor(folder / anchor_folder(route.epochs[i]) if len(anchors) > 1 else folder, route, i, hardness, ratio)
+    save_arrays(folder / TARGETS, {"anchor": stage_target(logits, anchors, tau), "teacher": logits[-1]})
 
 
 def write_anchor(

@@ -33,7 +33,7 @@ from rco.objectives.make import make_objective
 from rco.objectives.stage import StageLoss
 from rco.strategies.base import StudentLevel, TrainedRoute
 from rco.strategies.config import AnchorConfig
-from rco.strategies.hardness import kl, mean_target
+from rco.strategies.hardness import kl, stage_target
 from rco.strategies.walk import Choice, next_anchor, stage_epochs
 from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, folder_from_environment
 from rco.training.checkpointer import Checkpointer, restoring
@@ -245,8 +245,7 @@ def distill_route(
         points = [route.checkpoints[i] for i in choice.anchors]
         files = [(route.folder / point.file, point.sha256) for point in points]
         anchor, anchor_id = anchor_of(files, teacher or route.network, objective)
-        logits = route_logits[list(choice.anchors)]
-        target = mean_target(logits, objective.tau).astype(np.float32) if len(points) > 1 else logits[0]
+        target = stage_target(route_logits, choice.anchors, objective.tau)
         if loss is None:
             loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
         epochs = stage_epochs(train.epochs, stages, done=walk.done, remaining=choice.remaining, last=choice.last)

@@ -289,6 +289,7 @@ class TestShape:
         made = labels(keys)
         assert list(made) == keys
         assert len(set(made.values())) == len(keys)
+        assert labels(keys[::-1]) == made, "Kubeflow hands mappings over in any order"
         assert all(re.fullmatch(r"[a-z0-9_]*", label) and len(label) <= 50 for label in made.values())
 
 
