@@ -1,7 +1,7 @@
 """The blocks of README.md and docs/ do what the pages say: all that are not marked with a reason are run, page by page and in order,
 each page in a checkout of its own. How blocks are marked, and what else must be true of the pages: tests/unit/test_docs.py.
 
-What the blocks print, to compare it with what the pages show or to put it there:
+What the blocks print, to compare it with what the pages show or to put it there (a page alone has all cores, as a reader has):
 
     make test-release ARGS="-k 'docs and README'"        # or data, models, ...: a page by its name
 """
@@ -22,7 +22,7 @@ import pytest
 
 from tests.unit.test_docs import PAGES, ROOT, RUNNABLE, SHELLS, Block, blocks
 
-_AT_ONCE = 2
+_AT_ONCE = 2  # each on a core of its own: two that compute with two threads each would wait for each other
 _LIMIT = 300  # seconds for one block, ten times what any of them takes
 #: Pages that take longest, in this order, so that none of them is left alone at the end.
 _LONGEST = ("README.md", "run.md", "comparison.md")
@@ -98,7 +98,11 @@ def running(
         "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
         "COLUMNS": _COLUMNS,
     }
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    at_once = min(_AT_ONCE, len(cores), len(ordered)) or 1
+    free = iter(cores)
+    own_core = (lambda: os.sched_setaffinity(0, {next(free)})) if at_once > 1 else None  # of this thread and what it starts
+    with ThreadPoolExecutor(at_once, initializer=own_core) as pool:
         yield {page: pool.submit(run_page, page, tmp_path_factory.mktemp(page.stem), environment) for page in ordered}
 
 
