@@ -43,7 +43,7 @@ class Ran:
 def checkout(folder: Path) -> Path:
     """The tracked files of this checkout with what is changed in them, and its environment, which `make` finds up to date."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    before = (ROOT / ".venv" / ".run").stat().st_mtime - 1
+    before = min((ROOT / ".venv" / stamp).stat().st_mtime for stamp in (".uv", ".run")) - 1
     for name in filter(None, listed.split("\0")):
         if (source := ROOT / name).is_file():
             target = folder / name
