@@ -1,5 +1,5 @@
-"""The blocks of README.md and docs/ can be run: all that are not marked with a reason are, page by page and in order, each page in a
-checkout of its own. How blocks are marked, and what else must be true of the pages: tests/unit/test_docs.py.
+"""The blocks of README.md and docs/ can be run: all that are not marked with a reason are, page by page and in order, each page
+in a checkout of its own. How blocks are marked, and what else must be true of the pages: tests/unit/test_docs.py.
 
 What the blocks print, to compare it with what the pages show or to put it there (a page alone has all cores, as a reader has):
 

@@ -1,5 +1,5 @@
-"""README.md and docs/: what is shown as a command is run (tests/release/test_docs.py) or marked with a reason, links lead somewhere,
-and all options and targets that are named exist.
+"""README.md and docs/: what is shown as a command is run (tests/release/test_docs.py) or marked with a reason, links lead
+somewhere, and all options and targets that are named exist.
 
 A block of `bash`, `sh`, `console` or `python` is run, unless the line above it says why not:
 
