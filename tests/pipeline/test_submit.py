@@ -35,10 +35,11 @@ from pipelines.cluster.package import Package, compile_package, uncached
 from pipelines.cluster.placement import Cluster
 from pipelines.cluster.service import Pace, Service, ServiceError
 from pipelines.cluster.submit import Request, ensure, start, upload, wait
-from pipelines.compile import compile_comparison, compile_rco
+from pipelines.compile import compile_to
 from rco.config.branches import Comparison
+from rco.config.shape import Shape
 from rco.core.errors import InputError
-from rco.tasks.comparison_preflight import shape_of
+from rco.tasks.validate import shape_of
 from tests.kfp_stub import ENDLESS, FAILS, LOGIN_PAGE, UI_PAGE, Fault, KfpStub
 from tests.servers import free_port
 
@@ -59,13 +60,13 @@ def _quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def rco_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_rco(tmp_path_factory.mktemp("package") / "rco.yaml", 2)
+    return compile_to(tmp_path_factory.mktemp("package") / "rco.yaml", Shape.of_run(2))
 
 
 @pytest.fixture(scope="session")
 def comparison_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = shape_of(Comparison.of({"branches": ["kd", "lr-decay"]}))
-    return compile_comparison(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
+    return compile_to(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_comparison(stub: KfpStub, rco: Callable[..., Result], comparison_yaml
 
 def test_a_package_says_what_it_compares(stub: KfpStub, rco: Callable[..., Result], tmp_path: Path) -> None:
     shape = shape_of(Comparison.of({"branches": ["kd", "checkpoint-ensemble"], "grid": {"tau": [2, 4]}}))
-    path = compile_comparison(tmp_path / "ours.yaml", shape)
+    path = compile_to(tmp_path / "ours.yaml", shape)
     assert Package.read(path).compared == {"branches": ["kd", "checkpoint-ensemble"], "grid": {"tau": [2.0, 4.0]}}
     words = ["submit", "--dry-run", "--pipeline", "comparison", "--package", str(path)]
     done = rco(*words, "--members", "2", "--teacher-epochs", "30")
