@@ -32,7 +32,6 @@ from rco.evaluation.measured import read_evaluation
 from rco.tasks.process import log
 from rco.tasks.report import close_run
 from rco.tracking.context import Context
-from rco.tracking.record import Record
 from rco.tracking.runs import require_parent
 from tests import zygote
 from tests.hostile import hostile_pickle, with_record
@@ -332,19 +331,20 @@ class Net(torch.nn.Module):
 
 
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
+    from rco.config.filing import Filing
     from rco.models.route import Route
-    from rco.reporting import report
+    from rco.reporting import in_depth
+    from rco.reporting.student import Student
 
     root = first.home / "pipeline"
-    evaluation = next(root.rglob("evaluation.json"))
+    evaluation = next(root.rglob("evaluation.json")).parent
     student = first.home / "last-run" / "student"
-    report.write(
+    in_depth.write(
         tmp_path,
-        parameters=RunConfig.from_flat(TINY).to_flat(),
+        Filing(experiment="rco", parameters=RunConfig.from_flat(TINY).to_flat(), seeds=(0,)),
         index=Route.open(next(p.parent for p in root.rglob("route_index/manifest.json"))),
-        student=Record.read(student),
-        student_logits=load_arrays(student / "probe.safetensors")[0]["logits"],
-        evaluation=json.loads(evaluation.read_text()),
+        student=Student.read(evaluation, in_depth=True),
+        logits=load_arrays(student / "probe.safetensors")[0]["logits"],
         registered={},
         context=Context(tracking_uri="https://me:hunter2@mlflow.example", pipeline_run="x"),
         parent_run_id="1",

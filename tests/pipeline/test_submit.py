@@ -367,8 +367,8 @@ def test_no_cache_has_no_result_found_either(tmp_path: Path) -> None:
         assert len(variables) > 3
         return {variable["value"] for variable in variables}
 
-    assert told(compile_package(1, tmp_path, cluster)) == {"s3://bucket/points/results"}
-    assert told(compile_package(1, tmp_path, cluster, cache=False)) == {""}
+    assert told(compile_package(Shape.of_run(1), tmp_path, cluster)) == {"s3://bucket/points/results"}
+    assert told(compile_package(Shape.of_run(1), tmp_path, cluster, cache=False)) == {""}
 
 
 def without_caching(node: Any) -> Any:
@@ -380,13 +380,14 @@ def without_caching(node: Any) -> Any:
 def test_a_package_has_one_name_whoever_compiles_it(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipelines.cluster.package import compile_package;"
-        "print(compile_package(2, Path(sys.argv[1])).version)"
+        "from rco.config.shape import Shape;"
+        "print(compile_package(Shape.of_run(2), Path(sys.argv[1])).version)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == compile_package(2, tmp_path).version
+    assert done.stdout.strip() == compile_package(Shape.of_run(2), tmp_path).version
 
 
 def test_upload_alone(stub: KfpStub, rco: Callable[..., Result]) -> None:
