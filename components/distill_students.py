@@ -17,7 +17,7 @@ def distill_students(
     """Train the student of every seed through the stages of one step.
 
     Args:
-        settings: rco.tasks.settings.BranchSettings.
+        settings: rco.tasks.settings.DistillSettings.
         selection: of this step's select_anchors.
         dataset: of prepare_data.
         anchors: of this step's select_anchors.
@@ -26,9 +26,9 @@ def distill_students(
     """
     from pathlib import Path
 
-    from rco.tasks import comparison as comparison_tasks
+    from rco.tasks.distill import distill_students
 
-    figures = comparison_tasks.distill_students(
+    figures = distill_students(
         settings,
         selection=selection,
         dataset=Path(dataset.path),

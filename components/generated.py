@@ -16,17 +16,17 @@ from kfp.dsl import base_component
 
 from components.component import TaskClass, component
 
-_CHECK = '''def {name}(
+_CHECK = '''def check(
 {parameters}
 ) -> NamedTuple("Checked", [{outputs}]):
-    """{doc}"""
+    """Validate every parameter, resolve what was left open, open the run in MLflow."""
     # First, before any other name is bound: KFP reads the signature, and the body need not repeat its names.
     parameters = dict(locals())
     from collections import namedtuple
 
-    from rco.tasks.{module} import {name}
+    from rco.tasks.check import check
 
-    settings = {name}({given})
+    settings = check({given})
     return namedtuple("Checked", settings)(**settings)
 '''
 
@@ -47,32 +47,21 @@ def component_of(text: str, name: str, task_class: TaskClass, *, cached: bool = 
 
 
 def check_component(
-    name: str,
-    *,
-    module: str,
-    own: Mapping[str, type],
-    constants: Mapping[str, Any],
-    parameters: Mapping[str, type],
-    outputs: Sequence[str],
-    doc: str,
+    *, own: Mapping[str, type], constants: Mapping[str, Any], parameters: Mapping[str, type], outputs: Sequence[str]
 ) -> base_component.BaseComponent:
-    """The component that validates everything: it calls `rco.tasks.{module}.{name}(parameters, own..., constants...)`.
+    """The component that validates everything: it calls `rco.tasks.check.check(parameters, own..., constants...)`.
 
     Args:
         own: parameters that are the pipeline's, not the user's: name -> type.
         constants: what is known when the pipeline is compiled; JSON-ready.
         parameters: flat parameters: name -> type.
         outputs: of the task, each a dict of settings.
-        doc: the first line is what the UI shows.
     """
     signature = {**own, **parameters}
     given = ["parameters", *(f"{p}=parameters.pop({p!r})" for p in own), *(f"{p}={v!r}" for p, v in constants.items())]
     text = _CHECK.format(
-        name=name,
-        module=module,
         parameters="\n".join(f"    {p}: {kind.__name__}," for p, kind in signature.items()),
         outputs=", ".join(f"({output!r}, dict)" for output in outputs),
-        doc=doc,
         given=", ".join(given),
     )
-    return component_of(text, name, "check", cached=False)
+    return component_of(text, "check", "check", cached=False)

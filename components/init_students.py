@@ -10,12 +10,12 @@ def init_students(settings: dict, dataset: dsl.Input[dsl.Dataset], students: dsl
     """Make the initial student of every seed.
 
     Args:
-        settings: rco.tasks.settings.StudentsSettings.
+        settings: rco.tasks.settings.InitSettings.
         dataset: of prepare_data.
         students: of each seed a folder: initial weights, and their logits on the probe samples.
     """
     from pathlib import Path
 
-    from rco.tasks import comparison as comparison_tasks
+    from rco.tasks.init import init_students
 
-    comparison_tasks.init_students(settings, dataset=Path(dataset.path), students=Path(students.path))
+    init_students(settings, dataset=Path(dataset.path), students=Path(students.path))

@@ -9,6 +9,7 @@ from components.component import component
 def select_anchors(
     settings: dict,
     previous: dict,
+    last_step: bool,
     route: dsl.Input[dsl.Model],
     route_index: dsl.Input[dsl.Artifact],
     students: dsl.Input[dsl.Model],
@@ -17,8 +18,9 @@ def select_anchors(
     """Choose the next anchors with the students that will learn from them, and hand out those checkpoints.
 
     Args:
-        settings: rco.tasks.settings.ChoiceSettings.
+        settings: rco.tasks.settings.AnchorSettings.
         previous: the selection of the step before; empty in the first.
+        last_step: whether this is the pipeline's last: it hands out the converged teacher as well, for the evaluation.
         route: of train_teacher.
         route_index: of train_teacher.
         students: as the step before left them.
@@ -26,11 +28,12 @@ def select_anchors(
     """
     from pathlib import Path
 
-    from rco.tasks import comparison as comparison_tasks
+    from rco.tasks.selection import select_anchors
 
-    selection = comparison_tasks.select_anchors(
+    selection = select_anchors(
         settings,
         previous=previous,
+        last_step=last_step,
         route=Path(route.path),
         route_index=Path(route_index.path),
         students=Path(students.path),

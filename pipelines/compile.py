@@ -9,31 +9,18 @@ from kfp import compiler
 
 from components.image import IMAGE, ROOT, content_hash
 from pipelines.cluster.placement import Cluster
-from pipelines.comparison import make_comparison
-from pipelines.rco import DEFAULT_STAGES, make_pipeline
+from pipelines.pipeline import make_pipeline
 from rco.config.shape import Shape
 from rco.core.errors import InputError
 
 _BUILD = "Run make build-images (and make push-images REGISTRY=...), or name an image with RCO_IMAGE"
 
 
-def compile_rco(path: Path, max_stages: int = DEFAULT_STAGES, cluster: Cluster | None = None) -> Path:
-    """Compile the pipeline for a cluster (default: `Cluster()`); returns the path written."""
+def compile_to(path: Path, shape: Shape, cluster: Cluster | None = None) -> Path:
+    """Compile the pipeline of a shape for a cluster (default: `Cluster()`); returns the path written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(make_pipeline(max_stages, cluster=cluster or Cluster()), str(path))
+    compiler.Compiler().compile(make_pipeline(shape, cluster=cluster or Cluster()), str(path))
     return path
-
-
-def compile_comparison(path: Path, shape: Shape, cluster: Cluster | None = None) -> Path:
-    """Compile a comparison of these branches for a cluster (default: `Cluster()`); returns the path written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(make_comparison(shape, cluster=cluster or Cluster()), str(path))
-    return path
-
-
-def compile_to(path: Path, size: int | Shape, cluster: Cluster | None = None) -> Path:
-    """Compile the pipeline of a run with room for so many stages, or that of a comparison of these branches."""
-    return compile_comparison(path, size, cluster) if isinstance(size, Shape) else compile_rco(path, size, cluster)
 
 
 def image_to_run(root: Path = ROOT, warn: Callable[[str], None] = lambda line: None) -> str:

@@ -87,7 +87,7 @@ class Watching:
 
 def print_comparison(summary: dict[str, Any], home: Path) -> None:
     """A comparison as a table and a verdict, and where to look next."""
-    from rco.reporting.comparison_report import headline, tables
+    from rco.reporting.side_by_side import headline, tables
 
     console = Console(highlight=False, soft_wrap=True)
     wide = Console(highlight=False, width=max(console.width, 150))
@@ -156,7 +156,7 @@ def _print_tracking(console: Console, summary: dict[str, Any]) -> None:
 
 def print_summary(summary: dict[str, Any], home: Path) -> None:
     """The result as tables, and where to look next."""
-    from rco.reporting.report import headline, tables
+    from rco.reporting.in_depth import headline, tables
 
     console = Console(highlight=False, soft_wrap=True)
     wide = Console(highlight=False, width=max(console.width, 110))

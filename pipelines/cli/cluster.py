@@ -15,6 +15,7 @@ from pipelines.cli.submission import ComparisonOptions, describe, in_seconds
 from rco.config.branches import Comparison
 from rco.config.kinds import COMPILED
 from rco.config.parameters import PARAMETERS
+from rco.config.shape import DEFAULT_STAGES, Shape
 from rco.core.errors import InputError
 
 deployment_option = click.option(
@@ -69,10 +70,9 @@ def compile_command(
     cluster = _cluster(deployment)
     from pipelines.cluster.sizes import shape_for
     from pipelines.compile import compile_to
-    from pipelines.rco import DEFAULT_STAGES
 
     click.echo(f"image: {cluster.image}")
-    click.echo(compile_to(output, max_stages or DEFAULT_STAGES, cluster))
+    click.echo(compile_to(output, Shape.of_run(max_stages or DEFAULT_STAGES), cluster))
     click.echo(compile_to(comparison, shape_for(compared, max_stages, run=False), cluster))
 
 
@@ -165,7 +165,7 @@ def submit(
         if package:
             compiled = uncached(given_package, Path(scratch)) if no_cache else given_package
         else:
-            compiled = compile_package(wanted.size, Path(scratch), _cluster(deployment), cache=not no_cache)
+            compiled = compile_package(wanted.shape, Path(scratch), _cluster(deployment), cache=not no_cache)
         compiled.check(wanted.parameters)
         if dry_run:
             click.echo(shown(compiled, request, target.endpoint or "", target.namespace or ""))
@@ -203,15 +203,15 @@ def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, 
     """
     from pipelines.cluster.package import Package, compile_package
     from pipelines.cluster.sizes import shape_for
-    from pipelines.rco import DEFAULT_STAGES
 
     with TemporaryDirectory() as scratch, cluster_errors():
         if packages:
             compiled = [Package.read(path) for path in packages]
         else:
             cluster = _cluster(deployment)
-            sizes = (max_stages or DEFAULT_STAGES, shape_for(Comparison.of({}), max_stages, run=False))
-            compiled = [compile_package(size, Path(scratch), cluster) for size in sizes]
+            compared = shape_for(Comparison.of({}), max_stages, run=False)
+            shapes = (Shape.of_run(max_stages or DEFAULT_STAGES), compared)
+            compiled = [compile_package(shape, Path(scratch), cluster) for shape in shapes]
         service = connect(target)
         for package in compiled:
             upload_package(service, package)

@@ -1,4 +1,4 @@
-"""What a command asks a cluster to run: which parameters, in a pipeline of which size."""
+"""What a command asks a cluster to run: which parameters, in a pipeline of which shape."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Submission:
         parameters: those that were given, typed.
         experiment: name of the experiment.
         label: what the run is, for its name.
-        size: of the pipeline: of a run, the stages that it has room for; of a comparison, its branches.
+        shape: of the pipeline.
     """
 
     parameters: dict[str, Any]
     experiment: str
     label: str
-    size: int | Shape
+    shape: Shape
 
 
 def describe(
@@ -70,7 +70,7 @@ def describe(
     Raises:
         InputError: parameters that cannot work, or that mean nothing in this pipeline.
     """
-    from pipelines.cluster.sizes import shape_for, stages_for
+    from pipelines.cluster.sizes import shape_for
 
     if not comparison:
         if options:
@@ -83,7 +83,7 @@ def describe(
             parameters={name: read_value(name, value) for name, value in merged.items()},
             experiment=flat["experiment"],
             label=f"{flat['student']} {flat['strategy']}",
-            size=stages_for(config, max_stages),
+            shape=shape_for(Comparison.of_run(config), max_stages),
         )
     for name in NOT_SHARED:
         if name in flags:
@@ -97,7 +97,7 @@ def describe(
         parameters={name: full[name] for name in given if name in full and name not in COMPILED},
         experiment=full.get("experiment", PARAMETERS["experiment"].default),
         label=f"comparison {full.get('student', PARAMETERS['student'].default)}",
-        size=shape_for(wanted, max_stages),
+        shape=shape_for(wanted, max_stages),
     )
 
 

@@ -118,22 +118,22 @@ def _compared(spec: pipeline_spec_pb2.PipelineSpec) -> dict[str, Any] | None:
     """The constants that the check of a comparison is given."""
     dags = [spec.root.dag, *(component.dag for component in spec.components.values() if component.HasField("dag"))]
     for dag in dags:
-        if (task := dag.tasks.get("check-comparison")) is not None and {*COMPILED} <= set(task.inputs.parameters):
+        if (task := dag.tasks.get("check")) is not None and {*COMPILED} <= set(task.inputs.parameters):
             given = {name: task.inputs.parameters[name].runtime_value.constant for name in COMPILED}
             return {name: json_format.MessageToDict(value) for name, value in given.items()}
     return None
 
 
-def compile_package(size: int | Shape, folder: Path, cluster: Cluster | None = None, *, cache: bool = True) -> Package:
+def compile_package(shape: Shape, folder: Path, cluster: Cluster | None = None, *, cache: bool = True) -> Package:
     """Compile a pipeline.
 
     Args:
-        size: of a run, the stages that it has room for; of a comparison, its branches.
+        shape: of the pipeline.
         cluster: that it is for.
         cache: let tasks that have not changed be taken from KFP's cache.
     """
-    name = "comparison.yaml" if isinstance(size, Shape) else "rco.yaml"
-    package = Package.read(compile_to(folder / name, size, cluster))
+    name = "rco.yaml" if shape.is_run else "comparison.yaml"
+    package = Package.read(compile_to(folder / name, shape, cluster))
     return package if cache else uncached(package, folder)
 
 

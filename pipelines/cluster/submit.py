@@ -21,7 +21,7 @@ import kfp_server_api
 
 from pipelines.cluster.package import Package
 from pipelines.cluster.service import Pace, Service, ServiceError
-from pipelines.rco import NAME
+from pipelines.pipeline import NAME
 
 T = TypeVar("T")
 

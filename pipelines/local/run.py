@@ -87,7 +87,7 @@ def run(
         parameters: flat (`rco.config.parameters.PARAMETERS`, of a comparison those of
             `rco.config.branches.Comparison`); what is left out
             keeps its default.
-        pipeline: a key of `PLANS`.
+        pipeline: a key of `pipelines.local.work.READERS`.
         home: directory of the runs' state.
         cache: skip tasks whose code and inputs have not changed, and trainings whose results are there.
         show: is given one line of progress at a time.

@@ -38,7 +38,8 @@ ALWAYS = (
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry.sqlalchemy_store",
     "kfp.dsl.executor",
-    "rco.tasks.comparison",
+    "rco.tasks.report",
+    "rco.tasks.distill",
 )
 SOMETIMES = (
     "sklearn.datasets",

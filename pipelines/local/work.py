@@ -22,6 +22,7 @@ from rco.core.home import locked, running
 from rco.core.marks import FULL, PREFIX
 
 if TYPE_CHECKING:
+    from rco.config.branches import Comparison
     from rco.training.config import ComputeConfig
 
 
@@ -44,7 +45,7 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     show_progress()
     log.info("checking the settings")
-    plan = PLANS[request["pipeline"]](request["parameters"])
+    plan = _plan(READERS[request["pipeline"]](request["parameters"]))
     device.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     if gone := resume.sweep(home / "resume"):
@@ -62,8 +63,8 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
         cache_root=str(home / CACHE),
     )
     result = plan.make()(**plan.arguments)
-    for output, place in plan.published.items():
-        shutil.copytree(result.outputs[output].path, folder / "report" / place)
+    for place, (output, part) in plan.published.items():
+        shutil.copytree(Path(result.outputs[output].path, part), folder / "report" / place)
 
 
 def _cache_by_content(home: Path) -> None:
@@ -121,48 +122,48 @@ class Plan:
         compute: resolved.
         make: builds the pipeline; not called before the check is over, because it imports KFP.
         arguments: of the pipeline.
-        published: output of the pipeline -> place in the report's folder.
+        published: place in the report's folder -> output of the pipeline, and the part of it that goes there.
     """
 
     compute: ComputeConfig
     make: Callable[[], Any]
     arguments: dict[str, Any]
-    published: dict[str, str]
+    published: dict[str, tuple[str, str]]
 
 
-def _plan_run(parameters: Mapping[str, Any]) -> Plan:
-    from rco.config.parameters import RunConfig
-    from rco.tasks.preflight import stages_needed, validate
-
-    config = RunConfig.from_flat(parameters)
-    compute = validate(config)
-
-    def make() -> Any:
-        from pipelines.rco import make_pipeline
-
-        return make_pipeline(stages_needed(config))
-
-    return Plan(compute=compute, make=make, arguments=config.to_flat(), published={"summary": ".", "student": "student"})
-
-
-def _plan_comparison(parameters: Mapping[str, Any]) -> Plan:
-    from rco.config.branches import Comparison
+def _plan(comparison: Comparison) -> Plan:
     from rco.config.kinds import COMPILED
-    from rco.tasks.comparison_preflight import shape_of, validate_comparison
+    from rco.tasks.students import seed_folder
+    from rco.tasks.validate import shape_of, validate
 
-    comparison = Comparison.of(parameters)
-    compute = validate_comparison(comparison)
+    compute = validate(comparison)
 
     def make() -> Any:
-        from pipelines.comparison import make_comparison
+        from pipelines.pipeline import make_pipeline
 
-        return make_comparison(shape_of(comparison))
+        return make_pipeline(shape_of(comparison))
 
     arguments = {name: value for name, value in comparison.to_parameters().items() if name not in COMPILED}
-    return Plan(compute=compute, make=make, arguments=arguments, published={"summary": "."})
+    published = {".": ("summary", ".")}
+    if comparison.is_run:
+        published["student"] = ("students", str(seed_folder(Path(), *comparison.seeds)))
+    return Plan(compute=compute, make=make, arguments=arguments, published=published)
 
 
-PLANS: dict[str, Callable[[Mapping[str, Any]], Plan]] = {"run": _plan_run, "comparison": _plan_comparison}
+def _read_run(parameters: Mapping[str, Any]) -> Comparison:
+    from rco.config.branches import Comparison
+    from rco.config.parameters import RunConfig
+
+    return Comparison.of_run(RunConfig.from_flat(parameters))
+
+
+def _read_comparison(parameters: Mapping[str, Any]) -> Comparison:
+    from rco.config.branches import Comparison
+
+    return Comparison.of(parameters)
+
+
+READERS: dict[str, Callable[[Mapping[str, Any]], Comparison]] = {"run": _read_run, "comparison": _read_comparison}
 
 
 def _wait_for_task(client: Client | None, number: int) -> None:

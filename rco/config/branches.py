@@ -1,4 +1,4 @@
-"""What is compared with what: the branches of a comparison.
+"""What is compared with what: the branches of a comparison. A run is a comparison of one branch and one seed.
 
 A comparison is a list of branches: ways to train one student at equal cost in student epochs, all from one teacher's route
 and, seed by seed, from the same initial weights and the same order of images. The standard branches are named in
@@ -30,6 +30,7 @@ from rco.config.kinds import (
     read_seeds,
 )
 from rco.config.parameters import PARAMETERS, RunConfig, chosen_plugin, read_group, read_value
+from rco.config.shape import STUDENT
 from rco.core.errors import InputError, UnusedError, choice
 from rco.models.config import ModelConfig
 from rco.objectives.base import OBJECTIVES
@@ -54,7 +55,7 @@ class Branch:
     """One way to train the student.
 
     Attributes:
-        kind: a key of `KINDS`.
+        kind: a key of `KINDS`; empty: the only branch of a run.
         cell: (parameter, value) pairs in which it differs from the parameters that all branches share.
         point: its values on all axes that matter to it.
         reference: name of the branch that it is compared with; empty for that branch itself.
@@ -71,13 +72,13 @@ class Branch:
 
     @property
     def name(self) -> str:
-        """The kind, and what is special: "greedy tau=2"."""
+        """The kind, and what is special: "greedy tau=2"; empty in a run."""
         return _name(self.kind, self.cell)
 
     @property
     def key(self) -> str:
-        """What a compiled comparison knows it by, whatever the parameters that all branches share."""
-        return _name(self.kind, self.point)
+        """What a compiled pipeline knows it by, whatever the parameters that all branches share."""
+        return _name(self.kind, self.point) or STUDENT
 
     @property
     def follows_route(self) -> bool:
@@ -98,6 +99,11 @@ def branch_params(branch: str, kind: str, config: StudentConfig) -> dict[str, An
     }
 
 
+def student_key(branch: str, seed: int) -> str:
+    """What names a student within a pipeline run: "kd/seed-0"; in a run "student"."""
+    return f"{branch}/seed-{seed}" if branch else STUDENT
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What a user asked for, understood.
@@ -107,7 +113,7 @@ class Comparison:
         branches: in the order of the table.
         seeds: of the students.
         restart_like: the kind whose stage lengths kd-restart takes.
-        kinds: of the branches.
+        kinds: of the branches; empty: a run.
         grid: of a sweep: parameter -> values.
     """
 
@@ -118,8 +124,20 @@ class Comparison:
     kinds: tuple[str, ...]
     grid: dict[str, tuple[Any, ...]]
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run: one branch, one seed."""
+        return not self.kinds
+
+    @property
+    def reference(self) -> RunConfig:
+        """The configuration of a branch that is compared with no other. Data and teacher are everybody's."""
+        return next(branch.config for branch in self.branches if not branch.reference)
+
     def to_parameters(self) -> dict[str, Any]:
-        """What `of` reads, JSON-ready and in full."""
+        """What `read` reads, JSON-ready and in full."""
+        if self.is_run:
+            return dict(self.shared)
         grid = {name: [list(v) if isinstance(v, tuple) else v for v in values] for name, values in self.grid.items()}
         return {
             "branches": list(self.kinds),
@@ -130,8 +148,29 @@ class Comparison:
         }
 
     @classmethod
+    def read(cls, parameters: Mapping[str, Any]) -> Comparison:
+        """Read the parameters of a compiled pipeline: a run's, or a comparison's, which say its branches.
+
+        Raises:
+            InputError: as `of`, or as `RunConfig.from_flat`.
+        """
+        return cls.of(parameters) if "branches" in parameters else cls.of_run(RunConfig.from_flat(parameters))
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Comparison:
+        """The comparison of one branch and one seed that a run is."""
+        return cls(
+            shared=config.to_flat(),
+            branches=(Branch(kind="", cell=(), point=(), reference="", config=config),),
+            seeds=(config.student_train.seed,),
+            restart_like="",
+            kinds=(),
+            grid={},
+        )
+
+    @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Comparison:
-        """Read the pipeline's parameters: those of `OPTIONS`, and flat ones of `SHARED`; what is left out keeps its default.
+        """Read a comparison's parameters: those of `OPTIONS`, and flat ones of `SHARED`; what is left out keeps its default.
 
         Raises:
             InputError: the first that cannot work; nothing has been looked at on disk.
@@ -354,22 +393,3 @@ def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], bran
 def in_branch(name: str, error: InputError) -> InputError:
     """The same complaint, with the branch that it is about."""
     return type(error)(error.parameter, error.value, f"in branch {name!r}: {error.problem}", error.remedy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonFiling:
-    """Of report_comparison: where results are filed, and what was compared.
-
-    Attributes:
-        branches: in the order of the table (Kubeflow hands mappings over in any order).
-        references: branch -> the branch it is compared with; empty for those that are references.
-        kinds: branch -> its kind.
-    """
-
-    experiment: str
-    parameters: dict[str, Any]
-    branches: tuple[str, ...]
-    references: dict[str, str]
-    kinds: dict[str, str]
-    seeds: tuple[int, ...]
-    restart_like: str

@@ -9,12 +9,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from rco.config.parameters import RunConfig
+from rco.config.branches import Comparison
 from rco.config.plugins import require
-from rco.core.settings import jsonable
-from rco.tasks.preflight import cost_of_anchors, planned_route, preflight
+from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
-from rco.tasks.report import parent_of
+from rco.tasks.validate import costs_of_anchors
 from rco.tracking.context import Context, forgiving
 from rco.tracking.runs import open_parent
 from rco.training import results
@@ -22,40 +21,43 @@ from rco.training import results
 
 @task
 def check(
-    parameters: Mapping[str, Any], *, max_stages: int, plugins: Mapping[str, str] = MappingProxyType({})
+    parameters: Mapping[str, Any], *, compiled: Mapping[str, int], plugins: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, dict[str, Any]]:
-    """Validate a whole run before anything expensive, resolve what was left open, and open the run in MLflow.
+    """Validate a whole run or comparison before anything expensive, resolve what was left open, and open the run in MLflow.
 
     Args:
+        parameters: of a run, or of a comparison with its branches (`rco.config.branches.Comparison.read`).
+        compiled: `rco.config.shape.Shape.steps` of the pipeline.
         plugins: of other packages, where the pipeline was compiled (`rco.config.plugins.installed`).
 
     Returns:
-        the settings of every task, JSON-ready.
+        the settings of every task, JSON-ready (`rco.tasks.settings.Settings.outputs`).
 
     Raises:
         InputError: the first thing that cannot work.
     """
     require(plugins)
-    config = RunConfig.from_flat(parameters)
-    settings = preflight(config, max_stages)
-    compute = settings.stage.compute
-    log.info("settings are sound; computing on %s in %s with %d threads", compute.device, compute.precision, compute.threads)
-    if cost := cost_of_anchors(config, *planned_route(config)):
+    comparison = Comparison.read(parameters)
+    settings = preflight(comparison, compiled={key: int(steps) for key, steps in compiled.items()})
+    if comparison.is_run:
+        compute = settings.teacher.compute
+        computing = (compute.device, compute.precision, compute.threads)
+        log.info("settings are sound; computing on %s in %s with %d threads", *computing)
+    else:
+        counts = len(comparison.branches), len(comparison.seeds)
+        log.info("%d branches, %d seeds: %d students", *counts, counts[0] * counts[1])
+    for cost in costs_of_anchors(comparison.branches):
         log.info("%s", cost)
     context = Context.from_environment()
-    if config.services.check_services:
-        require_services(context, functools.partial(open_parent, context, **parent_of(settings.filing)))
+    if comparison.reference.services.check_services:
+        require_services(context, functools.partial(open_parent, context, **settings.filing.parent))
     elif context.active:
         with forgiving("The parent run"):
-            open_parent(context, **parent_of(settings.filing))
+            open_parent(context, **settings.filing.parent)
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     mention_results()
-    # KFP passes no nulls; what is left out is None again when `read_settings` rebuilds the settings.
-    return {
-        task: {name: value for name, value in values.items() if value is not None}
-        for task, values in jsonable(settings).items()
-    }
+    return settings.outputs()
 
 
 def mention_results() -> None:

@@ -1,354 +1,118 @@
-"""The task that trains a student on one anchor: load what it needs, run the stage, write what came out."""
+"""The task that trains students through the stages of one step."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from rco.config.plugins import used_by
-from rco.core.errors import InputError
-from rco.core.files import sha256_of
-from rco.core.settings import jsonable
-from rco.core.tensors import load_state, save_model
-from rco.data.dataset import Dataset
-from rco.models.route import Anchor, anchor_folders
-from rco.models.spec import NetworkSpec
-from rco.models.weights import load_weights
-from rco.tasks.process import EpochLines, log, read_settings, task
-from rco.tasks.selection import Stage
-from rco.tasks.settings import StageSettings
-from rco.tasks.students import (
-    ANCHOR,
-    OBJECTIVE,
-    PROBE,
-    STUDENT,
-    TARGETS,
-    as_training,
-    data_summary,
-    found_again,
-    load_student,
-    logged,
-    read_logits,
-    save_student,
-    settings_as_params,
-    taken_up,
-)
-from rco.tracking.context import Context
+from rco.config.branches import branch_params, student_key
+from rco.models.route import Route
+from rco.strategies.hardness import route_hardness
+from rco.tasks.process import log, read_settings, task
+from rco.tasks.selection import Stage, write_anchors
+from rco.tasks.settings import DistillSettings
+from rco.tasks.stage import distill_stage
+from rco.tasks.students import PROBE, anchor_indices, read_logits, seed_folder
 from rco.tracking.record import FILE as RECORD
 from rco.tracking.record import Record
-from rco.tracking.tracker import Tracker, tracked
 from rco.training import resume
-from rco.training.results import Result, Training
-from rco.training.resume_points import ResumePoints
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from rco.objectives.stage import StageLoss
-    from rco.training.distillation import ProbeTargets
-
-_RESULTS = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    """All that one stage works with.
-
-    Attributes:
-        anchor: the network; of several anchors, that of their mean.
-        anchor_id: names its answers.
-        about: of each anchor.
-        anchor_folders: of the anchors' files.
-        objective: as the stage before left it.
-        record: of the student, as the stage before left it.
-        images: of an epoch.
-        computation: all that the weights after this stage depend on.
-        identity: all that the record depends on, too.
-    """
-
-    key: str
-    settings: StageSettings
-    stage: Stage
-    data: Dataset
-    spec: NetworkSpec
-    student: nn.Module
-    anchor: nn.Module
-    anchor_id: str
-    about: tuple[Anchor, ...]
-    anchor_folders: list[Path]
-    targets: ProbeTargets
-    objective: StageLoss
-    record: Record
-    images: int
-    computation: dict[str, Any]
-    identity: dict[str, Any]
-
-    @property
-    def learns(self) -> bool:
-        """Whether the objective has weights of its own."""
-        return any(True for _ in self.objective.parameters())
-
-    @property
-    def label(self) -> str:
-        """The student and the stage, in words."""
-        return f"{self.key} {self.spec.model}, stage {self.stage.stage}"
-
-    @property
-    def prefix(self) -> str:
-        """Of lines in the log, where there are several students."""
-        return "" if self.key == "student" else f"{self.key}, "
-
-    @property
-    def passes(self) -> int:
-        """Images that the anchors answer in this stage: every one of every epoch, or of every view once."""
-        if not self.objective.needs_anchor:
-            return 0
-        views = min(self.settings.objective.views, self.stage.epochs)
-        one = len(self.data.split("train")) * views if views else self.images * self.stage.epochs
-        return one * len(self.about)
+from rco.training.resume import Group
 
 
 @task
-def distill_stage(
-    settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchor: Path, student: Path, distilled: Path
+def distill_students(
+    settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchors: Path, students: Path, distilled: Path
 ) -> dict[str, Any]:
-    """Train the student on one anchor; passes it through if the route has been walked.
+    """Train the student of every seed through the stages of this step; one with nothing left to learn is handed on. A retried
+    task finds the stages that are finished among the resume points.
 
     Args:
-        selection: what `rco.tasks.selection.select_anchor` returned for this stage.
-        student: the student's folder as the stage before left it.
-        distilled: the same after this stage.
+        selection: what `rco.tasks.selection.select_anchors` returned for this step.
+        students: as the step before left them.
+        distilled: the same after this step.
 
     Returns:
         figures for the artifact's metadata.
     """
-    s, stage = read_settings(StageSettings, settings), Stage.of(selection)
-    if stage.skip:
-        shutil.copytree(student, distilled, dirs_exist_ok=True)
-        log.info("nothing to do in this stage")
-        return {"skipped": True}
-    return distil(s, stage, dataset=dataset, anchor=anchor, student=student, distilled=distilled)
+    distilled.mkdir(parents=True, exist_ok=True)
+    s = read_settings(DistillSettings, settings)
+    if len(s.seeds) > 1:
+        # Kubeflow's MLflow plugin makes one run for this task; several students would mix their epochs in it.
+        os.environ.pop("MLFLOW_RUN_ID", None)
+    stages = {seed: [Stage.of(stage) for stage in selection[str(seed)]["stages"]] for seed in s.seeds}
+    route, made = Route.open(anchors), []
+    with resume.group(sum(map(len, stages.values()))) as group:
+        for seed, of_seed in stages.items():
+            before, after = seed_folder(students, seed), seed_folder(distilled, seed)
+            if not of_seed:
+                shutil.copytree(before, after)
+            made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, student=before, distilled=after))
+    return _figures(s, made)
 
 
-def distil(
-    s: StageSettings,
-    stage: Stage,
+def _train(
+    s: DistillSettings,
+    seed: int,
+    stages: list[Stage],
+    group: Group,
     *,
     dataset: Path,
-    anchor: Path,
+    route: Route,
     student: Path,
     distilled: Path,
-    key: str = "student",
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, str] | None = None,
-    resumable: Callable[..., AbstractContextManager[ResumePoints]] = resume.resumable,
-) -> dict[str, Any]:
-    """One stage of one student, from folder to folder.
-
-    Args:
-        dataset, anchor, student, distilled: as for `distill_stage`.
-        key: names the student among those of this pipeline run.
-        params: what to record beside the settings.
-        tags: of the student's run in MLflow.
-        resumable: `rco.training.resume.resumable`, or that of the group to which this training belongs.
-
-    Returns:
-        stage, anchor_epochs and results; and trained_by, if nothing was trained: the pipeline run whose result was found.
-    """
-    from rco.training.device import hardware, prepare_process
-
-    prepare_process(s.compute)
-    origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
-    loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
-    place = f"distill_stage/{key}/stage-{stage.stage}"
-    names = (STUDENT, PROBE, *((OBJECTIVE,) if loaded.learns else ()))
-    result = Result("stage", {**loaded.computation, "hardware": hardware(s.compute)}, names, label=loaded.label)
-    if (found := result.find(distilled, partial(_check, stage))) is not None:
-        log.info("%s%s: %s", loaded.prefix, stage.label, found.words)
-        resume.forget(place, loaded.identity)
-        record = _adopt(loaded, found)
-        return {**_conclude(loaded, record, distilled), "trained_by": found.pipeline_run}
-    with resumable(place, loaded.identity, label=loaded.label, network=loaded.spec.written) as points:
-        record, training = _run(loaded, points)
-        figures = _conclude(loaded, record, distilled)
-        _save(loaded, distilled)
-        result.store(distilled, training)
-        return figures
+) -> list[dict[str, Any]]:
+    """The stages of one student, one after the other; returns the figures of each."""
+    key, single = student_key(s.branch, seed), replace(s.stage, train=replace(s.stage.train, seed=seed))
+    params: dict[str, Any] = {}
+    tags: dict[str, str] = {}
+    if s.branch:
+        params = {**branch_params(s.branch, s.kind, s.stage), "seed": seed}
+        tags = {"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind}
+    figures = []
+    with TemporaryDirectory(dir=distilled.parent) as scratch:
+        for i, stage in enumerate(stages):
+            out = distilled if i == len(stages) - 1 else Path(scratch) / f"stage-{stage.stage}"
+            anchor = Path(scratch) / "anchor"
+            _write_anchors(anchor, route, stage.anchors, student, s.stage.objective.tau)
+            figures.append(
+                distill_stage(
+                    single,
+                    stage,
+                    dataset=dataset,
+                    anchor=anchor,
+                    student=student,
+                    distilled=out,
+                    key=key,
+                    params=params,
+                    tags=tags,
+                    resumable=group.resumable,
+                )
+            )
+            student = out
+    return figures
 
 
-def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset: Path, anchor: Path, student: Path) -> _Loaded:
-    """Read everything from the folders.
-
-    Args:
-        origin: key, params and tags of the record that a student begins with; those of later stages carry it on.
-    """
-    from rco.objectives.make import make_objective
-    from rco.training.distillation import ProbeTargets, anchor_of
-
-    data, folders = Dataset.open(dataset), anchor_folders(anchor)
-    spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
-    about = tuple(Anchor.read(folder) for folder in folders)
-    files = [(folder / ANCHOR, each.sha256) for folder, each in zip(folders, about, strict=True)]
-    anchor_network, anchor_id = anchor_of(files, teacher_spec, s.objective)
-    network = load_student(student, spec)
-    shape = (len(data.manifest.probe), data.manifest.num_classes)
-    targets = ProbeTargets(*read_logits(anchor / TARGETS, shape, "anchor", "teacher"))
-    if (student / RECORD).is_file():
-        record = Record.read(student)
-    else:
-        params = {**origin["params"], **settings_as_params(s)}
-        record = Record(key=origin["key"], params=params, data=data_summary(data), tags=origin["tags"])
-    objective = make_objective(s.objective, network, anchor_network, data.manifest.image_shape, seed=s.train.seed)
-    has_learnt = stage.stage > 1 and any(True for _ in objective.parameters())
-    if has_learnt:
-        load_weights(objective, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
-    train, size = data.split("train"), s.train.batch_size
-    images = min(len(train), train.num_batches(size) * size)
-    computation = {
-        "settings": {name: getattr(s, name) for name in ("teacher", "student", "train", "objective", "compute", "code")},
-        "plugins": used_by(s.objective, s.train),
-        "stage": {"stage": stage.stage, "epochs": stage.epochs, "first_epoch": stage.first_epoch},
-        "data": data.manifest.digest,
-        "anchor": [each.sha256 for each in about],
-        "targets": sha256_of(anchor / TARGETS),
-        "student": sha256_of(student / STUDENT),
-        "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
-    }
-    return _Loaded(
-        key=origin["key"],
-        settings=s,
-        stage=stage,
-        data=data,
-        spec=spec,
-        student=network,
-        anchor=anchor_network,
-        anchor_id=anchor_id,
-        about=about,
-        anchor_folders=folders,
-        targets=targets,
-        objective=objective,
-        record=record,
-        images=images,
-        computation=computation,
-        identity={**computation, "settings": s, "selection": jsonable(stage), "record": origin},
-    )
+def _write_anchors(folder: Path, route: Route, anchors: tuple[int, ...], student: Path, tau: float) -> None:
+    _, route_logits = route.probe()
+    (answers,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
+    mimicked = anchor_indices(Record.read(student).stages[-1]) if (student / RECORD).is_file() else ()
+    write_anchors(folder, route, anchors, route_logits, route_hardness(route_logits, answers, tau), mimicked, tau)
 
 
-def _adopt(loaded: _Loaded, found: Training) -> Record:
-    """The student's record as if the epochs that were found had been trained here; MLflow is told of them."""
-    record = found_again(loaded.record, found)
-    with tracked(Context.from_environment(), record, first_step=loaded.stage.first_epoch) as tracker:
-        _log_anchors(loaded, tracker)
-    return record
-
-
-def _log_anchors(loaded: _Loaded, tracker: Tracker) -> None:
-    for folder in loaded.anchor_folders if loaded.objective.needs_anchor else ():
-        tracker.log_anchor(folder)
-
-
-def _mention_views(loaded: _Loaded) -> None:
-    """Say what the logits of the views take.
-
-    Raises:
-        InputError: they do not fit into memory.
-    """
-    if not (loaded.objective.needs_anchor and loaded.settings.objective.views):
-        return
-    from rco.training.anchor import check_size
-
-    views = min(loaded.settings.objective.views, loaded.stage.epochs)
-    megabytes = check_size(views, len(loaded.data.split("train")), loaded.data.manifest.num_classes)
-    log.info("the anchor's logits of %d views are kept: %.1f MB", views, megabytes)
-
-
-def _run(loaded: _Loaded, points: ResumePoints) -> tuple[Record, Training]:
-    """Train; returns the student's record with the epochs of this stage, and these alone."""
-    from rco.training.distillation import train_stage
-
-    _mention_views(loaded)
-    s, stage = loaded.settings, loaded.stage
-    report_epoch = EpochLines(f"{loaded.prefix}{stage.label}", stage.last_epoch)
-    record = taken_up(points, loaded.record)
-    with tracked(Context.from_environment(), record, first_step=stage.first_epoch) as tracker:
-        _log_anchors(loaded, tracker)
-        for row in train_stage(
-            loaded.student,
-            loaded.anchor,
-            loaded.data,
-            s.objective,
-            s.train,
-            s.compute,
-            loaded.targets,
-            stage=stage.stage,
-            epochs=stage.epochs,
-            first_epoch=stage.first_epoch,
-            loss=loaded.objective,
-            anchor_id=loaded.anchor_id,
-            checkpointer=points,
-        ):
-            tracker.log(row["epoch"], logged(row))
-            report_epoch(row)
-    return record, as_training(record, tracker, stage.first_epoch)
-
-
-def _check(stage: Stage, folder: Path, training: Training) -> None:
-    _metrics(stage, jsonable(training.rows), "result")
-
-
-def _metrics(stage: Stage, rows: Sequence[Mapping[str, Any]], source: str) -> list[Mapping[str, float]]:
-    """The metrics of the stage's epochs among the rows of a record.
-
-    Args:
-        source: of the rows, for messages.
-
-    Raises:
-        InputError: an epoch is missing, or a figure in it.
-    """
-    of_stage = [row for row in rows if row["step"] >= stage.first_epoch]
-    metrics = [row["metrics"] for row in of_stage]
-    steps = list(range(stage.first_epoch, stage.last_epoch + 1))
-    if [row["step"] for row in of_stage] != steps or not all({*_RESULTS, "images_per_second"} <= set(m) for m in metrics):
-        raise InputError(source, stage.label, "lacks epochs of this stage", "Delete it")
-    return metrics
-
-
-def _save(loaded: _Loaded, distilled: Path) -> None:
-    """Write what has been trained: the student, its answers, and the objective."""
-    from rco.training.distillation import probe_logits
-
-    save_student(distilled, loaded.student, loaded.spec, probe_logits(loaded.student, loaded.data, loaded.settings.compute))
-    if loaded.learns:
-        save_model(distilled / OBJECTIVE, loaded.objective)
-
-
-def _conclude(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:
-    """Write the record, with the stage in it; returns the figures of the stage."""
-    stage, last = loaded.stage, loaded.about[-1]
-    rows = _metrics(stage, record.rows, "resume point")
-    results = {name: rows[-1][name] for name in _RESULTS}
-    summary = {
-        "stage": stage.stage,
-        "anchor_epoch": last.epoch,
-        "anchor_index": last.index,
-        "anchor_val_accuracy": last.val_accuracy,
-        "anchor_sha256": last.sha256,
-        "anchors": [
-            {"epoch": a.epoch, "index": a.index, "val_accuracy": a.val_accuracy, "sha256": a.sha256} for a in loaded.about
-        ],
-        "reason": stage.reason,
-        "first_epoch": stage.first_epoch,
-        "last_epoch": stage.last_epoch,
-        "hardness_before": list(last.hardness_of_route),
-        "train_seconds": sum(loaded.images / row["images_per_second"] for row in rows),
-        "teacher_forward_passes": loaded.passes,
-        **results,
-    }
-    record.stages = [*(other for other in record.stages if other["stage"] != stage.stage), summary]
-    record.write(distilled)
-    return {"stage": stage.stage, "anchor_epochs": list(stage.anchor_epochs), **results}
+def _figures(s: DistillSettings, made: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """What the artifact says of this step: of one student its last stage, of several how many were trained."""
+    if len(made) == 1:
+        (stages,) = made
+        if not stages:
+            log.info("nothing to do in this stage")
+        return stages[-1] if stages else {"skipped": True}
+    found = sum(bool(stages) and all("trained_by" in stage for stage in stages) for stages in made)
+    passed_on = sum(not stages for stages in made)
+    trained = len(made) - found - passed_on
+    log.info("%s: %d students trained, %s%d passed on", s.branch, trained, f"{found} found, " if found else "", passed_on)
+    return {"branch": s.branch, "trained": trained, **({"found": found} if found else {})}

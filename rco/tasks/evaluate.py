@@ -1,145 +1,139 @@
-"""The task that measures student and teacher on the test part."""
+"""The task that measures students and teacher on the test part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from rco.core.documents import read_as, read_json, write_json
-from rco.core.errors import InputError
+import numpy as np
+
+from rco.config.branches import student_key
+from rco.core.documents import write_json
+from rco.core.files import sha256_of
 from rco.core.tensors import save_arrays
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
-from rco.models.route import Anchor
+from rco.evaluation.measured import FILE
+from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.tasks.process import log, read_settings, task
-from rco.tasks.selection import converged_teacher
-from rco.tasks.settings import (
-    EvaluateSettings,
-)
-from rco.tasks.students import (
-    ANCHOR,
-    load_student,
-)
+from rco.tasks.settings import EvaluateSettings
+from rco.tasks.students import STUDENT, load_student, seed_folder
+from rco.tracking.record import Record
 from rco.training.config import ComputeConfig
 
-EVALUATION = "evaluation.json"
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+CONFUSION = "confusion.json"
+_READABLE = 100  # classes: KFP keeps the matrix in its database, and shows it in one page
+_SIDE_BY_SIDE = ("n", "accuracy", "top5", "cross_entropy", "ece")
 
 
 @task
-def evaluate(settings: Mapping[str, Any], *, dataset: Path, student: Path, anchors: Path, evaluation: Path) -> dict[str, Any]:
-    """Measure the student and the converged teacher on the test part, which nothing before has touched.
+def evaluate_students(
+    settings: Mapping[str, Any], *, dataset: Path, students: Path, anchors: Path, evaluation: Path
+) -> dict[str, float]:
+    """Measure the student of every seed, and the converged teacher, on the test part, which nothing before has touched.
 
-    Writes evaluation.json, and an example batch with the student's answer, for a test of what serves it.
+    Writes of each student a folder with its figures (`rco.evaluation.measured`) and its tracking record; in depth also an
+    example batch with the student's answer, for a test of what serves it. The confusion matrix, summed over the students, is
+    beside them if a person can read it.
 
     Args:
-        anchors: from the last stage's `select_anchor`.
+        anchors: of the last step: the converged teacher is among them.
 
     Returns:
-        headline figures.
+        headline figures; of several students their means.
     """
+    evaluation.mkdir(parents=True, exist_ok=True)
     s = read_settings(EvaluateSettings, settings)
-    from rco.evaluation.classification import measure
-    from rco.evaluation.cost import count_macs, latency, parameter_count
-    from rco.models.predict import predict
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
     data = Dataset.open(dataset)
-    manifest = data.manifest
-    test = data.split("test")
-    teacher = converged_teacher(anchors)
-    models = {
-        "teacher": load_network(
-            teacher / ANCHOR, expected_sha256=Anchor.read(teacher).sha256, spec=NetworkSpec.of(s.teacher, manifest)
-        ),
-        "student": load_student(student, NetworkSpec.of(s.student, manifest)),
-    }
-    result: dict[str, Any] = {}
-    logits = {}
-    for name, model in models.items():
-        log.info("measuring the %s on %d test images", name, len(test))
-        model.to(s.compute.device)
-        answers, labels = predict(
-            model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers
-        )
-        logits[name] = answers
-        timing = latency(model, manifest.image_shape, device=s.compute.device)
-        result[name] = {
-            **measure(answers, labels, manifest.num_classes),
-            "parameters": parameter_count(model),
-            "macs": count_macs(model, manifest.image_shape),
-            "latency_ms": timing.median_ms,
-            "latency_p95_ms": timing.p95_ms,
+    manifest, converged = data.manifest, Route.open(anchors).checkpoints[-1]
+    spec = NetworkSpec.of(s.teacher, manifest)
+    network = load_network(anchors / converged.file, expected_sha256=converged.sha256, spec=spec)
+    teacher = _measure(network, data, s, "the teacher")
+    measured = []
+    for seed in s.seeds:
+        folder, out, key = seed_folder(students, seed), seed_folder(evaluation, seed), student_key(s.branch, seed)
+        model = load_student(folder, NetworkSpec.of(s.student, manifest))
+        student = _measure(model, data, s, key if s.branch else "the student")
+        document = {
+            "branch": s.branch,
+            "seed": seed,
+            "student": student.figures,
+            "teacher": teacher.figures,
+            "congruence_kl": kl(teacher.logits, student.logits, s.tau),
+            "tau": s.tau,
+            "student_sha256": sha256_of(folder / STUDENT),
+            "teacher_sha256": converged.sha256,
+            "class_names": list(manifest.class_names),
+            "device": s.compute.device,
         }
-    if manifest.open_classes:
-        result["open_set"] = _evaluate_open_set(models, data, s)
-    result["congruence_kl"] = kl(logits["teacher"], logits["student"], s.tau)
-    result["tau"] = s.tau
-    result["class_names"] = list(manifest.class_names)
-    result["device"] = s.compute.device
-    write_json(evaluation / EVALUATION, result)
-    write_example(evaluation, data, models["student"].cpu())
-    return {
-        f"{name}_{figure}": result[name][figure]
-        for name in models
-        for figure in ("accuracy", "parameters", "macs", "latency_ms")
-    } | openset.both_figures(result.get("open_set"))
+        if manifest.open_classes:
+            document["open_set"] = {
+                "classes": list(manifest.open_classes),
+                "teacher": teacher.unseen,
+                "student": student.unseen,
+            }
+        write_json(out / FILE, document)
+        Record.read(folder).write(out)
+        if s.in_depth:
+            write_example(out, data, model.cpu())
+        log.info("%s: test accuracy %.2f %%", key, 100 * student.figures["accuracy"])
+        measured.append(replace(student, logits=student.logits[:0]))  # of all seeds they may not fit into memory
+    if manifest.num_classes <= _READABLE:
+        matrix = np.sum([student.confusion for student in measured], axis=0).tolist()
+        write_json(evaluation / CONFUSION, {"class_names": list(manifest.class_names), "matrix": matrix})
+    return _headline("teacher", [teacher]) | _headline("student", measured)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What is needed of what `evaluate` says of a network."""
+class _Answers:
+    """A network on the test part.
 
-    accuracy: float
-    cross_entropy: float
-    ece: float
-    parameters: int
-    macs: int
-    latency_ms: float
-    confusion: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Evaluation:
-    student: _Measured
-    teacher: _Measured
-    congruence_kl: float
-    tau: float
-    class_names: tuple[str, ...]
-    device: str
-    open_set: openset.OpenSet | None = None
-
-    def __post_init__(self) -> None:
-        classes = len(self.class_names)
-        for model in (self.student, self.teacher):
-            if len(model.confusion) != classes or {len(row) for row in model.confusion} != {classes}:
-                raise InputError("confusion", len(model.confusion), f"is not of {classes} classes", "Evaluate again")
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What `evaluate` has written.
-
-    Raises:
-        InputError: it is something else.
+    Attributes:
+        logits: (N, K).
+        figures: JSON-ready.
+        confusion: [true][predicted] counts.
+        unseen: what `rco.evaluation.openset.measure` says of the classes never trained on; None: there are none.
     """
-    path = folder / EVALUATION
-    read_as(_Evaluation, path, "Run evaluate again", partial=True)
-    document: dict[str, Any] = read_json(path)
-    return document
+
+    logits: NDArray[np.float32]
+    figures: dict[str, Any]
+    confusion: list[list[int]]
+    unseen: dict[str, Any] | None
 
 
-def _evaluate_open_set(models: Mapping[str, Any], data: Dataset, s: EvaluateSettings) -> dict[str, Any]:
-    """Verification and identification of the classes that nothing was trained on, by teacher and student."""
-    classes = list(data.manifest.open_classes)
-    result: dict[str, Any] = {"classes": classes}
-    for name, model in models.items():
-        log.info("comparing the %s's embeddings of %d images of %d unseen classes", name, len(data.split("open")), len(classes))
-        result[name] = measure_unseen(model, data, s.compute)
-    return result
+def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, words: str) -> _Answers:
+    from rco.evaluation.classification import measure
+    from rco.evaluation.cost import count_macs, latency, parameter_count
+    from rco.models.predict import predict
+
+    test, manifest = data.split("test"), data.manifest
+    log.info("measuring %s on %d test images", words, len(test))
+    model.to(s.compute.device)
+    logits, labels = predict(model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers)
+    everything = measure(logits, labels, manifest.num_classes)
+    figures = dict(everything) if s.in_depth else {name: everything[name] for name in _SIDE_BY_SIDE if name in everything}
+    figures |= {"parameters": parameter_count(model), "macs": count_macs(model, manifest.image_shape)}
+    if s.in_depth:
+        timing = latency(model, manifest.image_shape, device=s.compute.device)
+        figures |= {"latency_ms": timing.median_ms, "latency_p95_ms": timing.p95_ms}
+    return _Answers(
+        logits=logits,
+        figures=figures,
+        confusion=everything["confusion"],
+        unseen=measure_unseen(model, data, s.compute) if manifest.open_classes else None,
+    )
 
 
 def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[str, Any]:
@@ -147,10 +141,21 @@ def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[st
     from rco.models.embeddings import Embedder
     from rco.models.predict import predict
 
+    images = data.split("open")
+    log.info("comparing its embeddings of %d images of %d unseen classes", len(images), len(data.manifest.open_classes))
     vectors, labels = predict(
-        Embedder(model), data.split("open"), device=compute.device, precision=compute.precision, workers=compute.workers
+        Embedder(model), images, device=compute.device, precision=compute.precision, workers=compute.workers
     )
     return openset.measure(vectors, labels)
+
+
+def _headline(role: str, measured: list[_Answers]) -> dict[str, float]:
+    names = [name for name in ("accuracy", "parameters", "macs", "latency_ms") if name in measured[0].figures]
+    figures = [
+        {**{name: one.figures[name] for name in names}, **(openset.figures(one.unseen) if one.unseen else {})}
+        for one in measured
+    ]
+    return {f"{role}_{name}": fmean(each[name] for each in figures) for name in figures[0]}
 
 
 def write_example(folder: Path, data: Dataset, student: Any) -> None:

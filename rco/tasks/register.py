@@ -6,39 +6,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rco.config.filing import Filing
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.tensors import load_arrays, load_state
+from rco.evaluation.measured import read_evaluation
 from rco.models.spec import described, load_network
-from rco.tasks.evaluate import read_evaluation
 from rco.tasks.process import log, read_settings, task
-from rco.tasks.settings import (
-    FilingSettings,
-)
-from rco.tasks.students import (
-    STUDENT,
-)
+from rco.tasks.students import STUDENT, seed_folder
 from rco.tracking.context import Context, forgiving
 from rco.tracking.record import Record
 from rco.tracking.registry import promote, register, registered_version
 
 
 @task
-def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: Path) -> dict[str, Any]:
-    """Put the student into the MLflow model registry, unless these very weights are there already, and make it the champion
-    if it is better than the one that is.
+def register_student(settings: Mapping[str, Any], *, students: Path, evaluation: Path) -> dict[str, Any]:
+    """Put the student of a run into the MLflow model registry, unless these very weights are there already, and make it the
+    champion if it is better than the one that is.
+
+    Args:
+        students: of the last step.
+        evaluation: of `rco.tasks.evaluate.evaluate_students`.
 
     Returns:
         name, version, champion (whether it is now) and reason; or nothing if no registry is used.
     """
-    s = read_settings(FilingSettings, settings)
+    s = read_settings(Filing, settings)
+    (seed,) = s.seeds
+    return register_from(s, student=seed_folder(students, seed), evaluation=seed_folder(evaluation, seed))
+
+
+def register_from(s: Filing, *, student: Path, evaluation: Path) -> dict[str, Any]:
+    """As `register_student`, from the folders of the one student."""
     context = Context.from_environment()
     if not s.registered_model or not context.active:
         log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
         return {}
     weights = student / STUDENT
     digest = sha256_of(weights)
-    measured = read_evaluation(evaluation)
+    measured = read_evaluation(evaluation, in_depth=True)
     with forgiving("The registration of the student"):
         version = registered_version(context, s.registered_model, digest)
         if version is None:
@@ -62,7 +68,7 @@ def register_student(settings: Mapping[str, Any], *, student: Path, evaluation: 
     return {}
 
 
-def _register(s: FilingSettings, context: Context, weights: Path, digest: str, evaluation: Path) -> str:
+def _register(s: Filing, context: Context, weights: Path, digest: str, evaluation: Path) -> str:
     import torch
 
     from rco.models.normalized import Normalized
@@ -70,8 +76,8 @@ def _register(s: FilingSettings, context: Context, weights: Path, digest: str, e
     arrays, _ = load_arrays(evaluation / "example.safetensors", "pixels", "logits", "mean", "std")
     _, metadata = load_state(weights)
     spec = described(metadata, weights)
-    if spec.model != s.student.model:
-        raise InputError("student", s.student.model, f"is not the {spec.model} that was trained", "Run evaluate again")
+    if spec.model != s.parameters["student"]:
+        raise InputError("student", s.parameters["student"], f"is not the {spec.model} that was trained", "Run evaluate again")
     model = Normalized(
         load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
     ).eval()

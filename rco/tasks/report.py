@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType, ModuleType
 from typing import Any
 
+import numpy as np
+
+from rco.config.filing import Filing
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
-from rco.evaluation import openset
+from rco.core.settings import from_dict
 from rco.models.route import Route
-from rco.tasks.evaluate import read_evaluation
+from rco.reporting import in_depth, side_by_side
+from rco.reporting.student import Student
+from rco.strategies.hardness import relative_to_stage
 from rco.tasks.process import log, read_settings, task
-from rco.tasks.register import register_student
-from rco.tasks.selection import used_anchors
-from rco.tasks.settings import (
-    FilingSettings,
-)
-from rco.tasks.students import (
-    PROBE,
-    read_logits,
-)
+from rco.tasks.register import register_from
+from rco.tasks.selection import write_anchor
+from rco.tasks.students import PROBE, anchor_indices, read_logits, seed_folder
 from rco.tracking import outbox
 from rco.tracking.context import Context, forgiving, without_credentials
-from rco.tracking.delivery import run_deliveries
+from rco.tracking.delivery import Delivery
 from rco.tracking.record import Record
 from rco.tracking.runs import end_open_runs, open_parent
 from rco.training import resume
@@ -35,80 +38,104 @@ from rco.training import resume
 def report(
     settings: Mapping[str, Any],
     *,
-    registered: Mapping[str, Any],
+    route: Path,
     route_index: Path,
-    student: Path,
-    anchors: Path,
-    evaluation: Path,
+    evaluations: Sequence[Path],
     folder: Path,
+    students: Path | None = None,
+    registered: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Tell people what came out, and bring MLflow up to date with everything that cached tasks did not say.
 
-    Writes summary.json, report.html, report.md and the pictures into `folder`.
+    Writes summary.json, report.html, report.md and the pictures into `folder`: of a run's student in depth, of a comparison's
+    side by side, with results.csv and summary.csv.
+
+    Args:
+        route: of the teacher; its weights are read only where this tracking server lacks an anchor.
+        evaluations: of every branch.
+        students, registered: of a run, the student after its last step, and what `register_student` returned.
 
     Returns:
         the summary.
     """
-    s = read_settings(FilingSettings, settings)
-    from rco.reporting import report as run_report
-
+    s = read_settings(Filing, settings)
     context = Context.from_environment()
     parent = None
     if context.active:
         with forgiving("The parent run"):
-            parent = open_parent(context, **parent_of(s))
-    learner, index = Record.read(student), Route.open(route_index)
-    summary = run_report.write(
-        folder,
-        parameters=s.parameters,
-        index=index,
-        student=learner,
-        student_logits=read_logits(student / PROBE, index.probe()[1].shape[1:], "logits")[0],
-        evaluation=read_evaluation(evaluation),
-        registered=registered,
-        context=context,
-        parent_run_id=parent,
-    )
+            parent = open_parent(context, **s.parent)
+    index = Route.open(route_index)
+    folders = [path for evaluation in evaluations for path in sorted(p for p in evaluation.iterdir() if p.is_dir())]
+    measured = [Student.read(path, in_depth=s.is_run) for path in folders]
+    weights = seed_folder(students, s.seeds[0]) if students else None
+    form: ModuleType
+    if s.is_run:
+        form, (student,) = in_depth, measured
+        assert weights is not None
+        (logits,) = read_logits(weights / PROBE, index.probe()[1].shape[1:], "logits")
+        summary = in_depth.write(
+            folder,
+            s,
+            index=index,
+            student=student,
+            logits=logits,
+            registered=registered,
+            context=context,
+            parent_run_id=parent,
+        )
+    else:
+        form = side_by_side
+        summary = side_by_side.write(folder, s, index=index, students=measured, context=context, parent_run_id=parent)
     if context.active:
-        student_figures = {
-            f"test_{name}": summary["student"][name] for name in ("accuracy", "ece", "parameters", "macs", "latency_ms")
-        }
-        headline = {
-            **{f"student_{name}": value for name, value in student_figures.items()},
-            "teacher_test_accuracy": summary["teacher"]["accuracy"],
-            "teacher_parameters": summary["teacher"]["parameters"],
-            "congruence_kl": summary["congruence_kl"],
-            "stages": len(summary["stages"]),
-            **openset.both_figures(summary.get("open_set")),
-        }
-        if "open_set" in summary:
-            student_figures |= openset.figures(summary["open_set"]["student"])
         pending = outbox.PendingReport(
-            parent=parent_of(s),
-            deliveries=run_deliveries(
-                [Record.read(route_index), learner],
-                used_anchors(anchors),
-                {**student_figures, "test_congruence_kl": summary["congruence_kl"]},
-            ),
-            headline=headline,
-            note=(folder / "report.md").read_text(),
+            parent=s.parent,
+            deliveries=[
+                Delivery(record=Record.read(route_index)),
+                *(_delivery(student, route, form.metrics(student), s.references) for student in measured),
+            ],
+            headline=headline_figures(summary),
+            note=form.note(summary),
         )
         lacking = s.registered_model and not registered
 
         def registration(target: Path) -> None:
-            shutil.copytree(student, target / "student")
-            shutil.copytree(evaluation, target / "evaluation")
+            assert weights is not None
+            shutil.copytree(weights, target / "student")
+            shutil.copytree(folders[0], target / "evaluation")
             write_json(target / "settings.json", settings)
 
         deliver(context, pending, folder, registration if lacking else None)
     return summary
 
 
-def parent_of(s: FilingSettings) -> dict[str, Any]:
-    """Keyword arguments of `rco.tracking.runs.open_parent`."""
-    data = str(s.parameters["dataset"]).rstrip("/").rsplit("/", 1)[-1]
-    name = f"{data} {s.parameters['teacher']} to {s.parameters['student']} {s.parameters['strategy']}"
-    return {"experiment": s.experiment, "name": name, "params": s.parameters}
+def headline_figures(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a report's summary that the parent run in MLflow has, and the Kubeflow UI shows."""
+    form: ModuleType = side_by_side if "branches" in summary else in_depth
+    figures: dict[str, float] = form.headline_metrics(summary)
+    return figures
+
+
+def _delivery(student: Student, route: Path, metrics: Mapping[str, float], references: Mapping[str, str]) -> Delivery:
+    anchors = {
+        int(anchor["epoch"]): partial(_anchor_of, route, student.record, k, int(anchor["index"]))
+        for k, stage in enumerate(student.record.stages)
+        if stage["teacher_forward_passes"]
+        for anchor in stage["anchors"]
+    }
+    reference = references.get(student.branch, "")
+    return Delivery(
+        record=student.record, anchors=anchors, metrics=metrics, tags={"rco.reference": reference} if reference else {}
+    )
+
+
+@contextmanager
+def _anchor_of(route: Path, record: Record, k: int, i: int) -> Iterator[Path]:
+    """An anchor of a student's stage as a folder, made again from the route and the record."""
+    hardness = np.asarray(record.stages[k]["hardness_before"])
+    ratio = relative_to_stage(hardness, anchor_indices(record.stages[k - 1]) if k else ())
+    with TemporaryDirectory() as scratch:
+        write_anchor(Path(scratch), Route.open(route), i, hardness, ratio)
+        yield Path(scratch)
 
 
 def deliver(
@@ -159,8 +186,9 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
         run_id = pending.send(context, report_files(report))
     registration = report / outbox.FOLDER / outbox.REGISTRATION
     if run_id and registration.is_dir():
-        settings = read_json(registration / "settings.json")
-        if not register_student(settings, student=registration / "student", evaluation=registration / "evaluation"):
+        settings = {"seeds": [0], **read_json(registration / "settings.json")}  # which 0.1 did not have
+        filing = from_dict(Filing, settings, partial=True)
+        if not register_from(filing, student=registration / "student", evaluation=registration / "evaluation"):
             return ""
     if run_id:
         outbox.clear(report)

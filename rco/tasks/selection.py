@@ -1,42 +1,26 @@
-"""The task that chooses the anchor of the next stage."""
+"""The task that chooses the anchors of the next step, and what a stage is told of its own."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rco.core.documents import read_as, write_json
 from rco.core.files import atomically, verify
 from rco.core.settings import from_dict, jsonable
 from rco.core.tensors import save_arrays
-from rco.models.route import Anchor, Route, anchor_folder, anchor_folders
+from rco.models.route import Anchor, Route, anchor_folder
 from rco.strategies.base import StudentLevel, TrainedRoute
 from rco.strategies.hardness import relative_to_stage, stage_target
 from rco.strategies.walk import next_anchor, stage_epochs
 from rco.tasks.process import log, read_settings, task
-from rco.tasks.settings import (
-    AnchorSettings,
-)
-from rco.tasks.students import (
-    ANCHOR,
-    PROBE,
-    TARGETS,
-    read_logits,
-)
-
-_USED = "anchors.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Used:
-    """The epochs of the anchors that were used, as the file beside them has them."""
-
-    epochs: tuple[int, ...]
+from rco.tasks.settings import AnchorSettings
+from rco.tasks.students import ANCHOR, PROBE, TARGETS, read_logits, seed_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +34,6 @@ class Stage:
         reason: why they were chosen, in words.
         epochs: its length.
         first_epoch: number of its first epoch on the student's one axis over all stages.
-        skip: the route has been walked: the student is passed on, and the rest speaks of the stage before.
     """
 
     chosen: tuple[tuple[int, ...], ...]
@@ -59,7 +42,6 @@ class Stage:
     reason: str
     epochs: int
     first_epoch: int
-    skip: bool = False
 
     @classmethod
     def of(cls, selection: Mapping[str, Any]) -> Stage:
@@ -87,81 +69,83 @@ class Stage:
 
 
 @task
-def select_anchor(
+def select_anchors(
     settings: Mapping[str, Any],
     *,
     previous: Mapping[str, Any],
+    last_step: bool,
     route: Path,
     route_index: Path,
-    student: Path,
-    anchor: Path,
+    students: Path,
     anchors: Path,
-    last_stage: bool = False,
 ) -> dict[str, Any]:
-    """Choose the anchor of the next stage with the student that will learn from it, and hand out that one checkpoint; or
-    those, if the stage has several.
+    """Choose, seed by seed, the anchors of the next step with the students that will learn from them, and hand out those
+    checkpoints.
 
     Args:
-        previous: what this function returned for the stage before; empty before stage 1.
-        anchors: receives the list of all anchors chosen so far; from the last stage's task their checkpoints too, for the
-            report, and the converged teacher, for the evaluation (`used_anchors`, `converged_teacher`).
-        last_stage: whether this is the pipeline's last stage.
+        previous: what this function returned for the step before; empty before the first.
+        last_step: whether it is the pipeline's last: it hands out the converged teacher as well, for the evaluation.
+        anchors: becomes a route with the weights of these checkpoints only.
 
     Returns:
-        a `Stage`, JSON-ready.
+        by seed: last (its last stage so far) and stages (those of this step; empty: the route has been walked).
     """
+    anchors.mkdir(parents=True, exist_ok=True)
     s = read_settings(AnchorSettings, settings)
     index = Route.open(route_index)
     labels, route_logits = index.probe()
-    before = Stage.of(previous) if previous else None
-    (student_logits,) = read_logits(student / PROBE, route_logits.shape[1:], "logits")
-    level = StudentLevel.of(labels, route_logits, student_logits, s.tau)
-    stage = next_stage(s, index, before, level)
-    if stage.skip:
-        log.info("the route has been walked: this stage passes the student through")
+    selection: dict[str, Any] = {}
+    needed = {len(index.epochs) - 1} if last_step else set[int]()
+    for seed in s.seeds:
+        (student_logits,) = read_logits(seed_folder(students, seed) / PROBE, route_logits.shape[1:], "logits")
+        level = StudentLevel.of(labels, route_logits, student_logits, s.tau)
+        before = previous.get(str(seed), {}).get("last")
+        last = Stage.of(before) if before else None
+        stages: list[Stage] = []
+        while not (s.one_by_one and stages):
+            stage = next_stage(s, index, last, level)
+            if stage is None:
+                break
+            words = anchors_in_words(stage.anchor_epochs)
+            prefix = f"seed {seed}, " if len(s.seeds) > 1 else ""
+            log.info("%sstage %d: %s (%s), %d epochs", prefix, stage.stage, words, stage.reason, stage.epochs)
+            stages.append(stage)
+            needed.update(stage.anchors)
+            last = stage
+        selection[str(seed)] = {"last": jsonable(last) if last else {}, "stages": jsonable(_restarted(stages, s.lengths))}
+    if not any(chosen["stages"] for chosen in selection.values()):
+        log.info("the route has been walked: this step passes the students on")
     weights = Route.open(route)
-    mimicked = before.anchors if before else ()
-    write_anchors(anchor, weights, stage.anchors, route_logits, level.hardness, mimicked, s.tau)
-    used = sorted({i for anchors_of_stage in stage.chosen for i in anchors_of_stage})
-    write_json(anchors / _USED, _Used(epochs=tuple(index.epochs[i] for i in used)))
-    if last_stage:
-        for i in {*used, len(index.epochs) - 1}:
-            write_anchor(anchors / anchor_folder(index.epochs[i]), weights, i)
-    return dict(jsonable(stage))
+    weights.write_index(anchors)
+    for i in needed:
+        point = weights.checkpoints[i]
+        verify(weights.folder / point.file, point.sha256)
+        atomically(anchors / point.file, partial(shutil.copyfile, weights.folder / point.file))
+    return selection
 
 
-def used_anchors(anchors: Path) -> list[Path]:
-    """The folders of the anchors that the student learnt from.
-
-    Args:
-        anchors: from the last stage's `select_anchor`.
-    """
-    used = read_as(_Used, anchors / _USED, "Run the anchor's selection again")
-    return [anchors / anchor_folder(epoch) for epoch in used.epochs]
-
-
-def converged_teacher(anchors: Path) -> Path:
-    """The folder of the converged teacher, the last of the checkpoints.
-
-    Args:
-        anchors: as for `used_anchors`.
-    """
-    return anchor_folders(anchors)[-1]
+def _restarted(stages: list[Stage], lengths: Sequence[int]) -> list[Stage]:
+    """One stage cut into several of the same anchor: each starts optimiser and schedule anew."""
+    if not stages or not lengths:
+        return stages
+    (whole,) = stages
+    return [
+        replace(whole, stage=k, epochs=length, first_epoch=1 + sum(lengths[: k - 1]), reason="the converged teacher")
+        for k, length in enumerate(lengths, start=1)
+    ]
 
 
-def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, student: StudentLevel, prefix: str = "") -> Stage:
-    """The stage after `previous` (None: the first).
+def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, student: StudentLevel) -> Stage | None:
+    """The stage after `previous` (None: the first); None when the route has been walked.
 
     Args:
         student: as it is now.
-        prefix: of the line in the log.
     """
     chosen, strategy = previous.chosen if previous else (), s.anchors.strategy
     route = TrainedRoute.of(index)
     choice = next_anchor(strategy, route, chosen=chosen, student=student)
     if choice is None:
-        assert previous is not None  # a route has a checkpoint
-        return replace(previous, skip=True)
+        return None
     epochs = stage_epochs(
         s.student_epochs,
         strategy.most_stages(route),
@@ -169,8 +153,6 @@ def next_stage(s: AnchorSettings, index: Route, previous: Stage | None, student:
         remaining=choice.remaining,
         last=choice.last,
     )
-    words = anchors_in_words(choice.anchor_epochs)
-    log.info("%sstage %d: %s (%s), %d epochs", prefix, choice.stage, words, choice.reason, epochs)
     return Stage(
         chosen=(*chosen, choice.anchors),
         stage=choice.stage,

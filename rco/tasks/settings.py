@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rco.config.branches import ComparisonFiling
+from rco.config.filing import Filing
+from rco.config.shape import labels
+from rco.core.settings import jsonable
 from rco.data.config import DataConfig
 from rco.models.config import ModelConfig
 from rco.objectives.config import ObjectiveConfig
@@ -41,28 +43,37 @@ class TeacherSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentSettings:
-    """Of init_student."""
+class InitSettings:
+    """Of init_students. `route_data` is the data digest of a route that exists, if it must be that of the prepared data."""
 
     student: ModelConfig
-    seed: int
+    seeds: tuple[int, ...]
     compute: ComputeConfig
     code: str = ""
+    route_data: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorSettings:
-    """Of select_anchor."""
+    """Of select_anchors.
+
+    Attributes:
+        one_by_one: choose one stage's anchors at a time; else of every stage at once.
+        lengths: of the stages into which the only one is cut, each with the same anchor; empty: as the strategy says.
+    """
 
     anchors: AnchorConfig
     tau: float
     student_epochs: int
+    seeds: tuple[int, ...]
+    one_by_one: bool
+    lengths: tuple[int, ...] = ()
     plugins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Of distill_stage."""
+    """Of one stage of one student."""
 
     teacher: ModelConfig
     student: ModelConfig
@@ -75,63 +86,12 @@ class StageSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """Of evaluate."""
+class DistillSettings:
+    """Of distill_students. The seed in `stage` is replaced by each of `seeds`.
 
-    teacher: ModelConfig
-    student: ModelConfig
-    tau: float
-    compute: ComputeConfig
-    code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilingSettings:
-    """Of register_student and report: where results are filed, and all parameters for the record."""
-
-    experiment: str
-    registered_model: str
-    champion_margin: float
-    student: ModelConfig
-    parameters: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of every task."""
-
-    data: DataSettings
-    teacher: TeacherSettings
-    student: StudentSettings
-    anchors: AnchorSettings
-    stage: StageSettings
-    evaluate: EvaluateSettings
-    filing: FilingSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentsSettings:
-    """Of init_students. `route_data` is the data digest of a route that exists: it must be that of the prepared data."""
-
-    student: ModelConfig
-    seeds: tuple[int, ...]
-    compute: ComputeConfig
-    code: str = ""
-    route_data: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChoiceSettings:
-    """Of select_anchors. `lengths` are those of the restarts of kd-restart; empty: as the strategy says."""
-
-    anchors: AnchorSettings
-    seeds: tuple[int, ...]
-    lengths: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchSettings:
-    """Of distill_students. The seed in `stage` is replaced by each of `seeds`."""
+    Attributes:
+        branch, kind: empty: the student of a run.
+    """
 
     branch: str
     kind: str
@@ -140,8 +100,14 @@ class BranchSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureSettings:
-    """Of evaluate_students. One temperature for all branches: congruence at different ones could not be compared."""
+class EvaluateSettings:
+    """Of evaluate_students.
+
+    Attributes:
+        branch: empty: the student of a run.
+        tau: one for all branches: congruence at different temperatures could not be compared.
+        in_depth: measure latency, and keep the figures of every class, and what a registration needs.
+    """
 
     branch: str
     teacher: ModelConfig
@@ -150,23 +116,36 @@ class MeasureSettings:
     tau: float
     compute: ComputeConfig
     code: str = ""
+    in_depth: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class BranchTasks:
     """The settings of one branch's tasks."""
 
-    students: StudentsSettings
-    choice: ChoiceSettings
-    branch: BranchSettings
-    measure: MeasureSettings
+    init: InitSettings
+    anchors: AnchorSettings
+    distill: DistillSettings
+    evaluate: EvaluateSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonSettings:
+class Settings:
     """The settings of every task; `branches` by key."""
 
     data: DataSettings
     teacher: TeacherSettings
-    filing: ComparisonFiling
+    filing: Filing
     branches: dict[str, BranchTasks]
+
+    def outputs(self) -> dict[str, dict[str, Any]]:
+        """What the check hands on, JSON-ready: of each branch `init_kd`, `anchors_kd`, ..., so that the settings of one are no
+        input of another's tasks. KFP passes no nulls: what is left out is None again when the settings are rebuilt."""
+        named = labels(self.branches)
+        tasks = {
+            f"{task}_{named[key]}": getattr(branch, task)
+            for key, branch in self.branches.items()
+            for task in BranchTasks.__dataclass_fields__
+        }
+        made = {"data": self.data, "teacher": self.teacher, "filing": self.filing, **tasks}
+        return {name: {k: v for k, v in jsonable(values).items() if v is not None} for name, values in made.items()}

@@ -14,12 +14,7 @@ from rco.core.settings import jsonable
 from rco.core.tensors import load_arrays, load_metadata, save_arrays
 from rco.data.dataset import Dataset
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.tasks.process import log, read_settings, task
-from rco.tasks.settings import (
-    StageSettings,
-    StudentSettings,
-    TeacherSettings,
-)
+from rco.tasks.settings import StageSettings, TeacherSettings
 from rco.tracking.context import Context
 from rco.tracking.record import Record, Row
 from rco.tracking.runs import REUSED
@@ -74,19 +69,14 @@ def as_training(record: Record, tracker: Tracker, first_step: int = 1) -> Traini
     )
 
 
-@task
-def init_student(settings: Mapping[str, Any], *, dataset: Path, student: Path) -> None:
-    """Make the initial student, a function of its seed."""
-    s = read_settings(StudentSettings, settings)
-    from rco.training import distillation
-    from rco.training.device import prepare_process
+def seed_folder(root: Path, seed: int) -> Path:
+    """Where an artifact of several students has that of a seed."""
+    return root / f"seed-{seed}"
 
-    prepare_process(s.compute)
-    data = Dataset.open(dataset)
-    spec = NetworkSpec.of(s.student, data.manifest)
-    model = spec.build(s.seed)
-    save_student(student, model, spec, distillation.probe_logits(model.to(s.compute.device), data, s.compute))
-    log.info("initial student %s, seed %d", spec.model, s.seed)
+
+def anchor_indices(stage: Mapping[str, Any]) -> tuple[int, ...]:
+    """Indices on the route of the anchors of a record's stage."""
+    return tuple(int(anchor["index"]) for anchor in stage["anchors"])
 
 
 def save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray) -> str:

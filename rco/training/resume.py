@@ -78,8 +78,13 @@ def resumable(
 
 @dataclass(frozen=True)
 class Group:
-    """The trainings of one task that belong together: the points of each stay, the last one complete, until all have ended."""
+    """The trainings of one task that belong together: the points of each stay, the last one complete, until all have ended.
 
+    Attributes:
+        size: how many they are.
+    """
+
+    size: int
     finished: list[ResumePoints] = field(default_factory=list)
 
     @contextmanager
@@ -96,14 +101,16 @@ class Group:
         """As the function `resumable`, for one of them."""
         with _training(task, identity, label, network, prefix, files) as points:
             yield points
-        points.keep()
+        points.stopping = None  # a training that has come so far ends well
         self.finished.append(points)
+        if len(self.finished) < self.size or not _shared():  # else they are removed next
+            points.keep()
 
 
 @contextmanager
-def group() -> Iterator[Group]:
-    """A group of trainings. When the block has ended well, points that outlive the pipeline run are removed."""
-    trainings = Group()
+def group(size: int) -> Iterator[Group]:
+    """A group of so many trainings. When the block has ended well, points that outlive the pipeline run are removed."""
+    trainings = Group(size)
     yield trainings
     for points in trainings.finished if _shared() else ():
         points.clear()

@@ -239,7 +239,7 @@ def again(
     tracked(place, step, folder, context)
     if step.task == "register_student":
         _registered(step, folder, context, last.result)
-    fault.kept = going_on(last) if step.task in ("train_teacher", "distill_stage") else None
+    fault.kept = going_on(last) if step.trains_one else None
     fault.seconds_lost = spent + last.seconds - place.chain.seconds[step.name]
     fault.outcome = fault.outcome or "same result"
 
@@ -424,6 +424,7 @@ def database_restarts(place: Place, fault: Fault, step: Step, name: str, rng: ra
 
 Inject = Callable[[Place, Fault, Step, str, random.Random], None]
 
+_WRITING = ("prepare_data", "train_teacher", "init_students", "select_anchors", "distill_students")
 #: kind, what does it, whether it must be alone, the tasks (None: all), its share of a full campaign.
 KINDS: tuple[tuple[str, Inject, bool, tuple[str, ...] | None, int], ...] = (
     ("kill -9", killed, False, None, 34),
@@ -432,15 +433,21 @@ KINDS: tuple[tuple[str, Inject, bool, tuple[str, ...] | None, int], ...] = (
         "kill -9 while writing",
         killed_writing,
         False,
-        ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage", "distill_students"),
+        _WRITING,
         14,
     ),
-    ("disk full", disk_full, False, ("prepare_data", "train_teacher", "init_student", "select_anchor", "distill_stage"), 6),
+    (
+        "disk full",
+        disk_full,
+        False,
+        ("prepare_data", "train_teacher", "init_students", "select_anchors", "distill_students"),
+        6,
+    ),
     ("disk full, whole run", disk_full_under_a_run, True, ("report",), 2),
-    ("clock wrong", clock_wrong, False, ("train_teacher", "distill_stage"), 4),
-    ("MLflow away", tracking_down, True, ("train_teacher", "distill_stage"), 6),
-    ("S3 fails", store_hurts, True, ("train_teacher", "distill_stage"), 6),
-    ("PostgreSQL crashes", database_restarts, True, ("train_teacher", "distill_stage"), 2),
+    ("clock wrong", clock_wrong, False, ("train_teacher", "distill_students"), 4),
+    ("MLflow away", tracking_down, True, ("train_teacher", "distill_students"), 6),
+    ("S3 fails", store_hurts, True, ("train_teacher", "distill_students"), 6),
+    ("PostgreSQL crashes", database_restarts, True, ("train_teacher", "distill_students"), 2),
 )
 
 

@@ -17,10 +17,9 @@ from rco.config.branches import Comparison
 from rco.config.parameters import RunConfig
 from rco.config.shape import labels
 from rco.core.files import sha256_of
-from rco.core.settings import jsonable
-from rco.tasks.comparison_preflight import shape_of
 from rco.tasks.preflight import preflight
 from rco.tasks.settings import Settings
+from rco.tasks.validate import shape_of
 
 ROOT = Path(__file__).parents[2]
 STAGES = 2
@@ -52,7 +51,7 @@ def small_run() -> dict[str, Any]:
     return {**PARAMETERS, "teacher_epochs": 4, "checkpoint_every": 1, "epochs": 4, "n_anchors": 1, "registered_model": ""}
 
 
-TRAINING = ("train_teacher", "distill_stage", "distill_students")
+TRAINING = ("train_teacher", "distill_students")
 LAUNCHER = "rco.tasks"
 _VOLATILE = ("images_per_second", "time", "seconds", "origin", "latency")  # parts of names
 LIMIT = 300.0  # seconds; a task that takes longer hangs
@@ -78,6 +77,11 @@ class Step:
     def trains(self) -> bool:
         """Whether it has resume points, and models with runs of their own."""
         return self.task in TRAINING
+
+    @property
+    def trains_one(self) -> bool:
+        """Whether it trains one model, not several."""
+        return self.trains and len(self.arguments["settings"].get("seeds", [0])) == 1
 
 
 @dataclass
@@ -158,56 +162,63 @@ class Chain:
     @classmethod
     def build(cls, root: Path) -> Chain:
         """Run every step once."""
-        self = cls(root, preflight(RunConfig.from_flat(PARAMETERS)))
-        s = {name: {k: v for k, v in values.items() if v is not None} for name, values in jsonable(self.settings).items()}
-        self._do(Step("check", "check", {"parameters": PARAMETERS, "max_stages": STAGES}))
+        asked = Comparison.of_run(RunConfig.from_flat(PARAMETERS))
+        compiled = shape_of(asked).steps
+        self = cls(root, preflight(asked))
+        self._do(Step("check", "check", {"parameters": PARAMETERS, "compiled": compiled}))
+        s = self.last.result
         data = self._do(Step("prepare_data", "prepare_data", {"settings": s["data"]}, ["dataset"])) / "dataset"
         given: dict[str, Any] = {"settings": s["teacher"], "dataset": str(data)}
         teacher = self._do(Step("train_teacher", "train_teacher", given, ["route", "route_index"]))
-        given = {"settings": s["student"], "dataset": str(data)}
-        student = self._do(Step("init_student", "init_student", given, ["student"])) / "student"
-        selection: Any = {}
-        for k in range(1, STAGES + 1):
-            given = {"settings": s["anchors"], "previous": selection, "student": str(student), "last_stage": k == STAGES}
-            given |= {"route": str(teacher / "route"), "route_index": str(teacher / "route_index")}
-            chosen = self._do(Step(f"select_anchor-{k}", "select_anchor", given, ["anchor", "anchors"]))
-            selection = self.last.result
-            given = {"settings": s["stage"], "selection": selection, "dataset": str(data), "student": str(student)}
-            given["anchor"] = str(chosen / "anchor")
-            student = self._do(Step(f"distill_stage-{k}", "distill_stage", given, ["distilled"])) / "distilled"
-        given = {"settings": s["evaluate"], "dataset": str(data), "student": str(student), "anchors": str(chosen / "anchors")}
-        evaluation = self._do(Step("evaluate", "evaluate", given, ["evaluation"])) / "evaluation"
-        given = {"settings": s["filing"], "student": str(student), "evaluation": str(evaluation)}
+        route = {name: str(teacher / name) for name in ("route", "route_index")}
+        students, evaluation = self._branch(s, "student", compiled["student"], data, route)
+        given = {"settings": s["filing"], "students": students, "evaluation": evaluation}
         self._do(Step("register_student", "register_student", given))
-        given = {**given, "registered": {}, "route_index": str(teacher / "route_index"), "anchors": str(chosen / "anchors")}
+        given = {"settings": s["filing"], "students": students, "evaluations": [evaluation], "registered": {}, **route}
         self._do(Step("report", "report", given, ["folder"]))
-        self._compare(data, teacher)
+        self._compare(data, route)
         return self
 
-    def _compare(self, data: Path, teacher: Path) -> None:
+    def _compare(self, data: Path, route: Mapping[str, str]) -> None:
         """The tasks of a comparison with the same teacher. Of its two branches only the second one's are hurt."""
         compiled = shape_of(Comparison.of(COMPARED)).steps
-        given: dict[str, Any] = {"parameters": COMPARED, "compiled": compiled}
-        self._do(Step("check_comparison", "check_comparison", given))
+        self._do(Step("check-compared", "check", {"parameters": COMPARED, "compiled": compiled}))
         s = self.last.result
-        route = {"route": str(teacher / "route"), "route_index": str(teacher / "route_index")}
-        evaluations = []
-        other, hurt_one = labels(compiled).values()
-        for n in (other, hurt_one):
-
-            def do(task: str, arguments: Mapping[str, Any], output: str, hurt: bool = n == hurt_one) -> str:
-                step = Step(task if hurt else f"{task}-of-the-other", task, arguments, [output])
-                return str(self._do(step, hurt=hurt) / output)
-
-            students = do("init_students", {"settings": s[f"students_{n}"], "dataset": str(data)}, "students")
-            given = {"settings": s[f"choice_{n}"], "previous": {}, "students": students, **route}
-            anchors = do("select_anchors", given, "anchors")
-            given = {"settings": s[f"branch_{n}"], "selection": self.last.result, "dataset": str(data)}
-            distilled = do("distill_students", {**given, "anchors": anchors, "students": students}, "distilled")
-            given = {"settings": s[f"measure_{n}"], "dataset": str(data), "students": distilled, "anchors": anchors}
-            evaluations.append(do("evaluate_students", given, "evaluation"))
+        named = labels(compiled)
+        evaluations = [
+            self._branch(s, named[key], steps, data, route, suffix=f"-{named[key]}", hurt=key == list(compiled)[-1])[1]
+            for key, steps in compiled.items()
+        ]
         given = {"settings": s["filing"], "evaluations": evaluations, **route}
-        self._do(Step("report_comparison", "report_comparison", given, ["folder"]))
+        self._do(Step("report-compared", "report", given, ["folder"]))
+
+    def _branch(
+        self,
+        s: Mapping[str, Any],
+        label: str,
+        steps: int,
+        data: Path,
+        route: Mapping[str, str],
+        *,
+        suffix: str = "",
+        hurt: bool = True,
+    ) -> tuple[str, str]:
+        """One branch; returns the students that came out, and their evaluation."""
+
+        def do(task: str, number: str, arguments: Mapping[str, Any], output: str) -> str:
+            return str(self._do(Step(f"{task}{number}{suffix}", task, arguments, [output]), hurt=hurt) / output)
+
+        students = do("init_students", "", {"settings": s[f"init_{label}"], "dataset": str(data)}, "students")
+        selection: Any = {}
+        for k in range(1, steps + 1):
+            number = f"-{k}" if steps > 1 else ""
+            given = {"settings": s[f"anchors_{label}"], "previous": selection, "last_step": k == steps, **route}
+            anchors = do("select_anchors", number, {**given, "students": students}, "anchors")
+            selection = self.last.result
+            given = {"settings": s[f"distill_{label}"], "selection": selection, "dataset": str(data), "anchors": anchors}
+            students = do("distill_students", number, {**given, "students": students}, "distilled")
+        given = {"settings": s[f"evaluate_{label}"], "dataset": str(data), "students": students, "anchors": anchors}
+        return students, do("evaluate_students", "", given, "evaluation")
 
     def _do(self, step: Step, *, hurt: bool = True) -> Path:
         folder = self.root / "reference" / step.name

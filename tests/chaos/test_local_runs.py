@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypat
     assert "going on" not in said[0]
     assert "going on from epoch 3, step " in said[1]
     assert "going on from epoch 4, step " in said[2]
-    assert {"prepare-data", "train-teacher", "init-student"} <= last.cached
+    assert {"prepare-data", "train-teacher", "init-students"} <= last.cached
     assert last.summary["stages"][0]["anchor_sha256"] == sha256_of(whole / "route" / "epoch-0006.safetensors")
     ours = home / "last-run" / "student" / "student.safetensors"
     assert sha256_of(ours) == sha256_of(whole / "student-1" / "student.safetensors")

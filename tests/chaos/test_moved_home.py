@@ -18,7 +18,7 @@ from tests import zygote
 from tests.local_runs import ONE_STAGE, Ran, client, flags, tiny, tracking_uri
 
 pytestmark = pytest.mark.usefixtures("_zygote")
-CACHED = {"prepare-data", "init-student", "train-teacher", "select-anchor", "distill-stage", "evaluate"}
+CACHED = {"prepare-data", "init-students", "train-teacher", "select-anchors", "distill-students", "evaluate-students"}
 
 
 @pytest.fixture(scope="module")

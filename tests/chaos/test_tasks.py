@@ -36,7 +36,7 @@ def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
     prepare(config, tmp_path / "data", source_digest(config))
     data = {"dataset": str(tmp_path / "images"), "workers": workers, "teacher_batch_size": 8, "checkpoint_every": 1000}
     flat = {**FLAT, **data, "teacher_epochs": 1000, "anchor_epochs": [1000], "probe_size": 4}
-    settings_ = check(flat, max_stages=1)["teacher"]
+    settings_ = check(flat, compiled={"student": 1})["teacher"]
     arguments = tmp_path / "arguments.json"
     assert Dataset.open(tmp_path / "data").manifest.storage == "files"
     paths = {"dataset": "data", "route": "route", "route_index": "index"}

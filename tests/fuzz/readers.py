@@ -471,19 +471,22 @@ def _states(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @functools.cache
 def _training_settings() -> dict[str, Any]:
+    from rco.config.branches import Comparison
     from rco.tasks.preflight import preflight
 
     flat = {"teacher": "digits-mlp", "student": "digits-mlp", "teacher_epochs": 3, "epochs": 3, "teacher_batch_size": 8}
     flat |= {"batch_size": 8, "strategy": "equal-interval", "n_anchors": 1, "device": "cpu", "precision": "fp32", "threads": 1}
-    return dict(jsonable(preflight(RunConfig.from_flat({**flat, "workers": 0, "probe_size": 4, "checkpoint_every": 1}))))
+    flat |= {"workers": 0, "probe_size": 4, "checkpoint_every": 1}
+    return preflight(Comparison.of_run(RunConfig.from_flat(flat))).outputs()
 
 
 @functools.cache
 def _trained(world: Path) -> Path:
     """A run of the pipeline, in little: what its tasks leave to each other, for all readers that need it."""
     from rco.data.prepare import prepare
-    from rco.tasks.selection import select_anchor
-    from rco.tasks.students import init_student
+    from rco.tasks.distill import distill_students
+    from rco.tasks.init import init_students
+    from rco.tasks.selection import select_anchors, write_anchors
     from rco.tasks.teacher import train_teacher
 
     os.environ.pop("RCO_RESUME", None)
@@ -493,15 +496,19 @@ def _trained(world: Path) -> Path:
     _pictures(seeds / "pictures", 14)
     prepare(DataConfig(dataset=str(seeds / "pictures"), probe_size=4), data, "x")
     train_teacher(settings["teacher"], dataset=data, route=seeds / "route", route_index=seeds / "index")
-    init_student(settings["student"], dataset=data, student=seeds / "student")
-    chosen = select_anchor(settings["anchors"], **_selecting(seeds, seeds / "student", seeds), last_stage=True)
+    init_students(settings["init_student"], dataset=data, students=seeds / "initial")
+    chosen = select_anchors(settings["anchors_student"], **_selecting(seeds, seeds / "initial", seeds))
     (seeds / "selection.json").write_text(json.dumps(chosen))
+    given = {"selection": chosen, "dataset": data, "anchors": seeds / "anchors", "students": seeds / "initial"}
+    distill_students(settings["distill_student"], **given, distilled=seeds / "students")
+    route = Route.open(seeds / "route")
+    write_anchors(seeds / "anchor", route, [len(route.epochs) - 1], route.probe()[1], np.ones(len(route.epochs)), (), 4.0)
     return seeds
 
 
-def _selecting(seeds: Path, student: Path, out: Path) -> dict[str, Any]:
-    folders = {"route": seeds / "route", "route_index": seeds / "index", "student": student}
-    return {"previous": {}, **folders, "anchor": out / "anchor", "anchors": out / "anchors"}
+def _selecting(seeds: Path, students: Path, out: Path) -> dict[str, Any]:
+    folders = {"route": seeds / "route", "route_index": seeds / "index", "students": students}
+    return {"previous": {}, "last_step": True, **folders, "anchors": out / "anchors"}
 
 
 class _CutShortError(Exception):
@@ -572,15 +579,18 @@ def _train_teacher(seeds: Path, out: Path) -> None:
 
 
 def _train_student(seeds: Path, out: Path, anchor: Path | None = None) -> None:
-    from rco.tasks.distill import distill_stage
+    from rco.tasks.selection import Stage
+    from rco.tasks.settings import DistillSettings
+    from rco.tasks.stage import distill_stage
     from rco.tasks.students import STUDENT
 
+    (stage,) = json.loads((seeds / "selection.json").read_text())["0"]["stages"]
     distill_stage(
-        _training_settings()["stage"],
-        selection=json.loads((seeds / "selection.json").read_text()),
+        from_dict(DistillSettings, _training_settings()["distill_student"]).stage,
+        Stage.of(stage),
         dataset=seeds / "data",
         anchor=anchor or seeds / "anchor",
-        student=seeds / "student",
+        student=seeds / "initial" / "seed-0",
         distilled=out,
     )
     load_network(out / STUDENT)
@@ -595,7 +605,7 @@ def _walk(seeds: Path, out: Path) -> None:
 
     compute = ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0)
     data = Dataset.open(seeds / "data")
-    student = load_network(seeds / "student" / "student.safetensors")
+    student = load_network(seeds / "initial" / "seed-0" / "student.safetensors")
     every = 60 * float(os.environ["RCO_RESUME_EVERY"])
     points = ResumePoints(str(Path(os.environ["RCO_RESUME"]) / "walk"), {"settings": {}}, every=every)
     anchors, train = AnchorConfig.of(strategy="equal-interval", n_anchors=2), TrainConfig(epochs=4, batch_size=8, lr=0.01)
@@ -618,21 +628,21 @@ def _results_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     from safetensors.torch import load_file
 
     from rco.evaluation import openset
-    from rco.tasks.evaluate import EVALUATION, evaluate
+    from rco.evaluation.measured import FILE
+    from rco.tasks.evaluate import evaluate_students
     from rco.tasks.students import PROBE, TARGETS
 
     seeds = _trained(seeds.parent.parent)
     os.environ.pop("RCO_RESUME", None)
-    _train_student(seeds, seeds / "distilled")
-    folders = {"student": seeds / "distilled", "anchors": seeds / "anchors", "evaluation": seeds / "evaluation"}
-    evaluate(_training_settings()["evaluate"], dataset=seeds / "data", **folders)
+    folders = {name: seeds / name for name in ("students", "anchors", "evaluation")}
+    evaluate_students(_training_settings()["evaluate_student"], dataset=seeds / "data", **folders)
     vectors, labels = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
-    told = read_json(seeds / "evaluation" / EVALUATION)
+    told = read_json(seeds / "evaluation" / "seed-0" / FILE)
     unseen = {name: openset.measure(vectors, labels, trials=2) for name in ("student", "teacher")}
     with_open = jsonable({**told, "open_set": {"classes": ["x", "y", "z"], **unseen}})
-    files = [f"anchor/{TARGETS}", f"distilled/{PROBE}", "evaluation/example.safetensors"]
+    files = [f"anchor/{TARGETS}", f"students/seed-0/{PROBE}", "evaluation/seed-0/example.safetensors"]
     about = {name: load_metadata(seeds / name) for name in files}
-    first = (f"evaluation/{EVALUATION}", (seeds / "evaluation" / EVALUATION).read_bytes())
+    first = (f"evaluation/seed-0/{FILE}", (seeds / "evaluation" / "seed-0" / FILE).read_bytes())
     with TemporaryDirectory() as folder:
         _read_results((seeds, *first), Path(folder))  # it loads what it needs
     return st.one_of(
@@ -659,22 +669,22 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
     from rco.reporting.figures import style
     from rco.tasks import register as registering
     from rco.tasks.report import report
-    from rco.tasks.selection import select_anchor
+    from rco.tasks.selection import select_anchors
     from rco.tracking.context import Context
     from rco.tracking.registry import Promotion
 
     seeds, name, content = case
     settings = _training_settings()
-    for part in ("anchor", "distilled", "evaluation"):
+    for part in ("anchor", "students", "evaluation"):
         shutil.copytree(seeds / part, folder / part, copy_function=os.link)
     (folder / name).unlink()
     (folder / name).write_bytes(content)
     if name.startswith("anchor"):
         _train_student(seeds, folder / "out", folder / "anchor")
         return
-    evaluated = {"student": folder / "distilled", "evaluation": folder / "evaluation"}
-    if name.startswith("distilled"):
-        select_anchor(settings["anchors"], **_selecting(seeds, folder / "distilled", folder / "out"))
+    students, evaluation = folder / "students", folder / "evaluation"
+    if name.startswith("students"):
+        select_anchors(settings["anchors_student"], **_selecting(seeds, students, folder / "out"))
     context = Context(tracking_uri="http://localhost", pipeline_run="p")
     told = Promotion(champion=True, reason="it is the first")
 
@@ -689,10 +699,10 @@ def _read_results(case: tuple[Path, str, bytes], folder: Path) -> None:
         mock.patch.object(registering, "promote", mock.Mock(return_value=told)),
         mock.patch.object(Context, "from_environment", mock.Mock(return_value=context)),
     ):
-        registered = registering.register_student(settings["filing"], **evaluated)
+        registered = registering.register_student(settings["filing"], students=students, evaluation=evaluation)
     with mock.patch.multiple(style, save=mock.Mock(), data_uri=mock.Mock(return_value="")):
-        folders = {"route_index": seeds / "index", "anchors": seeds / "anchors", "folder": folder / "report"}
-        report(settings["filing"], registered=registered, **evaluated, **folders)
+        folders = {"route": seeds / "route", "route_index": seeds / "index", "folder": folder / "report"}
+        report(settings["filing"], registered=registered, students=students, evaluations=[evaluation], **folders)
 
 
 # --- settings ---
@@ -771,28 +781,30 @@ def _read_recipe(path: Path) -> None:
 
 
 def _setting_cases(seeds: Path) -> st.SearchStrategy[tuple[str, bytes]]:
+    from rco.config.branches import Comparison
     from rco.tasks.preflight import preflight
 
-    settings = jsonable(preflight(RunConfig()))
-    return st.one_of(*(st.tuples(st.just(name), json_texts(values)) for name, values in settings.items()))
+    settings = preflight(Comparison.of_run(RunConfig())).outputs()
+    named = {name.removesuffix("_student"): values for name, values in settings.items()}
+    return st.one_of(*(st.tuples(st.just(name), json_texts(values)) for name, values in named.items()))
 
 
 def _read_settings(case: tuple[str, bytes], folder: Path) -> None:
     import typing
 
+    from rco.tasks.init import init_students
     from rco.tasks.process import arguments_of
-    from rco.tasks.settings import Settings
-    from rco.tasks.students import init_student
+    from rco.tasks.settings import BranchTasks, Settings
 
     name, content = case
     path = folder / "arguments.json"
     path.write_bytes(content)
     with_suppressed: list[InputError] = []
     try:
-        arguments_of(init_student, path)
+        arguments_of(init_students, path)
     except InputError as error:
         with_suppressed.append(error)
-    cls = typing.get_type_hints(Settings)[name]
+    cls = {**typing.get_type_hints(BranchTasks), **typing.get_type_hints(Settings)}[name]
     settings = from_dict(cls, read_json(path))
     assert from_dict(cls, jsonable(settings)) == settings
 

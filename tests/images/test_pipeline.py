@@ -77,8 +77,8 @@ def ran(built: Built, folder: Path) -> dict[str, Any]:
 def test_every_task_ran_confined_and_left_its_output(ran: dict[str, Any], built: Built) -> None:
     tasks = {Path(path).parent.name for container in ran["containers"] for path in container["outputs"]}
     assert tasks == {
-        *("check", "prepare-data", "train-teacher", "init-student", "evaluate", "register-student", "report"),
-        *("select-anchor", "distill-stage", "select-anchor-2", "distill-stage-2"),
+        *("check", "prepare-data", "train-teacher", "init-students", "evaluate-students", "register-student", "report"),
+        *("select-anchors", "distill-students", "select-anchors-2", "distill-students-2"),
     }
     assert len(ran["containers"]) == 11
     for container in ran["containers"]:

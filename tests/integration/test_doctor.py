@@ -239,7 +239,7 @@ class TestFirstTask:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"RCO_PIPELINE_RUN": run, **environment}.items():
                 patch.setenv(name, value)
-            return check({p.name: p.default for p in PARAMETERS.values()} | {"check_services": True}, max_stages=4)
+            return check({p.name: p.default for p in PARAMETERS.values()} | {"check_services": True}, compiled={"student": 4})
 
     def test_the_runs_own_parent_is_what_is_written(self, store: Seaweed) -> None:
         before = experiments()

@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from rco.config.parameters import RunConfig
 from rco.core.documents import write_json
 from rco.core.settings import jsonable
 from rco.core.tensors import load_arrays
 from rco.data.dataset import Dataset
+from rco.evaluation.measured import FILE as EVALUATION
 from rco.models.normalized import Normalized
 from rco.models.spec import NetworkSpec, load_network
-from rco.tasks.evaluate import EVALUATION, write_example
-from rco.tasks.preflight import preflight
+from rco.tasks.evaluate import write_example
+from rco.tasks.init import init_students
 from rco.tasks.register import register_student
-from rco.tasks.students import STUDENT, data_summary, init_student
+from rco.tasks.students import STUDENT, data_summary
 from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.runs import open_parent
 from tests import servers
+from tests.in_process import settings_of
 
 NAME = "tiny-student"
 
@@ -69,25 +70,24 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Served]:
     """A student with weights from a seed, registered by the task of the pipeline and served."""
     folder = tmp_path_factory.mktemp("serving")
-    config = RunConfig.from_flat(
-        {"device": "cpu", "precision": "fp32", "threads": 1, "workers": 0, "experiment": "serving", "registered_model": NAME}
-    )
-    settings = preflight(config)
+    flat = {"device": "cpu", "precision": "fp32", "threads": 1, "workers": 0, "experiment": "serving", "registered_model": NAME}
+    settings = settings_of(flat)
+    init = settings.branches["student"].init
     with servers.mlflow_server(folder / "mlflow") as tracking, pytest.MonkeyPatch.context() as environment:
         environment.setenv("MLFLOW_TRACKING_URI", tracking)
         environment.setenv("RCO_PIPELINE_RUN", "serving")
         open_parent(Context.from_environment(), "serving", "serving", {})
-        student, evaluation = folder / "student", folder / "evaluation"
-        init_student(jsonable(settings.student), dataset=digits, student=student)
+        student, evaluation = folder / "students" / "seed-0", folder / "evaluation" / "seed-0"
+        init_students(jsonable(init), dataset=digits, students=student.parent)
         data = Dataset.open(digits)
-        network = load_network(student / STUDENT, spec=NetworkSpec.of(config.student, data.manifest))
+        network = load_network(student / STUDENT, spec=NetworkSpec.of(init.student, data.manifest))
         write_example(evaluation, data, network)
         Record(key="student", params={}, data=data_summary(data)).write(student)
-        figures = {"accuracy": 0.1, "cross_entropy": 2.3, "ece": 0.0, "parameters": 1, "macs": 1, "latency_ms": 1.0}
+        figures = {"n": 10, "accuracy": 0.1, "cross_entropy": 2.3, "ece": 0.0, "parameters": 1, "macs": 1, "latency_ms": 1.0}
         figures |= {"confusion": [[1, 0], [0, 1]]}
         about = {"congruence_kl": 0.0, "tau": 4.0, "class_names": ["a", "b"], "device": "cpu"}
         write_json(evaluation / EVALUATION, {"student": figures, "teacher": figures, **about})
-        registered = register_student(jsonable(settings.filing), student=student, evaluation=evaluation)
+        registered = register_student(jsonable(settings.filing), students=student.parent, evaluation=evaluation.parent)
         assert (registered["version"], registered["champion"]) == ("1", True)
         arrays, _ = load_arrays(evaluation / "example.safetensors")
         eager = Normalized(network, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])).eval()

@@ -17,6 +17,7 @@ from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError, UnusedError
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
+from tests.in_process import settings_of, stages_needed
 
 
 def test_help_lists_every_parameter_with_its_default() -> None:
@@ -30,10 +31,7 @@ def test_help_lists_every_parameter_with_its_default() -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_are_valid(path: Path) -> None:
-    from rco.tasks.preflight import stages_needed
-
-    config = RunConfig.from_flat(read_recipe(path.stem))
-    assert stages_needed(config) == 4
+    assert stages_needed(read_recipe(path.stem)) == 4
 
 
 def test_the_digits_recipe_is_what_make_run_does() -> None:
@@ -161,23 +159,20 @@ def test_import_route_of_a_teacher_that_has_not_seen_all_classes(tmp_path: Path)
     assert done.exit_code == 0, done.output
     assert Route.open(tmp_path / "route").network == spec
     # A run with that route has to say the same of the teacher.
-    from rco.tasks.preflight import preflight
-
     flat = {"route": str(tmp_path / "route"), "teacher": "digits-mlp", "n_anchors": 1, "open_classes": [7, 8, 9]}
-    preflight(RunConfig.from_flat({**flat, "teacher_embedding_dim": 6, "student_embedding_dim": 6}))
+    settings_of({**flat, "teacher_embedding_dim": 6, "student_embedding_dim": 6})
     with pytest.raises(InputError, match="teacher_embedding_dim = 8: is not what the route's teacher was trained as"):
-        preflight(RunConfig.from_flat({**flat, "teacher_embedding_dim": 8, "student_embedding_dim": 8}))
+        settings_of({**flat, "teacher_embedding_dim": 8, "student_embedding_dim": 8})
     with pytest.raises(InputError, match="7 classes"):
-        preflight(RunConfig.from_flat({**flat, "open_classes": [8, 9], "teacher_embedding_dim": 6, "student_embedding_dim": 6}))
+        settings_of({**flat, "open_classes": [8, 9], "teacher_embedding_dim": 6, "student_embedding_dim": 6})
 
 
 def test_the_other_door_to_a_task(tmp_path: Path) -> None:
     import json
 
     from rco.core.settings import jsonable
-    from rco.tasks.preflight import preflight
 
-    arguments = {"settings": jsonable(preflight(RunConfig()).data), "dataset": str(tmp_path / "data")}
+    arguments = {"settings": jsonable(settings_of({}).data), "dataset": str(tmp_path / "data")}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
     command = [sys.executable, "-m", "rco.tasks", "prepare_data", str(tmp_path / "arguments.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

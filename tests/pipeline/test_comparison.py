@@ -12,18 +12,19 @@ import pytest
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.check_comparison import check_comparison
+from components.check import check as check_component
 from components.image import IMAGE
 from pipelines.cli.runs import split_axes
-from pipelines.compile import compile_comparison
+from pipelines.compile import compile_to
 from pipelines.local.run import RunFailedError, run
 from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED, STANDARD
 from rco.config.parameters import PARAMETERS
 from rco.config.shape import Shape
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
-from rco.tasks import comparison as comparison_tasks
+from rco.tasks.check import check
 from rco.tasks.data import prepare_data
+from rco.tasks.init import init_students
 from rco.tasks.settings import BranchTasks
 from tests import local_runs
 from tests.local_runs import TEACHING, client, runs_of, statuses
@@ -35,7 +36,7 @@ BRANCHES = {"kd": "branch-kd", "kd_restart": "branch-kd-restart", "greedy": "bra
 class TestCompiled:
     @pytest.fixture(scope="class")
     def spec(self, tmp_path_factory: pytest.TempPathFactory) -> pipeline_spec_pb2.PipelineSpec:
-        path = compile_comparison(tmp_path_factory.mktemp("yaml") / "comparison.yaml", SHAPE)
+        path = compile_to(tmp_path_factory.mktemp("yaml") / "comparison.yaml", SHAPE)
         return components.load_component_from_file(str(path)).pipeline_spec
 
     @pytest.fixture(scope="class")
@@ -55,12 +56,12 @@ class TestCompiled:
                 assert (source.producer_task, source.output_artifact_key) == ("train-teacher", name)
             for name in BranchTasks.__dataclass_fields__:
                 given = inputs.parameters[f"{name}_settings"].task_output_parameter
-                assert (given.producer_task, given.output_parameter_key) == ("check-comparison", f"{name}_{label}")
+                assert (given.producer_task, given.output_parameter_key) == ("check", f"{name}_{label}")
 
     def test_branches_do_not_wait_for_each_other(self, dag: pipeline_spec_pb2.DagSpec) -> None:
         for branch in BRANCHES.values():
             needed = set(dag.tasks[branch].dependent_tasks)
-            assert needed == {"check-comparison", "prepare-data", "train-teacher"}
+            assert needed == {"check", "prepare-data", "train-teacher"}
 
     def test_a_branch_chooses_with_the_students_that_learn(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
         for branch, steps in zip(BRANCHES.values(), SHAPE.steps.values(), strict=True):
@@ -85,16 +86,16 @@ class TestCompiled:
             assert (source.producer_task, source.output_artifact_key) == students
 
     def test_the_report_sees_every_branch(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
-        defined = spec.components["comp-report-comparison"].input_definitions.artifacts
+        defined = spec.components["comp-report"].input_definitions.artifacts
         assert set(defined) == {"route", "route_index", *(f"evaluation_{label}" for label in BRANCHES)}
-        artifacts = dag.tasks["report-comparison"].inputs.artifacts
+        artifacts = dag.tasks["report"].inputs.artifacts
         for label, branch in BRANCHES.items():
             assert artifacts[f"evaluation_{label}"].task_output_artifact.producer_task == branch
 
     def test_only_looking_is_not_cached(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
         assert {n for n, t in dag.tasks.items() if not t.caching_options.enable_cache} == {
-            "check-comparison",
-            "report-comparison",
+            "check",
+            "report",
         }
         for branch in BRANCHES.values():
             assert all(task.caching_options.enable_cache for task in self.branch(spec, branch).tasks.values())
@@ -110,12 +111,11 @@ class TestCompiled:
         assert set(inputs) == {*OPTIONS, *SHARED} - {*COMPILED}
         assert inputs["epochs"].default_value.number_value == DEFAULTS["epochs"]
         assert inputs["tau"].default_value.number_value == PARAMETERS["tau"].default
-        assert set(check_comparison(SHAPE).component_spec.inputs) == {*OPTIONS, *SHARED, "compiled"}
+        assert set(check_component(SHAPE).component_spec.inputs) == {*OPTIONS, *SHARED, "compiled"}
 
     def test_teacher_and_data_are_the_tasks_of_a_single_run(self, spec: pipeline_spec_pb2.PipelineSpec, tmp_path: Path) -> None:
-        from pipelines.compile import compile_rco
-
-        single = components.load_component_from_file(str(compile_rco(tmp_path / "rco.yaml"))).pipeline_spec
+        run = compile_to(tmp_path / "rco.yaml", Shape.of_run())
+        single = components.load_component_from_file(str(run)).pipeline_spec
         for name in ("prepare-data", "train-teacher"):
             assert single.components[f"comp-{name}"] == spec.components[f"comp-{name}"]
             ours, theirs = (s.deployment_spec["executors"][f"exec-{name}"] for s in (spec, single))
@@ -126,7 +126,7 @@ class TestCompiled:
     ) -> None:
         """So that a cluster's cache finds them: it goes by what a task's component is, and what it is given."""
         more = replace(SHAPE, kinds=("scratch", *SHAPE.kinds), steps={"scratch": 1, **SHAPE.steps})
-        path = compile_comparison(tmp_path / "comparison.yaml", more)
+        path = compile_to(tmp_path / "comparison.yaml", more)
         other = components.load_component_from_file(str(path)).pipeline_spec
         for branch in BRANCHES.values():
             ours, theirs = (self.branch(s, branch).tasks for s in (spec, other))
@@ -351,13 +351,11 @@ class TestRealRun:
         )
         student = {name: value for name, value in PLAIN.items() if name not in TEACHING}
         parameters = {**student, "route": str(manifest.parent), "data_seed": 1}
-        checked = comparison_tasks.check_comparison(parameters, compiled={"scratch": 1, "kd": 1})
+        checked = check(parameters, compiled={"scratch": 1, "kd": 1})
         prepare_data(checked["data"], dataset=tmp_path / "data")
         for branch in ("kd", "scratch"):  # of both branches the first task
             with pytest.raises(InputError, match=r"data = .*the route.*(differ|data)"):
-                comparison_tasks.init_students(
-                    checked[f"students_{branch}"], dataset=tmp_path / "data", students=tmp_path / "students"
-                )
+                init_students(checked[f"init_{branch}"], dataset=tmp_path / "data", students=tmp_path / "students")
 
     def test_a_branch_that_fails_leaves_nothing_running(
         self, first: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,15 +9,16 @@ from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.image import IMAGE, content_hash
-from pipelines.compile import compile_rco
+from pipelines.compile import compile_to
 from rco.config.parameters import PARAMETERS
+from rco.config.shape import Shape
 
 STAGES = 3
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> pipeline_spec_pb2.PipelineSpec:
-    path = compile_rco(tmp_path_factory.mktemp("yaml") / "rco.yaml", STAGES)
+    path = compile_to(tmp_path_factory.mktemp("yaml") / "rco.yaml", Shape.of_run(STAGES))
     return components.load_component_from_file(str(path)).pipeline_spec
 
 
@@ -43,9 +44,9 @@ def task(d: pipeline_spec_pb2.DagSpec, prefix: str) -> tuple[str, pipeline_spec_
 
 def test_each_stage_continues_the_student_of_the_one_before(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     tasks = dag(spec).tasks
-    assert source(tasks["stage-1"], "student") == ("init-student", "student")
+    assert source(tasks["stage-1"], "students") == ("init-students", "students")
     for k in range(2, STAGES + 1):
-        assert source(tasks[f"stage-{k}"], "student") == (f"stage-{k - 1}", "student")
+        assert source(tasks[f"stage-{k}"], "students") == (f"stage-{k - 1}", "students")
         previous = tasks[f"stage-{k}"].inputs.parameters["previous"].task_output_parameter
         assert (previous.producer_task, previous.output_parameter_key) == (f"stage-{k - 1}", "selection")
 
@@ -55,34 +56,35 @@ def test_every_anchor_comes_from_the_teachers_route(spec: pipeline_spec_pb2.Pipe
         stage = dag(spec).tasks[f"stage-{k}"]
         assert source(stage, "route") == ("train-teacher", "route")
         assert source(stage, "route_index") == ("train-teacher", "route_index")
-        chooser_name, chooser = task(inner(spec, k), "select-anchor")
+        chooser_name, chooser = task(inner(spec, k), "select-anchors")
         assert chooser.inputs.artifacts["route"].component_input_artifact == "route"
-        _, learner = task(inner(spec, k), "distill-stage")
-        assert source(learner, "anchor") == (chooser_name, "anchor")
+        _, learner = task(inner(spec, k), "distill-students")
+        assert source(learner, "anchors") == (chooser_name, "anchors")
         # The anchor is chosen with the very student that will learn from it.
-        assert chooser.inputs.artifacts["student"].component_input_artifact == "student"
-        assert learner.inputs.artifacts["student"].component_input_artifact == "student"
+        assert chooser.inputs.artifacts["students"].component_input_artifact == "students"
+        assert learner.inputs.artifacts["students"].component_input_artifact == "students"
 
 
 def test_stages_hand_on_what_was_distilled(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     for k in range(1, STAGES + 1):
-        learner_name, _ = task(inner(spec, k), "distill-stage")
-        (selector,) = inner(spec, k).outputs.artifacts["student"].artifact_selectors
+        learner_name, _ = task(inner(spec, k), "distill-students")
+        (selector,) = inner(spec, k).outputs.artifacts["students"].artifact_selectors
         assert (selector.producer_subtask, selector.output_artifact_key) == (learner_name, "distilled")
 
 
 def test_evaluation_and_report_see_the_last_stage(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     tasks = dag(spec).tasks
     last = f"stage-{STAGES}"
-    assert source(tasks["evaluate"], "student") == (last, "student")
-    assert source(tasks["evaluate"], "anchors") == (last, "anchors")
-    assert source(tasks["report"], "anchors") == (last, "anchors")
-    assert source(tasks["register-student"], "student") == (last, "student")
+    assert source(tasks["evaluate-students"], "students") == (last, "students")
+    assert source(tasks["evaluate-students"], "anchors") == (last, "anchors")
+    assert source(tasks["register-student"], "students") == (last, "students")
+    assert source(tasks["report"], "students") == (last, "students")
+    assert source(tasks["report"], "evaluation_student") == ("evaluate-students", "evaluation")
 
 
-def test_only_the_last_stage_collects_the_anchors(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+def test_only_the_last_stage_hands_out_the_converged_teacher(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     flags = [
-        task(inner(spec, k), "select-anchor")[1].inputs.parameters["last_stage"].runtime_value.constant.bool_value
+        task(inner(spec, k), "select-anchors")[1].inputs.parameters["last_step"].runtime_value.constant.bool_value
         for k in range(1, STAGES + 1)
     ]
     assert flags == [False] * (STAGES - 1) + [True]
@@ -123,7 +125,7 @@ def test_the_images_name_follows_every_edit(tmp_path: Path) -> None:
         shutil.copy(root / name, tmp_path / name)
     seen = {content_hash(tmp_path)}
     assert seen == {content_hash(root)}
-    for edited in ("rco/objectives/route.py", "components/evaluate.py", "requirements.lock"):
+    for edited in ("rco/objectives/route.py", "components/evaluate_students.py", "requirements.lock"):
         with (tmp_path / edited).open("a") as file:
             file.write("#\n")
         seen.add(content_hash(tmp_path))
@@ -137,7 +139,7 @@ def test_every_task_knows_its_run_without_a_changing_input(tmp_path: Path) -> No
     from google.protobuf import json_format
     from kfp.kubernetes import kubernetes_executor_config_pb2 as config_pb2
 
-    documents = list(yaml.safe_load_all(compile_rco(tmp_path / "rco.yaml", STAGES).read_text()))
+    documents = list(yaml.safe_load_all(compile_to(tmp_path / "rco.yaml", Shape.of_run(STAGES)).read_text()))
     executors = documents[0]["deploymentSpec"]["executors"]
     platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(platform) == set(executors)
@@ -147,7 +149,5 @@ def test_every_task_knows_its_run_without_a_changing_input(tmp_path: Path) -> No
 
 
 def test_a_pipeline_needs_a_stage() -> None:
-    from pipelines.rco import make_pipeline
-
-    with pytest.raises(ValueError, match="max_stages = 0"):
-        make_pipeline(0)
+    with pytest.raises(ValueError, match="student has 0 stages"):
+        Shape.of_run(0)

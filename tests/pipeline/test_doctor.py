@@ -17,12 +17,12 @@ from rich.console import Console
 from components.image import content_hash
 from pipelines import doctor
 from pipelines.cluster.placement import Cluster
-from pipelines.comparison import make_comparison
 from pipelines.display import print_findings
-from pipelines.rco import make_pipeline
+from pipelines.pipeline import make_pipeline
 from rco.config.branches import Comparison
-from rco.tasks.comparison_preflight import shape_of
+from rco.config.shape import Shape
 from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Finding
+from rco.tasks.validate import shape_of
 
 CANARY = "canary-2b9e"
 DIGEST = f"sha256:{'0a' * 32}"
@@ -167,6 +167,7 @@ def test_a_table_in_a_terminal() -> None:
 
 def test_the_first_task_asks_the_services_on_a_cluster() -> None:
     for cluster, asks in ((Cluster(), True), (None, False)):
-        for make in (make_pipeline(1, cluster=cluster), make_comparison(shape_of(Comparison.of({})), cluster=cluster)):
+        for shape in (Shape.of_run(1), shape_of(Comparison.of({}))):
+            make = make_pipeline(shape, cluster=cluster)
             parameter = make.pipeline_spec.root.input_definitions.parameters["check_services"]
             assert parameter.default_value.bool_value is asks

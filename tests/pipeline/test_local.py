@@ -27,18 +27,15 @@ from pipelines.local import work
 from pipelines.local.run import RunFailedError, _interruptible
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
-from rco.core.settings import jsonable
 from rco.core.tensors import load_arrays
-from rco.tasks.evaluate import read_evaluation
-from rco.tasks.preflight import preflight
+from rco.evaluation.measured import read_evaluation
 from rco.tasks.process import log
 from rco.tasks.report import close_run
 from rco.tracking.context import Context
-from rco.tracking.record import Record
 from rco.tracking.runs import require_parent
 from tests import zygote
 from tests.hostile import hostile_pickle, with_record
-from tests.in_process import Walk
+from tests.in_process import Walk, settings_of
 from tests.local_runs import ONE_STAGE, TINY, Ran, client, flags, runs_of, statuses, tiny, tracking_uri
 
 pytestmark = pytest.mark.usefixtures("_zygote")
@@ -172,7 +169,7 @@ def test_second_run_trains_nothing_and_shows_everything(first: Ran, cache: str, 
         # A fixed name of the image would hide edits of the code from the local cache: it counts on clusters only.
         monkeypatch.setenv("RCO_IMAGE", "registry.example/rco:fixed")
         second = Ran(first.home, strategy="equal-interval")
-        assert {"prepare-data", "train-teacher", "init-student", "distill-stage", "evaluate"} <= second.cached
+        assert {"prepare-data", "train-teacher", "init-students", "distill-students", "evaluate-students"} <= second.cached
     else:
         tasks, aside = first.home / "cache", first.home / "aside"
         tasks.rename(aside)
@@ -216,10 +213,8 @@ class Followed(Walk):
         made = next(path.parents[1] for path in (first.home / "pipeline").glob("*/prepare-data/dataset"))
         self.dataset = made / "prepare-data" / "dataset"
         self.route, self.index = made / "train-teacher" / "route", made / "train-teacher" / "route_index"
-        of_first = jsonable(preflight(RunConfig.from_flat({**TINY, "strategy": "equal-interval"})))
-        self.cached = {
-            task for task, given in self.settings.items() if {k: v for k, v in of_first[task].items() if v is not None} == given
-        }
+        of_first = settings_of({**TINY, "strategy": "equal-interval"}).outputs()
+        self.cached = {task for task, given in self.settings.items() if of_first[task] == given}
 
     def history(self, metric: str) -> list[int]:
         """The epochs of which MLflow has a metric of the student."""
@@ -272,7 +267,7 @@ def test_each_of_several_anchors_is_a_model_of_its_own(follow: Callable[..., Fol
 def test_another_objective_walks_the_same_teachers_route_and_logs_its_parts(follow: Callable[..., Followed]) -> None:
     hint = {"objective": "hint", "student_tap": "2", "teacher_tap": "input:classifier"}
     walk = follow(strategy="explicit", anchor_epochs=[3, 6], **hint)
-    assert {"data", "teacher", "student"} <= walk.cached
+    assert {"data", "teacher", "init_student"} <= walk.cached
     assert [stage["anchor_epoch"] for stage in walk.walk().stages] == [3, 6]
     assert walk.history("hint_loss") == [1, 2, 3, 4, 5, 6]
     assert walk.params["objective.objective"] == "hint"
@@ -287,7 +282,7 @@ def test_a_route_that_exists_is_used_without_training(first: Ran, follow: Callab
     assert sha256_of(walk.route / "epoch-0006.safetensors") == sha256_of(trained / "epoch-0006.safetensors")
     assert len(walk.walk().stages) == 1
     walk.evaluate()
-    evaluation = read_evaluation(walk.evaluation)
+    evaluation = read_evaluation(walk.evaluation / "seed-0")
     assert evaluation["teacher"]["accuracy"] == first.summary["teacher"]["accuracy"]
 
 
@@ -336,19 +331,20 @@ class Net(torch.nn.Module):
 
 
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
+    from rco.config.filing import Filing
     from rco.models.route import Route
-    from rco.reporting import report
+    from rco.reporting import in_depth
+    from rco.reporting.student import Student
 
     root = first.home / "pipeline"
-    evaluation = next(root.rglob("evaluation.json"))
+    evaluation = next(root.rglob("evaluation.json")).parent
     student = first.home / "last-run" / "student"
-    report.write(
+    in_depth.write(
         tmp_path,
-        parameters=RunConfig.from_flat(TINY).to_flat(),
+        Filing(experiment="rco", parameters=RunConfig.from_flat(TINY).to_flat(), seeds=(0,)),
         index=Route.open(next(p.parent for p in root.rglob("route_index/manifest.json"))),
-        student=Record.read(student),
-        student_logits=load_arrays(student / "probe.safetensors")[0]["logits"],
-        evaluation=json.loads(evaluation.read_text()),
+        student=Student.read(evaluation, in_depth=True),
+        logits=load_arrays(student / "probe.safetensors")[0]["logits"],
         registered={},
         context=Context(tracking_uri="https://me:hunter2@mlflow.example", pipeline_run="x"),
         parent_run_id="1",

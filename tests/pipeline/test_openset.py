@@ -109,13 +109,14 @@ def test_a_comparison_measures_the_same(run: Walked, tmp_path: Path) -> None:
 
     from rco.core.settings import jsonable
     from rco.models.config import ModelConfig
-    from rco.reporting.comparison_report import Student
-    from rco.tasks import comparison as comparison_tasks
-    from rco.tasks.settings import MeasureSettings
+    from rco.reporting.side_by_side import metrics
+    from rco.reporting.student import Student
+    from rco.tasks.evaluate import evaluate_students
+    from rco.tasks.settings import EvaluateSettings
     from rco.training.config import ComputeConfig
 
     shutil.copytree(run.walk.student, tmp_path / "students" / "seed-0")
-    settings = MeasureSettings(
+    settings = EvaluateSettings(
         branch="kd",
         teacher=ModelConfig(model="digits-cnn-s", embedding_dim=16),
         student=ModelConfig(model="digits-mlp", embedding_dim=16),
@@ -123,7 +124,7 @@ def test_a_comparison_measures_the_same(run: Walked, tmp_path: Path) -> None:
         tau=4.0,
         compute=ComputeConfig(device="cpu", precision="fp32", threads=1, workers=0),
     )
-    comparison_tasks.evaluate_students(
+    evaluate_students(
         jsonable(settings),
         dataset=run.walk.dataset,
         students=tmp_path / "students",
@@ -132,8 +133,8 @@ def test_a_comparison_measures_the_same(run: Walked, tmp_path: Path) -> None:
     )
     folder = tmp_path / "evaluation" / "seed-0"
     evaluation = read_json(folder / "evaluation.json")
-    figures = Student(record=Record.read(folder), evaluation=evaluation).figures()
+    figures = metrics(Student(record=Record.read(folder), evaluation=evaluation))
     expected = {**openset.figures(run.summary["open_set"]["student"]), "test_accuracy": run.summary["student"]["accuracy"]}
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     theirs = openset.figures(run.summary["open_set"]["teacher"])
-    assert evaluation["teacher"]["open_set"] == pytest.approx(theirs, abs=1e-6)
+    assert openset.figures(evaluation["open_set"]["teacher"]) == pytest.approx(theirs, abs=1e-6)

@@ -25,9 +25,8 @@ from pipelines.cli.main import main
 from pipelines.cluster.deployment import Deployment, TaskClass, read_deployment
 from pipelines.cluster.placement import Cluster
 from pipelines.cluster.quantities import seconds
-from pipelines.comparison import make_comparison
-from pipelines.compile import compile_comparison, compile_rco, image_to_run
-from pipelines.rco import make_pipeline
+from pipelines.compile import compile_to, image_to_run
+from pipelines.pipeline import make_pipeline
 from rco.config.shape import Shape
 from rco.core.errors import InputError
 
@@ -75,13 +74,14 @@ class Compiled:
 
 
 SHAPE = Shape(kinds=("kd", "greedy"), grid={}, steps={"kd": 1, "greedy": 2})
-make_comparison(SHAPE)  # its components are made for its branches
+for shape in (SHAPE, Shape.of_run(1)):  # some components are made for a shape
+    make_pipeline(shape)
 CLASS_OF = {name: policy.task_class for name, policy in POLICIES.items()}
 #: What looks at what a source of data or the tracking server holds now.
-UNCACHED = {"check", "check-comparison", "register-student", "report", "report-comparison", "close-run"}
+UNCACHED = {"check", "register-student", "report", "close-run"}
 COMPILE: dict[str, Callable[[Path, Cluster], Path]] = {
-    "rco": lambda path, cluster: compile_rco(path, 2, cluster),
-    "comparison": lambda path, cluster: compile_comparison(path, SHAPE, cluster),
+    "rco": lambda path, cluster: compile_to(path, Shape.of_run(2), cluster),
+    "comparison": lambda path, cluster: compile_to(path, SHAPE, cluster),
 }
 CASES = [(pipeline, file) for pipeline in COMPILE for file in (None, EXAMPLE)]
 
@@ -101,9 +101,8 @@ def test_every_component_has_a_class() -> None:
 
 
 def test_what_computes_on_the_device_is_one_class() -> None:
-    from rco.tasks.distill import distil
     from rco.tasks.process import TASKS, register_all
-    from rco.tasks.students import init_student
+    from rco.tasks.stage import distill_stage
 
     register_all()
     found = {
@@ -111,8 +110,7 @@ def test_what_computes_on_the_device_is_one_class() -> None:
         for name, function in TASKS.items()
         if name.replace("_", "-") in CLASS_OF and "prepare_process(" in inspect.getsource(function)
     }
-    # These call what trains, or makes, one student.
-    called = {"init-students": init_student, "distill-stage": distil, "distill-students": distil}
+    called = {"distill-students": distill_stage}
     assert all("prepare_process(" in inspect.getsource(function) for function in called.values())
     assert found | set(called) == {name for name, kind in CLASS_OF.items() if kind == "train"}
     assert not found & set(called)
@@ -138,7 +136,7 @@ def test_cache_policy_is_said_of_every_task(compiled: Compiled) -> None:
 def test_the_cache_policy_does_not_depend_on_who_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KFP_DISABLE_EXECUTION_CACHING_BY_DEFAULT is read once, into this; what is said of a task is no default."""
     monkeypatch.setattr(pipeline_context.Pipeline, "_execution_caching_default", False)
-    for t in Compiled(compile_rco(tmp_path / "rco.yaml", 1), Deployment()).tasks:
+    for t in Compiled(compile_to(tmp_path / "rco.yaml", Shape.of_run(1)), Deployment()).tasks:
         assert t.spec.caching_options.enable_cache is (t.component not in UNCACHED)
 
 
@@ -238,7 +236,7 @@ def test_one_key_may_serve_two_variables(tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     file.write_text("environment: [{secret: s, variables: {A: token, B: token}}]\n")
     site = read_deployment(file)
-    made = Compiled(compile_rco(tmp_path / "rco.yaml", 1, Cluster(deployment=site)), site)
+    made = Compiled(compile_to(tmp_path / "rco.yaml", Shape.of_run(1), Cluster(deployment=site)), site)
     for t in made.tasks:
         pairs = [(pair.secret_key, pair.env_var) for s in t.kubernetes.secret_as_env for pair in s.key_to_env]
         assert sorted(pairs) == [("token", "A"), ("token", "B")]
@@ -255,7 +253,7 @@ def test_no_secret_of_whoever_compiles_is_in_the_yaml(tmp_path: Path, monkeypatc
 
 
 def test_on_this_machine_nothing_is_asked_of_kubernetes() -> None:
-    for make in (make_pipeline(1), make_comparison(SHAPE)):
+    for make in (make_pipeline(Shape.of_run(1)), make_pipeline(SHAPE)):
         assert not make.platform_spec.platforms
         executors = json_format.MessageToDict(make.pipeline_spec.deployment_spec)["executors"]
         for executor in executors.values():

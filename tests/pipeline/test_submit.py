@@ -35,10 +35,11 @@ from pipelines.cluster.package import Package, compile_package, uncached
 from pipelines.cluster.placement import Cluster
 from pipelines.cluster.service import Pace, Service, ServiceError
 from pipelines.cluster.submit import Request, ensure, start, upload, wait
-from pipelines.compile import compile_comparison, compile_rco
+from pipelines.compile import compile_to
 from rco.config.branches import Comparison
+from rco.config.shape import Shape
 from rco.core.errors import InputError
-from rco.tasks.comparison_preflight import shape_of
+from rco.tasks.validate import shape_of
 from tests.kfp_stub import ENDLESS, FAILS, LOGIN_PAGE, UI_PAGE, Fault, KfpStub
 from tests.servers import free_port
 
@@ -59,13 +60,13 @@ def _quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def rco_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_rco(tmp_path_factory.mktemp("package") / "rco.yaml", 2)
+    return compile_to(tmp_path_factory.mktemp("package") / "rco.yaml", Shape.of_run(2))
 
 
 @pytest.fixture(scope="session")
 def comparison_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = shape_of(Comparison.of({"branches": ["kd", "lr-decay"]}))
-    return compile_comparison(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
+    return compile_to(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_comparison(stub: KfpStub, rco: Callable[..., Result], comparison_yaml
 
 def test_a_package_says_what_it_compares(stub: KfpStub, rco: Callable[..., Result], tmp_path: Path) -> None:
     shape = shape_of(Comparison.of({"branches": ["kd", "checkpoint-ensemble"], "grid": {"tau": [2, 4]}}))
-    path = compile_comparison(tmp_path / "ours.yaml", shape)
+    path = compile_to(tmp_path / "ours.yaml", shape)
     assert Package.read(path).compared == {"branches": ["kd", "checkpoint-ensemble"], "grid": {"tau": [2.0, 4.0]}}
     words = ["submit", "--dry-run", "--pipeline", "comparison", "--package", str(path)]
     done = rco(*words, "--members", "2", "--teacher-epochs", "30")
@@ -366,8 +367,8 @@ def test_no_cache_has_no_result_found_either(tmp_path: Path) -> None:
         assert len(variables) > 3
         return {variable["value"] for variable in variables}
 
-    assert told(compile_package(1, tmp_path, cluster)) == {"s3://bucket/points/results"}
-    assert told(compile_package(1, tmp_path, cluster, cache=False)) == {""}
+    assert told(compile_package(Shape.of_run(1), tmp_path, cluster)) == {"s3://bucket/points/results"}
+    assert told(compile_package(Shape.of_run(1), tmp_path, cluster, cache=False)) == {""}
 
 
 def without_caching(node: Any) -> Any:
@@ -379,13 +380,14 @@ def without_caching(node: Any) -> Any:
 def test_a_package_has_one_name_whoever_compiles_it(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipelines.cluster.package import compile_package;"
-        "print(compile_package(2, Path(sys.argv[1])).version)"
+        "from rco.config.shape import Shape;"
+        "print(compile_package(Shape.of_run(2), Path(sys.argv[1])).version)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == compile_package(2, tmp_path).version
+    assert done.stdout.strip() == compile_package(Shape.of_run(2), tmp_path).version
 
 
 def test_upload_alone(stub: KfpStub, rco: Callable[..., Result]) -> None:

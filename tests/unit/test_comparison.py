@@ -24,10 +24,11 @@ from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.dkd import Dkd
 from rco.objectives.hint import Hint
-from rco.reporting.comparison_report import _open_set_table, as_csv, metric_name
+from rco.reporting.side_by_side import _open_set_table, as_csv, metric_name
 from rco.strategies.equal_interval import EqualInterval
 from rco.strategies.lr_decay import LrDecay
-from rco.tasks.comparison_preflight import preflight_comparison, shape_of, steps_needed
+from rco.tasks.preflight import preflight
+from rco.tasks.validate import shape_of
 
 
 def names(*args: Any, **kwargs: Any) -> list[str]:
@@ -145,7 +146,7 @@ class TestBranches:
         assert Comparison.of(jsonable(made.to_parameters())) == made
 
     def test_what_people_compare_by(self) -> None:
-        settings = preflight_comparison(Comparison.of({"tau": 3.0, "epochs": 44})).branches["greedy"].branch
+        settings = preflight(Comparison.of({"tau": 3.0, "epochs": 44})).branches["greedy"].distill
         assert branch_params(settings.branch, settings.kind, settings.stage) == {
             "branch": "greedy",
             "strategy": "greedy",
@@ -221,30 +222,28 @@ class TestPreflight:
     )
     def test_a_branch_that_cannot_work_is_named(self, parameters: dict[str, Any], words: str) -> None:
         with pytest.raises(InputError) as caught:
-            preflight_comparison(Comparison.of(parameters))
+            preflight(Comparison.of(parameters))
         assert words in str(caught.value)
 
     def test_the_teacher_is_that_of_a_single_run(self) -> None:
-        from rco.tasks.preflight import preflight
-
-        single, several = preflight(RunConfig()), preflight_comparison(Comparison.of({}))
+        single, several = preflight(Comparison.of_run(RunConfig())), preflight(Comparison.of({}))
         assert (single.data, single.teacher) == (several.data, several.teacher), "equal settings share the cache"
 
     def test_restarts_have_the_stage_lengths_of_the_branch_they_are_like(self) -> None:
-        branches = preflight_comparison(Comparison.of({"epochs": 43})).branches
-        assert branches["kd-restart"].choice.lengths == (10, 10, 10, 13)
-        assert {key for key, tasks in branches.items() if tasks.choice.lengths} == {"kd-restart"}
+        branches = preflight(Comparison.of({"epochs": 43})).branches
+        assert branches["kd-restart"].anchors.lengths == (10, 10, 10, 13)
+        assert {key for key, tasks in branches.items() if tasks.anchors.lengths} == {"kd-restart"}
 
     def test_congruence_is_measured_at_one_temperature(self) -> None:
-        branches = preflight_comparison(Comparison.of({"grid": {"tau": [2, 8]}})).branches
-        assert {tasks.measure.tau for tasks in branches.values()} == {4.0}
-        assert {tasks.branch.stage.objective.tau for tasks in branches.values()} >= {2.0, 8.0}
+        branches = preflight(Comparison.of({"grid": {"tau": [2, 8]}})).branches
+        assert {tasks.evaluate.tau for tasks in branches.values()} == {4.0}
+        assert {tasks.distill.stage.objective.tau for tasks in branches.values()} >= {2.0, 8.0}
 
     def test_steps(self) -> None:
-        assert steps_needed(make_branches({"n_anchors": 3})) == {**dict.fromkeys(STANDARD, 1), "greedy": 3}
+        assert shape_of(Comparison.of({"n_anchors": 3})).steps == {**dict.fromkeys(STANDARD, 1), "greedy": 3}
 
     def test_another_branch_changes_no_settings_of_the_others(self) -> None:
-        few, many = (preflight_comparison(Comparison.of({"branches": b})).branches for b in ("kd,greedy", list(STANDARD)))
+        few, many = (preflight(Comparison.of({"branches": b})).branches for b in ("kd,greedy", list(STANDARD)))
         assert {name: many[name] for name in few} == few
 
 
@@ -261,7 +260,7 @@ class TestShape:
     def test_what_it_was_compiled_for_is_what_it_runs(self) -> None:
         compiled = shape_of(Comparison.of({"branches": ["kd", "greedy"]})).steps
         assert compiled == {"kd": 1, "greedy": 4}
-        assert preflight_comparison(Comparison.of({"branches": ["kd", "greedy"], "n_anchors": 2}), compiled=compiled)
+        assert preflight(Comparison.of({"branches": ["kd", "greedy"], "n_anchors": 2}), compiled=compiled)
 
     @pytest.mark.parametrize(
         ("parameters", "words"),
@@ -277,12 +276,12 @@ class TestShape:
     )
     def test_another_comparison_is_refused(self, parameters: dict[str, Any], words: str) -> None:
         with pytest.raises(InputError) as caught:
-            preflight_comparison(Comparison.of(parameters), compiled={"kd": 1, "greedy": 4})
+            preflight(Comparison.of(parameters), compiled={"kd": 1, "greedy": 4})
         assert words in str(caught.value)
 
     def test_a_branch_too_many_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"branches = 'lr-decay': is one that the pipeline was compiled for, and these"):
-            preflight_comparison(Comparison.of({"branches": ["kd", "greedy"]}), compiled={"kd": 1, "greedy": 4, "lr-decay": 1})
+            preflight(Comparison.of({"branches": ["kd", "greedy"]}), compiled={"kd": 1, "greedy": 4, "lr-decay": 1})
 
     @given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=12, unique=True))
     def test_labels_are_different_and_fit_into_names(self, keys: list[str]) -> None:

@@ -12,9 +12,9 @@ from rco.config.parameters import PARAMETERS, RunConfig
 from rco.core.errors import InputError, UnusedError
 from rco.core.settings import from_dict, jsonable
 from rco.objectives.config import ObjectiveConfig
-from rco.tasks.preflight import stages_needed
 from rco.training.config import TrainConfig
 from rco.training.schedule import checkpoint_epochs, learning_rate
+from tests.in_process import stages_needed
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_bad_values_name_parameter_value_and_remedy(name: str, value: object, wo
 
 
 def test_lr_decay_needs_a_schedule_with_decays() -> None:
-    config = RunConfig.from_flat({"strategy": "lr-decay", "teacher_schedule": "cosine"})
+    asked = {"strategy": "lr-decay", "teacher_schedule": "cosine"}
     with pytest.raises(InputError, match="Use teacher_schedule = multistep"):
-        stages_needed(config)
+        stages_needed(asked)
 
 
 def test_a_parameter_of_another_plug_in_is_refused() -> None:
@@ -159,10 +159,11 @@ def test_settings_survive_kubeflow_which_knows_no_integers() -> None:
 
 def test_the_check_component_takes_exactly_the_parameters() -> None:
     from components.check import check
+    from rco.config.shape import Shape
 
-    taken = inspect.signature(check.python_func).parameters
-    assert list(taken) == ["max_stages", *PARAMETERS]
-    assert {name: p.annotation for name, p in taken.items()} == {"max_stages": int} | {
+    taken = inspect.signature(check(Shape.of_run()).python_func).parameters
+    assert list(taken) == ["compiled", *PARAMETERS]
+    assert {name: p.annotation for name, p in taken.items()} == {"compiled": dict} | {
         p.name: p.kind for p in PARAMETERS.values()
     }
 

@@ -19,18 +19,18 @@ from mlflow.exceptions import MlflowException, RestException
 from moto import mock_aws
 
 from rco import doctor
-from rco.config.parameters import PARAMETERS, RunConfig
+from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError, why_unreachable
 from rco.core.storage import probe as storage_probe
 from rco.core.storage.probe import StoreProbe, probe_store
 from rco.core.storage.s3 import connection
 from rco.tasks import services
 from rco.tasks.check import check
-from rco.tasks.preflight import preflight
 from rco.tasks.services import FAIL, OK, WARN, Finding
 from rco.tracking.context import Context, forgiving, without_credentials
 from rco.tracking.probe import Probe, explained
 from rco.tracking.runs import open_parent
+from tests.in_process import settings_of
 
 CANARY = "canary-7f3a"
 
@@ -363,7 +363,7 @@ class TestFirstTask:
     """The pipeline's parameter check_services."""
 
     def check(self, **parameters: Any) -> Any:
-        return check({p.name: p.default for p in PARAMETERS.values()} | parameters, max_stages=4)
+        return check({p.name: p.default for p in PARAMETERS.values()} | parameters, compiled={"student": 4})
 
     def test_a_server_that_is_away_ends_the_run_before_it_begins(
         self, monkeypatch: pytest.MonkeyPatch, closed_port: int
@@ -389,7 +389,7 @@ class TestFirstTask:
         assert set(self.check(check_services=True)) == set(self.check(check_services=False))
 
     def test_it_is_in_no_cached_tasks_settings(self) -> None:
-        with_it = preflight(RunConfig.from_flat({"check_services": True}))
-        without = preflight(RunConfig.from_flat({"check_services": False}))
+        with_it = settings_of({"check_services": True})
+        without = settings_of({"check_services": False})
         assert with_it.filing != without.filing  # of tasks that are never cached
         assert replace(with_it, filing=without.filing) == without

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
@@ -24,13 +23,13 @@ from rco.models.taps import Output, observe
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.embedding import mimic_embedding
 from rco.objectives.stage import labels_only
-from rco.tasks.preflight import preflight
 from rco.tasks.settings import Settings
 from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, train_stage
 from rco.training.loop import fit
 from tests.conftest import CPU
+from tests.in_process import changed, settings_of
 from tests.losses import loss_of, route_loss
 
 PLAIN = {"in_channels": 3, "num_classes": 5, "image_size": 32}
@@ -254,7 +253,7 @@ class TestStage:
 
 def settings(**flat: Any) -> Settings:
     both = {"teacher_embedding_dim": 16, "student_embedding_dim": 16}
-    return preflight(RunConfig.from_flat({**both, **flat}))
+    return settings_of({**both, **flat})
 
 
 class TestSettings:
@@ -281,16 +280,15 @@ class TestSettings:
         assert words in str(caught.value)
 
     def test_sizes_may_differ_where_nothing_compares_them(self) -> None:
-        assert settings(open_classes=[7], student_embedding_dim=8).evaluate.student.embedding_dim == 8
+        assert settings(open_classes=[7], student_embedding_dim=8).branches["student"].evaluate.student.embedding_dim == 8
 
     def test_each_setting_reaches_the_tasks_that_use_it(self) -> None:
         base = settings()
 
-        def changed(**flat: Any) -> set[str]:
-            other = settings(**flat)
-            return {name for name in Settings.__dataclass_fields__ if getattr(other, name) != getattr(base, name)} - {"filing"}
+        def differ(**flat: Any) -> set[str]:
+            return changed(settings(**flat), base) - {"filing"}
 
-        assert changed(open_classes=[7, 8]) == {"data"}
-        assert changed(objective="embedding", lam="1") == {"stage"}
-        assert changed(teacher_embedding_dim=8) == {"teacher", "stage", "evaluate"}
-        assert changed(student_embedding_dim=8) == {"student", "stage", "evaluate"}
+        assert differ(open_classes=[7, 8]) == {"data"}
+        assert differ(objective="embedding", lam="1") == {"distill"}
+        assert differ(teacher_embedding_dim=8) == {"teacher", "distill", "evaluate"}
+        assert differ(student_embedding_dim=8) == {"init", "distill", "evaluate"}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from rco.config.branches import Comparison
-from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
+from rco.evaluation.measured import read_evaluation
 from rco.models.mean import MeanTarget, mean_logits
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
@@ -24,17 +24,14 @@ from rco.objectives.config import ObjectiveConfig
 from rco.objectives.route import mimic_kl
 from rco.strategies.config import AnchorConfig
 from rco.strategies.hardness import mean_target
-from rco.tasks.evaluate import read_evaluation
-from rco.tasks.preflight import preflight
 from rco.tasks.process import log
-from rco.tasks.selection import converged_teacher, used_anchors
 from rco.training.anchor import LiveAnchor, StoredLogits
 from rco.training.config import TrainConfig
 from rco.training.distillation import anchor_of, distill_route
 from rco.training.lean import lean
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
-from tests.in_process import Walk
+from tests.in_process import Walk, settings_of
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 TRAIN = TrainConfig(epochs=3, batch_size=128, augment="shift")
@@ -204,7 +201,7 @@ class TestStudent:
             anchor_of(files, NETWORK, hint)
         flat = {"strategy": "checkpoint-ensemble", "objective": "hint", "student_tap": "pool", "teacher_tap": "pool"}
         with pytest.raises(InputError, match=r"objective = 'hint': compares features, but the stage has the mean of 4 anchors"):
-            preflight(RunConfig.from_flat({"teacher_schedule": "multistep", **flat}))
+            settings_of({"teacher_schedule": "multistep", **flat})
 
     def test_it_is_a_branch_of_a_comparison(self) -> None:
         comparison = Comparison.of({"branches": ["kd", "checkpoint-ensemble"], "grid": {"members": [2, 3]}})
@@ -238,8 +235,8 @@ def test_tasks_measure_the_converged_teacher_and_name_every_anchor(tmp_path: Pat
     assert (stage["anchor_epoch"], stage["anchor_index"]) == (2, 1)
     images = len(Dataset.open(walk.dataset).split("train"))
     assert stage["teacher_forward_passes"] == 2 * 2 * images
-    assert [path.name for path in used_anchors(walk.anchors)] == ["epoch-0001", "epoch-0002"]
-    assert converged_teacher(walk.anchors).name == "epoch-0004"
+    handed_out = sorted(path.name for path in walk.anchors.glob("epoch-*"))
+    assert handed_out == [f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 4)]
     walk.evaluate()
     # The teacher that the report speaks of is the last checkpoint, not the last anchor.
     from rco.evaluation.classification import measure
@@ -248,7 +245,8 @@ def test_tasks_measure_the_converged_teacher_and_name_every_anchor(tmp_path: Pat
 
     teacher = load_network(walk.route / index.checkpoints[-1].file, spec=index.network)
     logits, labels = predict(teacher, Dataset.open(walk.dataset).split("test"), device="cpu", precision="fp32", workers=0)
-    assert read_evaluation(walk.evaluation)["teacher"]["accuracy"] == measure(logits, labels, 10)["accuracy"]
+    evaluation = read_evaluation(walk.evaluation / "seed-0", in_depth=True)
+    assert evaluation["teacher"]["accuracy"] == measure(logits, labels, 10)["accuracy"]
     summary = walk.report()
     assert [a["epoch"] for a in summary["stages"][0]["anchors"]] == [1, 2]
     assert "| 1 | 1, 2 |" in (walk.folder / "report" / "report.md").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,14 @@ from rco.objectives.hint import Hint
 from rco.objectives.make import make_objective
 from rco.objectives.stage import StageLoss
 from rco.strategies.config import AnchorConfig
-from rco.tasks import distill, students, teacher
-from rco.tasks.check import check
-from rco.tasks.preflight import preflight
-from rco.tasks.selection import select_anchor
+from rco.tasks import students
 from rco.training.anchor import LiveAnchor
 from rco.training.config import TrainConfig
 from rco.training.distillation import ProbeTargets, distill_route, train_stage
 from rco.training.loop import fit
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
+from tests.in_process import Walk, changed, settings_of
 
 NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8, embedding_dim=6)
 ANCHORS = AnchorConfig.of(strategy="explicit", anchor_epochs=(1, 2))
@@ -217,41 +214,25 @@ FLAT: dict[str, Any] = {
 }
 
 
-class Stages:
-    """The tasks of a pipeline run, by hand, as the components call them."""
+class Stages(Walk):
+    """The tasks of a run, by hand, as the components call them; the pipeline has room for three steps."""
 
     def __init__(self, folder: Path, digits: Path, route: Route, **parameters: Any) -> None:
-        self.settings = check({**FLAT, "route": str(route.folder), **parameters}, max_stages=3)
-        self.folder, self.digits = folder, digits
-        teacher.train_teacher(self.settings["teacher"], dataset=digits, route=folder / "route", route_index=folder / "index")
-        students.init_student(self.settings["student"], dataset=digits, student=folder / "student-0")
+        super().__init__(folder, **{**FLAT, "route": str(route.folder), **parameters})
+        self.dataset, self.steps = digits, 3
+        self.teach()
+        self.init()
 
-    def run(self, stages: int) -> None:
-        previous: dict[str, Any] = {}
-        for k in range(1, stages + 1):
-            previous = select_anchor(
-                self.settings["anchors"],
-                previous=previous,
-                route=self.folder / "route",
-                route_index=self.folder / "index",
-                student=self.folder / f"student-{k - 1}",
-                anchor=self.folder / f"anchor-{k}",
-                anchors=self.folder / f"anchors-{k}",
-            )
-            self.distil(k, previous)
+    def run(self, steps: int) -> None:
+        for k in range(1, steps + 1):
+            self.select(k)
+            self.distil(k)
 
-    def distil(self, k: int, selection: dict[str, Any], student: Path | None = None) -> None:
-        distill.distill_stage(
-            self.settings["stage"],
-            selection=selection,
-            dataset=self.digits,
-            anchor=self.folder / f"anchor-{k}",
-            student=student or self.folder / f"student-{k - 1}",
-            distilled=self.folder / f"student-{k}",
-        )
+    def of_step(self, k: int) -> Path:
+        return self.folder / f"students-{k}" / "seed-0"
 
     def weights(self, k: int, file: str = students.STUDENT) -> dict[str, Tensor]:
-        return load_state(self.folder / f"student-{k}" / file)[0]
+        return load_state(self.of_step(k) / file)[0]
 
 
 class TestTasks:
@@ -260,7 +241,7 @@ class TestTasks:
     ) -> None:
         stages = Stages(tmp_path, digits, route, objective="hint", **TAPS)
         stages.run(3)  # the third passes through
-        assert not (tmp_path / "student-0" / students.OBJECTIVE).exists()
+        assert not (stages.of_step(0) / students.OBJECTIVE).exists()
         first, second = stages.weights(1, students.OBJECTIVE), stages.weights(2, students.OBJECTIVE)
         assert set(first) == {"own.weight", "own.bias"}
         assert not same(first, second)
@@ -273,26 +254,15 @@ class TestTasks:
     def test_a_regressor_that_was_lost_is_not_made_anew_in_silence(self, digits: Path, route: Route, tmp_path: Path) -> None:
         stages = Stages(tmp_path, digits, route, objective="hint", **TAPS)
         stages.run(1)
-        lost = tmp_path / "lost"
-        shutil.copytree(tmp_path / "student-1", lost)
-        (lost / students.OBJECTIVE).unlink()
-        selection = {
-            "skip": False,
-            "stage": 2,
-            "epochs": 2,
-            "first_epoch": 3,
-            "chosen": [[0], [1]],
-            "anchor_epochs": [2],
-            "reason": "",
-        }
-        shutil.copytree(tmp_path / "anchor-1", tmp_path / "anchor-2")
+        (stages.student / students.OBJECTIVE).unlink()
+        stages.select(2)
         with pytest.raises(InputError, match=r"objective\.safetensors.*is missing"):
-            stages.distil(2, selection, lost)
+            stages.distil(2)
 
     def test_objectives_that_learn_nothing_keep_nothing(self, digits: Path, route: Route, tmp_path: Path) -> None:
         stages = Stages(tmp_path, digits, route, objective="dkd")
         stages.run(1)
-        assert sorted(p.name for p in (tmp_path / "student-1").iterdir()) == [
+        assert sorted(p.name for p in stages.student.iterdir()) == [
             "probe.safetensors",
             "record.json",
             "student.safetensors",
@@ -302,7 +272,7 @@ class TestTasks:
 class TestPreflight:
     def refused(self, **flat: Any) -> str:
         with pytest.raises(InputError) as caught:
-            preflight(RunConfig.from_flat({"objective": "hint", **flat}))
+            settings_of({"objective": "hint", **flat})
         return str(caught.value)
 
     def test_taps_that_name_no_module_list_the_near_ones(self) -> None:
@@ -336,7 +306,7 @@ class TestPreflight:
         # digits-cnn-l has a third stage, this route's teacher has not.
         assert "teacher_tap = 'stage3': names no module" in self.refused(**flat, teacher_tap="stage3")
         flat |= {"objective": "hint", "teacher_tap": "stage2"}
-        chosen = preflight(RunConfig.from_flat(flat)).stage.objective.objective
+        chosen = settings_of(flat).branches["student"].distill.stage.objective.objective
         assert chosen == Hint(student_tap="stage2", teacher_tap="stage2")
 
     def test_the_users_own_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,16 +317,9 @@ class TestPreflight:
         monkeypatch.syspath_prepend(tmp_path)
         flat = {"student": "tapped_nets:net", "teacher_tap": "stage2"}
         assert "student_tap = '3': names no module" in self.refused(**flat, student_tap="3")
-        preflight(RunConfig.from_flat({"objective": "hint", **flat, "student_tap": "1"}))
+        settings_of({"objective": "hint", **flat, "student_tap": "1"})
 
     def test_the_objective_is_a_matter_of_the_stage_alone(self) -> None:
-        base = preflight(RunConfig())
+        base = settings_of({})
         for flat in ({"objective": "dkd"}, {"objective": "dist", "dist_beta": 2.0}, {"label_weight": 0.5}):
-            other = preflight(RunConfig.from_flat(flat))
-            assert other.stage != base.stage
-            assert (other.anchors, other.evaluate, other.teacher, other.student) == (
-                base.anchors,
-                base.evaluate,
-                base.teacher,
-                base.student,
-            )
+            assert changed(settings_of(flat), base) == {"distill", "filing"}

@@ -18,6 +18,7 @@ from rco.core.errors import InputError, UnusedError
 from rco.core.plugins import Plugin, Registry, Settings, plugin_setting
 from rco.core.settings import from_dict, jsonable, setting
 from rco.models.families import packages
+from tests.in_process import changed, settings_of
 
 
 class Colour(Plugin):
@@ -228,11 +229,12 @@ class TestOtherPackages:
 from rco.config.branches import Comparison
 from rco.config.parameters import PARAMETERS, RunConfig
 from rco.config.plugins import failures, installed
-from rco.tasks.preflight import anchor_settings, plugin_parameters
+from rco.tasks.preflight import plugin_parameters, preflight
 config = RunConfig.from_flat({"strategy": "green", "depth": "3"})
 print(failures())
 print(PARAMETERS["depth"].owners, PARAMETERS["tau"].group, "clash" in PARAMETERS["strategy"].help)
-print(anchor_settings(config).plugins == installed(), plugin_parameters(config), plugin_parameters(RunConfig()))
+anchors = preflight(Comparison.of_run(config)).branches["student"].anchors
+print(anchors.plugins == installed(), plugin_parameters(config), plugin_parameters(RunConfig()))
 print([branch.name for branch in Comparison.of({"branches": "kd,green", "grid": {"depth": [1, 2]}}).branches])
 """
         command = [sys.executable, "-c", code]
@@ -305,19 +307,12 @@ class TestModelsOfOtherPackages:
         assert packages.origin("mynet") != origin, "an edit is another network"
 
     def test_what_it_uses_changes_with_the_package_and_nothing_else(self, install: Callable[..., None], tmp_path: Path) -> None:
-        from rco.config.parameters import RunConfig
-        from rco.tasks.preflight import preflight
-        from rco.tasks.settings import Settings as TaskSettings
-
         install("mynet = nets:mynet")
-        config = RunConfig.from_flat({"student": "mynet"})
-        before = preflight(config)
-        assert preflight(config) == before
+        before = settings_of({"student": "mynet"})
+        assert settings_of({"student": "mynet"}) == before
         assert re.fullmatch(r"model mynet of nets 1.2 \([0-9a-f]{12}\)", before.filing.parameters["plugins"])
         (tmp_path / "nets.py").write_text(NETS + "\n")
-        after = preflight(config)
-        changed = {name for name in TaskSettings.__dataclass_fields__ if getattr(after, name) != getattr(before, name)}
-        assert changed == {"student", "stage", "evaluate", "filing"}
+        assert changed(settings_of({"student": "mynet"}), before) == {"init", "distill", "evaluate", "filing"}
 
     @pytest.mark.parametrize(
         ("models", "name", "words"),

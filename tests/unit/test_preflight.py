@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rco.config.filing import Filing
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError
 from rco.core.settings import from_dict
 from rco.models.route import Route
 from rco.tasks.check import check
-from rco.tasks.preflight import preflight, stages_needed
-from rco.tasks.settings import Settings
+from rco.tasks.preflight import preflight
+from rco.tasks.settings import BranchTasks, DataSettings, Settings, TeacherSettings
+from tests.in_process import changed, run_of, settings_of, stages_needed
 
 
 def settings(**flat: Any) -> Settings:
-    return preflight(RunConfig.from_flat(flat))
+    return settings_of(flat)
 
 
 def pictures(root: Path, classes: dict[str, int], size: int = 16) -> Path:
@@ -112,8 +114,7 @@ def test_an_edit_of_the_users_own_model_changes_the_settings_that_use_it(
     # Beside the factory: it may be imported from there.
     (tmp_path / file).with_name("blocks.py").write_text("width = 3\n")
     after = settings(student=model)
-    changed = {name for name in Settings.__dataclass_fields__ if getattr(after, name) != getattr(before, name)}
-    assert changed == {"student", "stage", "evaluate"}
+    assert changed(after, before) == {"init", "distill", "evaluate"}
 
 
 def test_folders_that_cannot_be_learnt_from(tmp_path: Path) -> None:
@@ -127,40 +128,39 @@ def test_folders_that_cannot_be_learnt_from(tmp_path: Path) -> None:
 
 def test_a_pipeline_without_room_is_refused_before_training() -> None:
     with pytest.raises(InputError, match="compiled with 2"):
-        preflight(RunConfig(), max_stages=2)
+        preflight(run_of({}), compiled={"student": 2})
 
 
 def test_greedy_needs_room_for_its_maximum() -> None:
-    assert stages_needed(RunConfig.from_flat({"n_anchors": 6})) == 6
-    assert stages_needed(RunConfig.from_flat({"strategy": "lr-decay"})) == 3
+    assert stages_needed({"n_anchors": 6}) == 6
+    assert stages_needed({"strategy": "lr-decay"}) == 3
 
 
 def test_each_tasks_settings_change_with_what_it_uses_and_nothing_else() -> None:
     base = settings()
 
-    def changed(**flat: Any) -> set[str]:
-        other = settings(**flat)
-        return {name for name in Settings.__dataclass_fields__ if getattr(other, name) != getattr(base, name)} - {"filing"}
+    def differ(**flat: Any) -> set[str]:
+        return changed(settings(**flat), base) - {"filing"}
 
-    assert changed(tau=2.0) == {"anchors", "stage", "evaluate"}
-    assert changed(lr=0.01) == {"stage"}
-    assert changed(teacher_lr=0.01) == {"teacher"}
-    assert changed(val_fraction=0.3) == {"data"}
-    assert changed(seed=3) == {"student", "stage"}
-    assert changed(experiment="other") == set()
-    assert changed(delta=2.0) == {"anchors", "stage"}
-    assert changed(threads=7) == {"teacher", "student", "stage", "evaluate"}
+    assert differ(tau=2.0) == {"anchors", "distill", "evaluate"}
+    assert differ(lr=0.01) == {"distill"}
+    assert differ(teacher_lr=0.01) == {"teacher"}
+    assert differ(val_fraction=0.3) == {"data"}
+    assert differ(seed=3) == {"init", "anchors", "distill", "evaluate"}
+    assert differ(experiment="other") == set()
+    assert differ(delta=2.0) == {"anchors", "distill"}
+    assert differ(threads=7) == {"teacher", "init", "distill", "evaluate"}
 
 
 def test_nothing_is_left_open() -> None:
-    compute = settings().stage.compute
+    compute = settings().teacher.compute
     assert compute.device != "auto"
     assert compute.precision != "auto"
     assert compute.threads > 0
 
 
 def test_a_local_route_may_be_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rco.tasks.preflight import existing_route
+    from rco.tasks.validate import existing_route
 
     monkeypatch.setenv("HOME", str(tmp_path))
     write_route(tmp_path)
@@ -187,10 +187,16 @@ def test_an_edit_of_the_data_changes_the_settings(tmp_path: Path) -> None:
 
 def test_the_check_task_returns_settings_that_kubeflow_can_carry() -> None:
     flat = json.loads(json.dumps(RunConfig().to_flat()))
-    told = check(flat, max_stages=4)
-    assert set(told) == set(Settings.__dataclass_fields__)
-    assert "null" not in json.dumps(told)
-    assert from_dict(Settings, json.loads(json.dumps(told))) == settings()
+    outputs = json.loads(json.dumps(check(flat, compiled={"student": 4})))
+    tasks = [f"{task}_student" for task in BranchTasks.__dataclass_fields__]
+    assert set(outputs) == {"data", "teacher", "filing", *tasks}
+    assert "null" not in json.dumps(outputs)
+    given = settings()
+    assert from_dict(DataSettings, outputs["data"]) == given.data
+    assert from_dict(TeacherSettings, outputs["teacher"]) == given.teacher
+    assert from_dict(Filing, outputs["filing"]) == given.filing
+    branch = {task: outputs[f"{task}_student"] for task in BranchTasks.__dataclass_fields__}
+    assert from_dict(BranchTasks, branch) == given.branches["student"]
 
 
 class TestNotebook:

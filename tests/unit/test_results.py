@@ -21,15 +21,15 @@ from rco.config.branches import Comparison
 from rco.config.shape import labels
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
-from rco.tasks import comparison, teacher
 from rco.tasks.check import check
-from rco.tasks.comparison_preflight import shape_of
 from rco.tasks.process import log
+from rco.tasks.teacher import train_teacher
+from rco.tasks.validate import shape_of
 from rco.tracking.record import Record, Row
 from rco.training import distillation, identity, results
 from rco.training import teacher as teaching
 from rco.training.results import Result, Training
-from tests.in_process import Walk
+from tests.in_process import Branch, Walk
 
 TINY = {
     "teacher": "digits-cnn-s",
@@ -106,16 +106,14 @@ class Compared:
     def __init__(self, folder: Path, digits: Path, seeds: list[int], branch: str = "equal-interval", **more: Any) -> None:
         wanted = {**TINY, "n_anchors": 2, "branches": ["kd", branch], "seeds": seeds, **more}
         asked = Comparison.of(wanted)
-        settings = comparison.check_comparison(asked.to_parameters(), compiled=shape_of(asked).steps)
-        label = labels([branch])[branch]
-        self.folder, route, index = folder / "distilled", folder / "route", folder / "index"
-        teacher.train_teacher(settings["teacher"], dataset=digits, route=route, route_index=index)
-        comparison.init_students(settings[f"students_{label}"], dataset=digits, students=folder / "students")
-        given = {"students": folder / "students", "anchors": folder / "anchors"}
-        chosen = comparison.select_anchors(settings[f"choice_{label}"], previous={}, route=route, route_index=index, **given)
-        self.figures = comparison.distill_students(
-            settings[f"branch_{label}"], selection=chosen, dataset=digits, distilled=self.folder, **given
-        )
+        settings = check(asked.to_parameters(), compiled=shape_of(asked).steps)
+        dataset, route, index = digits, folder / "route", folder / "index"
+        train_teacher(settings["teacher"], dataset=dataset, route=route, route_index=index)
+        walk = Branch(folder, settings, labels([branch])[branch], 1, dataset, route, index)
+        walk.init()
+        walk.select(1)
+        self.folder = folder / "distilled"
+        self.figures = walk.distil(1, self.folder)
 
     def student(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}"
@@ -248,7 +246,7 @@ class TestAnotherOneIsTrained:
             case "model's code":
                 monkeypatch.setattr("rco.tasks.preflight.code_digest", lambda name: "edited")
             case "plug-in":
-                monkeypatch.setattr("rco.tasks.distill.used_by", lambda *groups: {"objective mine": "mine 2"})
+                monkeypatch.setattr("rco.tasks.stage.used_by", lambda *groups: {"objective mine": "mine 2"})
                 expected = ["stage 1"]
             case "hardware":
                 monkeypatch.setattr("rco.training.device.hardware", lambda compute: "another")
@@ -460,7 +458,7 @@ class TestPlaces:
                 monkeypatch.delenv("RCO_RESULTS")
             else:
                 monkeypatch.setenv("RCO_RESULTS", value)
-            check(parameters, max_stages=1)
+            check(parameters, compiled={"student": 1})
             assert said().count("RCO_RESULTS is not set: what another run has trained is not found") == times
         result = _result()
         result.store(_made(tmp_path / "made"), TOLD)

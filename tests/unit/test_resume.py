@@ -23,6 +23,7 @@ from moto import mock_aws
 from torch import Tensor, nn
 
 import rco
+from rco.config.branches import Comparison
 from rco.core.documents import write_json
 from rco.core.errors import DivergenceError, InputError
 from rco.core.files import sha256_of
@@ -35,12 +36,10 @@ from rco.models.weights import state_digest
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.stage import StageLoss, labels_only
 from rco.strategies.config import AnchorConfig
-from rco.tasks import comparison as comparison_tasks
-from rco.tasks import distill, students, teacher
+from rco.tasks import students, teacher
 from rco.tasks.check import check
 from rco.tasks.process import log, main
 from rco.tasks.report import close_run
-from rco.tasks.selection import select_anchor
 from rco.tracking import epochs
 from rco.tracking.context import Context
 from rco.tracking.record import Record
@@ -51,6 +50,7 @@ from rco.training.loop import fit
 from rco.training.resume_points import ResumePoints
 from rco.training.teacher import train_teacher
 from tests.conftest import CPU
+from tests.in_process import Branch, Walk
 
 TEACHER = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
 STUDENT = NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=8)
@@ -704,43 +704,26 @@ FLAT = {
 }
 
 
-class Pipeline:
-    """The first tasks of a pipeline run, by hand, as the components call them."""
+class Pipeline(Walk):
+    """The first tasks of a run, by hand, as the components call them; each attempt has an output of its own."""
 
     def __init__(self, folder: Path, digits: Path, **parameters: Any) -> None:
-        self.folder, self.digits = folder, digits
-        self.settings = check({**FLAT, **parameters}, max_stages=1)
+        super().__init__(folder, **{**FLAT, **parameters})
+        self.dataset = digits
 
     def teacher(self, attempt: str = "") -> dict[str, str]:
-        route = self.folder / f"route{attempt}"
-        teacher.train_teacher(
-            self.settings["teacher"], dataset=self.digits, route=route, route_index=self.folder / f"index{attempt}"
-        )
-        return hashes(route)
+        self.route, self.index = self.folder / f"route{attempt}", self.folder / f"index{attempt}"
+        self.teach()
+        return hashes(self.route)
 
     def ready(self) -> None:
-        students.init_student(self.settings["student"], dataset=self.digits, student=self.folder / "student-0")
-        self.selection = select_anchor(
-            self.settings["anchors"],
-            previous={},
-            route=self.folder / "route",
-            route_index=self.folder / "index",
-            student=self.folder / "student-0",
-            anchor=self.folder / "anchor",
-            anchors=self.folder / "anchors",
-        )
+        self.route, self.index = self.folder / "route", self.folder / "index"
+        self.init()
+        self.select(1)
 
-    def student(self, attempt: str = "") -> Path:
-        out = self.folder / f"distilled{attempt}"
-        distill.distill_stage(
-            self.settings["stage"],
-            selection=self.selection,
-            dataset=self.digits,
-            anchor=self.folder / "anchor",
-            student=self.folder / "student-0",
-            distilled=out,
-        )
-        return out
+    def distilled(self, attempt: str = "") -> Path:
+        self.distil(1, out := self.folder / f"distilled{attempt}")
+        return out / "seed-0"
 
 
 @pytest.fixture
@@ -789,7 +772,7 @@ class TestTasks:
         whole = Pipeline(tmp_path / "whole", digits)
         routes = {"whole": whole.teacher()}
         whole.ready()
-        students = {"whole": hashes(whole.student())}
+        students = {"whole": hashes(whole.distilled())}
         assert not [path for path in kept.rglob("*") if path.is_file()], "what has ended well is cleared up"
         monkeypatch.setenv("RCO_PIPELINE_RUN", "interrupted")
         broken = Pipeline(tmp_path / "broken", digits)
@@ -803,16 +786,16 @@ class TestTasks:
         for attempt, points in (("-1", 4), ("-2", 3)):  # killed twice
             lives(points)
             with pytest.raises(KilledError):
-                broken.student(attempt)
+                broken.distilled(attempt)
         lives(10**9)
-        students["broken"] = hashes(broken.student())
+        students["broken"] = hashes(broken.distilled())
         assert "going on from epoch 2, step 1" in said()
         assert "going on from epoch 3, step 1" in said()
         assert routes["whole"] == routes["broken"]
         for folder in students.values():
             folder.pop("record.json")
         assert students["whole"] == students["broken"]
-        ours, theirs = (Record.read(tmp_path / who / "distilled") for who in ("broken", "whole"))
+        ours, theirs = (Record.read(tmp_path / who / "distilled" / "seed-0") for who in ("broken", "whole"))
         assert [row["step"] for row in ours.rows] == [1, 2, 3]
         for mine, its in zip(ours.rows, theirs.rows, strict=True):
             mine["metrics"].pop("images_per_second"), its["metrics"].pop("images_per_second")
@@ -858,7 +841,7 @@ class TestTasks:
         assert pipeline.teacher() == first
         assert "going on from epoch 4, step 0" in said(), "there is nothing left to train"
         pipeline.ready()
-        once, again = pipeline.student("-1"), pipeline.student()
+        once, again = pipeline.distilled("-1"), pipeline.distilled()
         assert {**hashes(once), "record.json": ""} == {**hashes(again), "record.json": ""}
         assert len(Record.read(again).stages) == 1
         close_run(succeeded=False)
@@ -928,32 +911,17 @@ class TestTasks:
 def test_a_branch_does_not_train_its_finished_seeds_again(
     digits: Path, tmp_path: Path, kept: Path, lives: Callable[[int], None], said: Callable[[], str]
 ) -> None:
-    from rco.config.branches import Comparison
-
     flat = {name: value for name, value in FLAT.items() if name not in ("strategy", "anchor_epochs")}
-    comparison = {**flat, "branches": ["kd", "equal-interval"], "n_anchors": 2, "epochs": 4, "seeds": [0, 1]}
-    compiled = {"kd": 1, "equal-interval": 1}
-    settings_ = comparison_tasks.check_comparison(Comparison.of(comparison).to_parameters(), compiled=compiled)
-    teacher.train_teacher(settings_["teacher"], dataset=digits, route=tmp_path / "route", route_index=tmp_path / "index")
-    comparison_tasks.init_students(settings_["students_equal_interval"], dataset=digits, students=tmp_path / "students")
-    selection = comparison_tasks.select_anchors(
-        settings_["choice_equal_interval"],
-        previous={},
-        route=tmp_path / "route",
-        route_index=tmp_path / "index",
-        students=tmp_path / "students",
-        anchors=tmp_path / "anchors",
-    )
+    asked = {**flat, "branches": ["kd", "equal-interval"], "n_anchors": 2, "epochs": 4, "seeds": [0, 1]}
+    settings = check(Comparison.of(asked).to_parameters(), compiled={"kd": 1, "equal-interval": 1})
+    route, index = tmp_path / "route", tmp_path / "index"
+    teacher.train_teacher(settings["teacher"], dataset=digits, route=route, route_index=index)
+    branch = Branch(tmp_path, settings, "equal_interval", 1, digits, route, index)
+    branch.init()
+    branch.select(1)
 
     def distil(name: str) -> dict[str, str]:
-        comparison_tasks.distill_students(
-            settings_["branch_equal_interval"],
-            selection=selection,
-            dataset=digits,
-            anchors=tmp_path / "anchors",
-            students=tmp_path / "students",
-            distilled=tmp_path / name,
-        )
+        branch.distil(1, tmp_path / name)
         return {f"{seed}": sha256_of(tmp_path / name / f"seed-{seed}" / students.STUDENT) for seed in (0, 1)}
 
     whole = distil("whole")

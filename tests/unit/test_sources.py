@@ -29,7 +29,6 @@ from rco.data.sources.base import SOURCES
 from rco.data.sources.csv_file import CsvFile
 from rco.data.sources.kinds import check_source, open_source, source_digest
 from rco.data.sources.published import PublishedFiles
-from rco.tasks.comparison_preflight import preflight_comparison
 from rco.tasks.preflight import preflight
 
 
@@ -97,9 +96,9 @@ class TestWhichKind:
         assert {"data_root", "download"} <= set(words)
         assert not {"csv_root"} & set(words)
         assert from_dict(DataConfig, words) == config.data
-        compared = preflight_comparison(Comparison.of({"epochs": 8}))
+        compared = preflight(Comparison.of({"epochs": 8}))
         assert compared.filing.parameters["source"] == "digits"
-        assert preflight(RunConfig()).data.plugins == {}
+        assert compared.data.plugins == {}
 
     def test_credentials_are_not_repeated(self) -> None:
         with pytest.raises(InputError, match="holds credentials") as caught:
@@ -228,7 +227,8 @@ from rco.tasks.preflight import plugin_parameters, preflight
 print(failures())
 config = RunConfig.from_flat({"dataset": "my.shards", "shard_size": "3"})
 print(config.data.source, PARAMETERS["shard_size"].owners)
-settings = preflight(config)
+from rco.config.branches import Comparison
+settings = preflight(Comparison.of_run(config))
 print(settings.data.plugins.items() <= installed().items(), plugin_parameters(config))
 print(prepare(config.data, Path(sys.argv[1]), settings.data.source_digest).sizes)
 try:

@@ -32,12 +32,12 @@ from rco.core.tensors import load_arrays, save_arrays, save_model
 from rco.data.config import DataConfig
 from rco.data.sources.kinds import check_source, open_source, source_digest
 from rco.data.sources.unpack import MOST_UNPACKED
+from rco.evaluation.measured import read_evaluation
 from rco.models.families import packages
 from rco.models.route import Anchor, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import read_state
-from rco.reporting import comparison_report
-from rco.tasks.evaluate import read_evaluation
+from rco.reporting.student import Student
 from rco.tasks.students import PROBE, STUDENT, load_student, save_student
 from rco.tracking.record import Record
 from rco.training.config import RouteConfig
@@ -411,8 +411,8 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
 )
 def test_evaluations_that_are_none(tmp_path: Path, document: Any) -> None:
     write_json(tmp_path / "evaluation.json", document)
-    for read in (read_evaluation, comparison_report.Student.read):
-        with pytest.raises(InputError, match=r"evaluate again|evaluation of its branch"):
+    for read in (read_evaluation, Student.read):
+        with pytest.raises(InputError, match="Run the evaluation again"):
             read(tmp_path)
 
 

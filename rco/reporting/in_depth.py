@@ -1,4 +1,5 @@
-"""The report of a run: a page with pictures and tables for people, and a summary with the same figures for programs."""
+"""The report of one student in depth: a page with pictures and tables for people, and a summary with the same figures for
+programs."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rco.config.filing import Filing
 from rco.core.documents import write_json
 from rco.evaluation import openset
 from rco.models.route import Route
-from rco.reporting.page import Table, percent, write_report
+from rco.reporting.page import Table, as_markdown, percent, write_report
+from rco.reporting.student import Student
 from rco.strategies.hardness import route_hardness
 from rco.tracking.context import Context, without_credentials
 from rco.tracking.record import Record
@@ -32,16 +35,16 @@ _MODEL_FIGURES = (
     "latency_p95_ms",
     "per_class_accuracy",
 )
+_METRICS = ("accuracy", "ece", "parameters", "macs", "latency_ms")
 
 
 def write(
     folder: Path,
+    filing: Filing,
     *,
-    parameters: Mapping[str, Any],
     index: Route,
-    student: Record,
-    student_logits: NDArray[np.float32],
-    evaluation: Mapping[str, Any],
+    student: Student,
+    logits: NDArray[np.float32],
     registered: Mapping[str, Any],
     context: Context,
     parent_run_id: str | None,
@@ -50,8 +53,8 @@ def write(
 
     Args:
         index: the teacher's route.
-        student_logits: (N, K), of the final student on the probe samples.
-        evaluation: the measures of `rco.tasks.evaluate.evaluate` on the test part.
+        student: measured in depth.
+        logits: (N, K), of the final student on the probe samples.
         registered: name and version in the model registry; empty: not registered.
         parent_run_id: in MLflow; None: not tracked.
 
@@ -62,19 +65,20 @@ def write(
     from rco.reporting.figures.openset import open_set_figure
     from rco.reporting.figures.route import student_figure
 
-    summary = summarise(parameters, index, student, evaluation, registered, context, parent_run_id)
+    record, evaluation = student.record, student.evaluation
+    summary = summarise(filing.parameters, index, student, registered, context, parent_run_id)
     write_json(folder / "summary.json", summary)
     figures = {
         "route": _route_figure(index, summary["stages"]),
         "student": student_figure(
-            [{"epoch": row["step"], "val_accuracy": row["metrics"]["val_accuracy"]} for row in student.rows],
+            [{"epoch": row["step"], "val_accuracy": row["metrics"]["val_accuracy"]} for row in record.rows],
             [
                 {**stage, "anchor_epochs": epochs(stage), "anchor_accuracies": [a["val_accuracy"] for a in stage["anchors"]]}
-                for stage in student.stages
+                for stage in record.stages
             ],
             summary["teacher"]["val_accuracy"],
         ),
-        "hardness": _hardness_figure(index, student, student_logits, float(evaluation["tau"])),
+        "hardness": _hardness_figure(index, record, logits, float(evaluation["tau"])),
         "confusion": confusion_figure(evaluation["student"]["confusion"], evaluation["class_names"]),
     }
     if "open_set" in summary:
@@ -86,13 +90,13 @@ def write(
 def summarise(
     parameters: Mapping[str, Any],
     index: Route,
-    student: Record,
-    evaluation: Mapping[str, Any],
+    student: Student,
     registered: Mapping[str, Any],
     context: Context,
     parent_run_id: str | None,
 ) -> dict[str, Any]:
     """All figures of a run, JSON-ready. Accuracies are 0 to 1, on the test part unless named val_accuracy. KL is in nats."""
+    record, evaluation = student.record, student.evaluation
     converged = index.checkpoints[-1]
 
     def model(name: str, **more: Any) -> dict[str, Any]:
@@ -106,13 +110,13 @@ def summarise(
     open_set = {"open_set": evaluation["open_set"]} if "open_set" in evaluation else {}
     return {
         "pipeline_run": context.pipeline_run,
-        "dataset": dict(student.data),
+        "dataset": dict(record.data),
         "strategy": parameters["strategy"],
         "teacher": model(
             "teacher", epochs=converged.epoch, val_accuracy=converged.val_accuracy, checkpoints=len(index.checkpoints)
         ),
-        "stages": [{name: stage[name] for name in of_stage} for stage in student.stages],
-        "student": model("student", epochs=student.rows[-1]["step"], val_accuracy=student.stages[-1]["val_accuracy"]),
+        "stages": [{name: stage[name] for name in of_stage} for stage in record.stages],
+        "student": model("student", epochs=record.rows[-1]["step"], val_accuracy=record.stages[-1]["val_accuracy"]),
         "congruence_kl": evaluation["congruence_kl"],
         **open_set,
         "tau": evaluation["tau"],
@@ -127,6 +131,33 @@ def summarise(
 def epochs(stage: Mapping[str, Any]) -> list[int]:
     """The epochs of a stage's anchors, in order."""
     return [int(anchor["epoch"]) for anchor in stage["anchors"]]
+
+
+def metrics(student: Student) -> dict[str, float]:
+    """The final metrics of the student's run in MLflow."""
+    measured, evaluation = student.evaluation["student"], student.evaluation
+    return {
+        **{f"test_{name}": measured[name] for name in _METRICS},
+        **(openset.figures(evaluation["open_set"]["student"]) if "open_set" in evaluation else {}),
+        "test_congruence_kl": evaluation["congruence_kl"],
+    }
+
+
+def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of the parent run in MLflow."""
+    return {
+        **{f"student_test_{name}": summary["student"][name] for name in _METRICS},
+        "teacher_test_accuracy": summary["teacher"]["accuracy"],
+        "teacher_parameters": summary["teacher"]["parameters"],
+        "congruence_kl": summary["congruence_kl"],
+        "stages": len(summary["stages"]),
+        **openset.both_figures(summary.get("open_set")),
+    }
+
+
+def note(summary: Mapping[str, Any]) -> str:
+    """The report as Markdown, for the page of the parent run in MLflow."""
+    return as_markdown(headline(summary), tables(summary))
 
 
 def headline(summary: Mapping[str, Any]) -> str:

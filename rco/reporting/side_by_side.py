@@ -1,4 +1,4 @@
-"""The report of a comparison, for people and for programs: a table, curves, intervals, and a verdict in words."""
+"""The report of several students side by side, for people and for programs: a table, curves, intervals, a verdict in words."""
 
 from __future__ import annotations
 
@@ -6,106 +6,43 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rco.config.branches import ComparisonFiling
+from rco.config.filing import Filing
 from rco.config.kinds import BASELINES, DESCRIBED
-from rco.core.documents import read_as, read_json, write_json
-from rco.core.errors import InputError
-from rco.evaluation.statistics import Result, compare, mean_and_deviation, require_same_data, verdict
+from rco.core.documents import write_json
+from rco.evaluation import openset
+from rco.evaluation.statistics import compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
 from rco.reporting.page import Table, as_markdown, percent, write_report, write_text
+from rco.reporting.student import Student
 from rco.tracking.context import Context, without_credentials
-from rco.tracking.record import Record
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """The measures of a network (written by `rco.tasks.comparison.evaluate_students`) that the report reads."""
-
-    accuracy: float
-    ece: float
-    parameters: int
-    macs: int
-    open_set: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Evaluation:
-    branch: str
-    seed: int
-    student: _Measured
-    teacher: _Measured
-    congruence_kl: float
-    tau: float
-    student_sha256: str
-    teacher_sha256: str
+def metrics(student: Student) -> dict[str, float]:
+    """The final metrics of a student's run in MLflow."""
+    result = student.result()
+    return {
+        "test_accuracy": result.test_accuracy,
+        "test_ece": float(student.evaluation["student"]["ece"]),
+        "congruence_kl": result.congruence_kl,
+        "student_epochs": result.student_epochs,
+        "teacher_forward_passes": result.teacher_forward_passes,
+        "train_seconds": result.train_seconds,
+        **_unseen(student, "student"),
+    }
 
 
-@dataclass(frozen=True)
-class Student:
-    """One student of one branch: its record, and its measures on the test part."""
-
-    record: Record
-    evaluation: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path) -> Student:
-        """Read record and evaluation of a student from its folder.
-
-        Raises:
-            InputError: a file is missing or is not what its name says, or the student was not trained.
-        """
-        path = folder / "evaluation.json"
-        read_as(_Evaluation, path, "Run the evaluation of its branch again", partial=True)
-        record = Record.read(folder)
-        if not record.stages:
-            raise InputError("record", str(folder), "is of a student that was not trained", "Run its branch again")
-        return cls(record, read_json(path))
-
-    @property
-    def branch(self) -> str:
-        """The branch's name."""
-        return str(self.evaluation["branch"])
-
-    @property
-    def seed(self) -> int:
-        """The seed of the student."""
-        return int(self.evaluation["seed"])
-
-    def result(self) -> Result:
-        """The figures that a comparison needs."""
-        stages = self.record.stages
-        return Result(
-            branch=self.branch,
-            seed=self.seed,
-            test_accuracy=float(self.evaluation["student"]["accuracy"]),
-            val_accuracy=float(stages[-1]["val_accuracy"]),
-            congruence_kl=float(self.evaluation["congruence_kl"]),
-            student_epochs=int(stages[-1]["last_epoch"]),
-            teacher_forward_passes=sum(int(stage["teacher_forward_passes"]) for stage in stages),
-            train_seconds=sum(float(stage["train_seconds"]) for stage in stages),
-        )
-
-    def figures(self) -> dict[str, float]:
-        """The final metrics of the student's run in MLflow."""
-        result = self.result()
-        return {
-            "test_accuracy": result.test_accuracy,
-            "test_ece": float(self.evaluation["student"]["ece"]),
-            "congruence_kl": result.congruence_kl,
-            "student_epochs": result.student_epochs,
-            "teacher_forward_passes": result.teacher_forward_passes,
-            "train_seconds": result.train_seconds,
-            **self.evaluation["student"].get("open_set", {}),
-        }
+def _unseen(student: Student, role: str) -> dict[str, float]:
+    """The open-set figures of a student or its teacher; empty without an open set."""
+    return openset.figures(student.evaluation["open_set"][role]) if "open_set" in student.evaluation else {}
 
 
 def write(
     folder: Path,
-    filing: ComparisonFiling,
+    filing: Filing,
     *,
     index: Route,
     students: Sequence[Student],
@@ -148,7 +85,7 @@ def write(
 
 
 def summarise(
-    filing: ComparisonFiling, index: Route, students: Sequence[Student], context: Context, parent_run_id: str | None
+    filing: Filing, index: Route, students: Sequence[Student], context: Context, parent_run_id: str | None
 ) -> dict[str, Any]:
     """All figures, JSON-ready. Accuracies and their differences are 0 to 1; KL is in nats, at one temperature."""
     require_same_data({student.record.key: str(student.record.data["digest"]) for student in students})
@@ -183,7 +120,7 @@ def summarise(
             {**asdict(result), "student_sha256": student.evaluation["student_sha256"], "anchors": _anchors([student])}
             for result, student in zip(results, students, strict=True)
         ],
-        **({"open_set": {"teacher": measured["teacher"]["open_set"], **open_set}} if any(open_set.values()) else {}),
+        **({"open_set": {"teacher": _unseen(students[0], "teacher"), **open_set}} if any(open_set.values()) else {}),
         "verdict": verdict(rows, results, routes, int(measured["student"]["n"])),
         "restart_like": filing.restart_like,
         "parameters": filing.parameters,
@@ -209,7 +146,7 @@ def _anchors(students: Sequence[Student]) -> str:
 
 def _open_set(students: Sequence[Student]) -> dict[str, list[float | None]]:
     """Mean and deviation over the seeds of each open-set figure; empty without an open set."""
-    figures = [student.evaluation["student"].get("open_set", {}) for student in students]
+    figures = [_unseen(student, "student") for student in students]
     return {name: list(mean_and_deviation([measures[name] for measures in figures])) for name in figures[0]}
 
 

@@ -1,0 +1,41 @@
+"""The task that makes the initial students."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rco.data.dataset import Dataset
+from rco.evaluation.statistics import require_same_data
+from rco.models.spec import NetworkSpec
+from rco.tasks.process import log, read_settings, task
+from rco.tasks.settings import InitSettings
+from rco.tasks.students import save_student, seed_folder
+
+
+@task
+def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path) -> None:
+    """Make the initial student of every seed, a function of that seed.
+
+    Args:
+        students: receives a folder a seed: weights, and the answers on the probe samples.
+
+    Raises:
+        InputError: the route that the settings speak of was made on other data.
+    """
+    students.mkdir(parents=True, exist_ok=True)
+    s = read_settings(InitSettings, settings)
+    from rco.training import distillation
+    from rco.training.device import prepare_process
+
+    prepare_process(s.compute)
+    data = Dataset.open(dataset)
+    if s.route_data and s.route_data != data.manifest.digest:
+        require_same_data({"the prepared data": data.manifest.digest, "the route": s.route_data})
+    spec = NetworkSpec.of(s.student, data.manifest)
+    for seed in s.seeds:
+        model = spec.build(seed)
+        logits = distillation.probe_logits(model.to(s.compute.device), data, s.compute)
+        save_student(seed_folder(students, seed), model, spec, logits)
+        log.info("initial student %s, seed %d", spec.model, seed)
