@@ -28,6 +28,8 @@ _LIMIT = 300  # seconds for one block, ten times what any of them takes
 _LONGEST = ("README.md", "run.md", "comparison.md")
 # Widths of tables, as on a wide terminal.
 _COLUMNS = "160"
+# Of the environment. A `make run` must not take the ARGS of the `make` that runs this test for its own.
+_KEPT = ("LANG", "LC_ALL", "TMPDIR", "USER", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def running(
     asked = {item.callspec.params["page"] for item in request.session.items if item.path == Path(__file__)}  # type: ignore[attr-defined]
     ordered = sorted(asked, key=lambda page: _LONGEST.index(page.name) if page.name in _LONGEST else len(_LONGEST))
     environment = {
-        **os.environ,
+        **{name: os.environ[name] for name in _KEPT if name in os.environ},
         "HOME": str(tmp_path_factory.mktemp("home")),
         "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
         "COLUMNS": _COLUMNS,
