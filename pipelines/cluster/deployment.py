@@ -225,7 +225,7 @@ class Deployment:
     )
     light: TaskClass = field(
         default_factory=TaskClass,
-        metadata={"help": "select_anchor, select_anchors, register_student, report, report_comparison, close_run"},
+        metadata={"help": "select_anchors, register_student, report, close_run"},
     )
     data: TaskClass = field(
         default_factory=lambda: TaskClass(cpu_request="1", memory_request="2Gi", memory_limit="16Gi", timeout="12h"),
@@ -235,7 +235,7 @@ class Deployment:
         default_factory=lambda: TaskClass(
             cpu_request="2", memory_request="4Gi", memory_limit="16Gi", shm="2Gi", backoff="1m", timeout="2d"
         ),
-        metadata={"help": "train_teacher, init_student, distill_stage, evaluate, and those of all seeds of a branch"},
+        metadata={"help": "train_teacher, init_students, distill_students, evaluate_students"},
     )
 
     def __post_init__(self) -> None:
