@@ -221,7 +221,7 @@ class Deployment:
     resume: str = _setting("", "where interrupted training goes on from: s3://bucket/key, or a folder on one of the volumes")
     check: TaskClass = field(
         default_factory=lambda: TaskClass(retries=0),
-        metadata={"help": "check, check_comparison: not tried again by default, they are there to fail at once"},
+        metadata={"help": "check: not tried again by default, they are there to fail at once"},
     )
     light: TaskClass = field(
         default_factory=TaskClass,
