@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rco.config.branches import branch_params, student_key
+from rco.core.words import counted
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
 from rco.tasks.process import log, read_settings, task
@@ -114,5 +115,6 @@ def _figures(s: DistillSettings, made: list[list[dict[str, Any]]]) -> dict[str, 
     found = sum(bool(stages) and all("trained_by" in stage for stage in stages) for stages in made)
     passed_on = sum(not stages for stages in made)
     trained = len(made) - found - passed_on
-    log.info("%s: %d students trained, %s%d passed on", s.branch, trained, f"{found} found, " if found else "", passed_on)
+    ready = f"{found} found, " if found else ""
+    log.info("%s: %s trained, %s%d passed on", s.branch, counted(trained, "student"), ready, passed_on)
     return {"branch": s.branch, "trained": trained, **({"found": found} if found else {})}
