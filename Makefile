@@ -186,7 +186,7 @@ lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
 	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+		--extra dev --extra export -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		-c requirements.lock docker/mlflow-requirements.in -o docker/mlflow-requirements.lock
 
