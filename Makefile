@@ -212,7 +212,7 @@ $(VENV)/.run: $(VENV)/.uv requirements.lock pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
-	@$(call install,requirements-dev.lock,[dev])
+	@$(call install,requirements-dev.lock,[dev,export])
 	@touch $@ $(VENV)/.run
 
 # The same lock, but for PyTorch and what comes with it.
@@ -220,7 +220,7 @@ $(VENV)-oldest/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
 	@$(PYTHON) -m venv --without-pip $(VENV)-oldest
 	@grep -vE '^ *(--hash|#)' requirements-dev.lock | sed 's/ *\\$$//' \
 		| grep -vE '^(torch|torchvision|triton|setuptools|cuda-|nvidia-)' > $(VENV)-oldest/constraints.txt
-	@VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(BIN)/uv pip install -c $(VENV)-oldest/constraints.txt 'torch==2.11.*' 'torchvision==0.26.*' -e '.[dev]'
+	@VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(BIN)/uv pip install -c $(VENV)-oldest/constraints.txt 'torch==2.11.*' 'torchvision==0.26.*' -e '.[dev,export]'
 	@touch $@
 
 # The peers alone; PyTorch and all else they need are this project's own, so that every contender runs the same.
