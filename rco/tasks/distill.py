@@ -51,8 +51,11 @@ def distill_students(
         for seed, of_seed in stages.items():
             before, after = seed_folder(students, seed), seed_folder(distilled, seed)
             if not of_seed:
-                shutil.copytree(before, after)
-            made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, student=before, distilled=after))
+                shutil.copytree(before, after, dirs_exist_ok=True)
+            # Beside what is handed on: a process that is killed leaves it there.
+            with TemporaryDirectory(dir=distilled.parent) as scratch:
+                folders = {"student": before, "distilled": after, "scratch": Path(scratch)}
+                made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, **folders))
     return _figures(s, made)
 
 
@@ -66,6 +69,7 @@ def _train(
     route: Route,
     student: Path,
     distilled: Path,
+    scratch: Path,
 ) -> list[dict[str, Any]]:
     """The stages of one student, one after the other; returns the figures of each."""
     key, single = student_key(s.branch, seed), replace(s.stage, train=replace(s.stage.train, seed=seed))
@@ -75,26 +79,24 @@ def _train(
         params = {**branch_params(s.branch, s.kind, s.stage), "seed": seed}
         tags = {"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind}
     figures = []
-    with TemporaryDirectory(dir=distilled.parent) as scratch:
-        for i, stage in enumerate(stages):
-            out = distilled if i == len(stages) - 1 else Path(scratch) / f"stage-{stage.stage}"
-            anchor = Path(scratch) / "anchor"
-            _write_anchors(anchor, route, stage.anchors, student, s.stage.objective.tau)
-            figures.append(
-                distill_stage(
-                    single,
-                    stage,
-                    dataset=dataset,
-                    anchor=anchor,
-                    student=student,
-                    distilled=out,
-                    key=key,
-                    params=params,
-                    tags=tags,
-                    resumable=group.resumable,
-                )
+    for i, stage in enumerate(stages):
+        out = distilled if i == len(stages) - 1 else scratch / f"stage-{stage.stage}"
+        _write_anchors(scratch / f"anchor-{stage.stage}", route, stage.anchors, student, s.stage.objective.tau)
+        figures.append(
+            distill_stage(
+                single,
+                stage,
+                dataset=dataset,
+                anchor=scratch / f"anchor-{stage.stage}",
+                student=student,
+                distilled=out,
+                key=key,
+                params=params,
+                tags=tags,
+                resumable=group.resumable,
             )
-            student = out
+        )
+        student = out
     return figures
 
 
