@@ -305,6 +305,8 @@ def contenders(part: Part) -> dict[str, Callable[[Bench], Epoch]]:
         "ours, torch.compile": lambda bench: ours(bench, compiled=True),
         "ours, torch.compile and CUDA graphs": lambda bench: ours(bench, graphs=True, compiled=True),
     }
+    if part.smoke:  # compiling is slow, and its parts are tried already
+        del by_name["ours, torch.compile and CUDA graphs"]
     return by_name | {name: (lambda bench, name=name: peer(bench, name)) for name in PEERS}
 
 

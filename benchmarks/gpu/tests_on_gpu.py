@@ -195,8 +195,9 @@ def fp32_trains_as_on_the_cpu(part: Part) -> str:
 def bf16_trains_as_fp32(part: Part) -> str:
     data, losses = digits(part), {}
     split = data.split("train")
+    name = "digits-cnn-s" if part.smoke else "digits-cnn-l"  # most CPUs emulate bf16
     for precision in ("fp32", "bf16"):
-        teacher, student = small(data, "digits-cnn-l", 1), small(data)
+        teacher, student = small(data, name, 1), small(data)
         compute, seen = settings(part, precision), set[torch.dtype]()
         student.register_forward_hook(lambda m, i, o, seen=seen: seen.add(o.dtype))
         anchor = LiveAnchor(teacher, data.manifest.image_shape, part.device)
@@ -370,7 +371,8 @@ def _stage(
 @check
 def routes_are_trained_and_walked(part: Part) -> str:
     data, folder = digits(part), part.scratch / "route"
-    compute, spec = settings(part, part.precision), NetworkSpec.of(ModelConfig(model="digits-cnn-l"), digits(part).manifest)
+    compute = settings(part, part.precision)
+    spec = NetworkSpec.of(ModelConfig(model="digits-cnn-s" if part.smoke else "digits-cnn-l"), data.manifest)
     train = TrainConfig.of(epochs=4, batch_size=128, milestones=(2, 3))
     list(train_teacher(data, spec, train, compute, checkpoint_every=1, folder=folder))
     route = Route.open(folder)
@@ -379,7 +381,7 @@ def routes_are_trained_and_walked(part: Part) -> str:
     network = load_network(folder / point.file, expected_sha256=point.sha256, spec=spec)
     assert all(p.device.type == "cpu" for p in network.parameters()), "a checkpoint of a GPU asks for one"
     told: dict[str, dict[str, Any]] = {"explicit": {"anchor_epochs": (2, 4)}}
-    names = ["greedy", "equal-interval"] if part.smoke else [cls.plugin_name for cls in STRATEGIES]
+    names = ["greedy"] if part.smoke else [cls.plugin_name for cls in STRATEGIES]
     for name in names:
         anchors = AnchorConfig.of(strategy=name, **told.get(name, {}))
         rows = list(distill_route(small(data), route, data, anchors=anchors, train=_TRAIN, compute=compute))

@@ -13,15 +13,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import recipe, report, steps, students, tests_on_gpu
-from benchmarks.gpu.common import REPORT, STEPS, STUDENTS, TESTS, Part, finished
+from benchmarks.gpu.common import REPORT, STEPS, STUDENTS, TESTS, Part, cifar, finished
 from benchmarks.gpu.graphs import GraphedTrainer
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
@@ -237,6 +239,22 @@ def test_a_line_that_is_no_setting_is_refused() -> None:
         recipe.read_recipe("a: 1\n  nested: 2\n")
 
 
+def test_a_tar_of_pictures_is_the_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(66):
+        picture = tmp_path / "pictures" / ("test" if i % 11 == 0 else "train") / f"class{i % 3}" / f"{i}.jpg"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture)
+    with tarfile.open(tmp_path / "cifar.tar.xz", "w:xz") as tar:
+        for name in ("train", "test"):
+            tar.add(tmp_path / "pictures" / name, name)
+    part = replace(part_of(tmp_path), smoke=False, data=tmp_path / "cifar.tar.xz")
+    data, words = cifar(part)
+    assert data.manifest.sizes == {"train": 54, "val": 6, "test": 6}
+    assert words == "the image folder of cifar.tar.xz"
+    assert cifar(part)[0].manifest == data.manifest
+
+
 # --- students ---------------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +293,10 @@ def test_the_next_machine_goes_on(part: Part, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("harm", ["cut", "other data"])
-def test_a_route_that_cannot_be_used_is_trained_anew(part: Part, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_route_that_cannot_be_used_is_trained_anew(
+    part: Part, harm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "_SMOKE_STUDENTS", 0)  # the teacher alone
     students.run(part)
     kept = part.out / "route-digits.tar"
     if harm == "cut":
