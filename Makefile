@@ -135,6 +135,10 @@ bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everyth
 bench-students: $(VENV)/.dev ## measure whether several students train faster as one batched program
 	@$(BIN)/python benchmarks/many_students.py $(ARGS)
 
+.PHONY: gpu
+gpu: ## prove on a GPU what has never run there, in 8 minutes, with python3 as it is; ARGS="--data CIFAR10.tar --minutes 8"
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -55,8 +55,8 @@ def transformed(images: Tensor, kind: str, draws: NDArray[np.float64]) -> Tensor
     if kind == "resized-crop-flip":
         return resized_crop(images, _on(images, crop_boxes(draws[:, 1:], height, width)), _on(images, draws[:, 0] < 0.5))
     padding = _SHIFT if kind == "shift" else _CROP
-    moved = crop(images, padding, _on(images, (draws[:, -2:] * (2 * padding + 1)).astype(np.int64)))
-    return flip(moved, _on(images, draws[:, 0] < 0.5)) if kind == "crop-flip" else moved
+    cut = crop(images, padding, _on(images, (draws[:, -2:] * (2 * padding + 1)).astype(np.int64)))
+    return flip(cut, _on(images, draws[:, 0] < 0.5)) if kind == "crop-flip" else cut
 
 
 def crop(images: Tensor, padding: int, offsets: Tensor) -> Tensor:
@@ -125,5 +125,11 @@ def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
     return (2 * pixels + 1) / size - 1
 
 
+def moved(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """A small array on the device. The program does not wait for a GPU: it would if the array's memory could be paged out."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def _on(images: Tensor, array: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(array).to(images.device, non_blocking=True)
+    return moved(array, images.device)

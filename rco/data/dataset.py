@@ -301,12 +301,14 @@ class _ArraySplit(Split):
     def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         import torch
 
+        from rco.data.augment import moved
+
         if device not in self._resident:
             with torch.inference_mode(False):
                 self._resident[device] = self._tensor("images").to(device), self.labels.to(device)
         images, labels = self._resident[device]
         for chunk in chunks:
-            index = torch.from_numpy(chunk).to(device)
+            index = moved(chunk, device)
             yield images.index_select(0, index), labels.index_select(0, index)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rco.core.errors import InputError
 from rco.core.tensors import load_arrays, save_arrays
+from rco.data.augment import moved
 from rco.data.dataset import Split
 from rco.data.images import Rows
 from rco.models.taps import Output, observe
@@ -135,7 +136,7 @@ class StoredLogits:
 
     def logits(self, view: int, rows: Rows) -> Tensor:
         """(B, K) float32 of a prepared view, for images by their number."""
-        index = torch.from_numpy(rows).to(self.compute.device, non_blocking=True)
+        index = moved(rows, torch.device(self.compute.device))
         return self._stored[view].index_select(0, index).float()
 
     def _compute(self, view: int) -> Tensor:
