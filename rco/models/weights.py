@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rco.core.errors import InputError
 from rco.core.tensors import load_state
+from rco.models.keymaps.choose import choose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +40,10 @@ def require_fit(model: nn.Module, state: Mapping[str, Tensor], source: object) -
     Raises:
         InputError: names or shapes differ; the message gives the first three.
     """
-    expected = model.state_dict()
+    _require_same(model.state_dict(), state, source)
+
+
+def _require_same(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object) -> None:
     missing = [name for name in expected if name not in state]
     extra = [name for name in state if name not in expected]
     shapes = [
@@ -63,6 +67,31 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     """
     require_fit(model, state, source)
     model.load_state_dict(dict(state))
+
+
+def import_weights(model: nn.Module, state: Mapping[str, Tensor], source: object, *, image_size: int) -> None:
+    """Copy a state dict into a module, strictly, in our names or in those of the literature's code (`rco.models.keymaps`).
+
+    Args:
+        source: the file of the state dict, for the message.
+        image_size: of the images that the module is for, in pixels.
+
+    Raises:
+        InputError: as `require_fit`; or that code computes something else with images of this size.
+    """
+    ours = model.state_dict()
+    key_map = choose(ours, state)
+    if key_map:
+        _require_same({theirs: ours[name] for name, theirs in key_map.names.items()}, state, source)
+        if key_map.differs_at(image_size):
+            raise InputError(
+                "weights",
+                str(source),
+                f"are of a {key_map.family} that is not ours at {image_size} pixels: {key_map.difference}",
+                "Name the code that they were trained with: package.module:factory",
+            )
+        state = {name: state[theirs] for name, theirs in key_map.names.items()}
+    load_weights(model, state, source)
 
 
 def read_state(path: Path) -> dict[str, Any]:

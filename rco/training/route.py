@@ -15,7 +15,7 @@ from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.weights import load_weights, read_state
+from rco.models.weights import import_weights, read_state
 from rco.training.config import ComputeConfig
 
 
@@ -78,7 +78,7 @@ def import_route(
     checkpoints = []
     for epoch, path in files:
         model = spec.build()
-        load_weights(model, read_state(path), path)
+        import_weights(model, read_state(path), path, image_size=spec.image_size)
         file = checkpoint_file(epoch)
         digest = save_network(folder / file, model, spec, epoch=epoch)
         checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
