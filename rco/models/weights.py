@@ -105,18 +105,7 @@ def read_state(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         state: Any = load_state(path)[0]
     else:
-        if not path.is_file():
-            raise InputError("checkpoint", str(path), "is missing", "Check the path")
-        try:
-            state = _read_torch_file(path)
-        except Exception as error:  # a broken file can raise almost anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(
-                "checkpoint",
-                str(path),
-                f"cannot be read as plain weights ({reason})",
-                "Save model.state_dict(), best as safetensors",
-            ) from None
+        state = _read_plain(path)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -127,6 +116,35 @@ def read_state(path: Path) -> dict[str, Any]:
     ):
         raise InputError("checkpoint", str(path), "holds no state dict", "Save model.state_dict(), best as safetensors")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def read_epoch(path: Path) -> int | None:
+    """The epoch that is written in a checkpoint beside its weights, under the name "epoch"; None: there is none.
+
+    Raises:
+        InputError: the file cannot be read as `read_state` reads it.
+    """
+    if path.suffix == ".safetensors":
+        content: Any = load_state(path)[1]
+    else:
+        content = _read_plain(path)
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    return epoch if type(epoch) is int and epoch >= 0 else None
+
+
+def _read_plain(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError("checkpoint", str(path), "is missing", "Check the path")
+    try:
+        return _read_torch_file(path)
+    except Exception as error:  # a broken file can raise almost anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(
+            "checkpoint",
+            str(path),
+            f"cannot be read as plain weights ({reason})",
+            "Save model.state_dict(), best as safetensors",
+        ) from None
 
 
 def _read_torch_file(path: Path) -> Any:
