@@ -7,16 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipelines.cli.options import integers, parameter_options
 from rco.config.parameters import PARAMETERS, read_group
 from rco.core.errors import InputError
-
-if TYPE_CHECKING:
-    from rco.models.route import Route
 
 
 @click.command()
@@ -79,8 +76,10 @@ def import_route(
         click.echo(f"these epochs are counted from 0, a route's from 1: {files[0][0]} is {route.epochs[0]}, and so on")
     for c, (_, path) in zip(route.checkpoints, files, strict=True):
         click.echo(f"  epoch {c.epoch}: validation accuracy {100 * c.val_accuracy:.2f} % ({path.name})")
-    teacher_settings = {"teacher": teacher, "teacher_stem": teacher_stem, "teacher_embedding_dim": teacher_embedding_dim}
-    command = _command(route, {"route": output, **teacher_settings, **given})
+    networks = {"teacher": teacher, "teacher_stem": teacher_stem, "teacher_embedding_dim": teacher_embedding_dim}
+    if open_classes:  # which are found by embeddings: the students need them too
+        networks["student_embedding_dim"] = teacher_embedding_dim
+    command = _command({"route": output, **networks, **given})
     click.echo(f"the route is in {output}; use it with: {command}")
 
 
@@ -113,12 +112,12 @@ def _find_modules_here() -> None:
         sys.path.insert(0, here)
 
 
-def _command(route: Route, given: Mapping[str, Any]) -> str:
-    """The `rco run` along a route that was made with `given`; what is as in any run is left out."""
+def _command(given: Mapping[str, Any]) -> str:
+    """`rco run` with these parameters; those that are as in any run are left out, but for the names of teacher and data."""
     words = ["rco", "run"]
     for name, value in given.items():
         default = PARAMETERS[name].default
-        if value == default or (isinstance(default, list) and not value):
+        if name not in ("teacher", "dataset") and (value == default or (isinstance(default, list) and not value)):
             continue
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):
