@@ -13,7 +13,9 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import rco
 from pipelines.cli.main import main
+from rco.models.predict import predict
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
 from tests.in_process import settings_of
@@ -78,7 +80,7 @@ def test_some_epochs_of_a_folder(checkpoints: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--teacher-embedding-dim=6", "--open-classes=7,8,9")])
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 5])
 def test_the_last_line_can_be_followed(more: tuple[str, ...], count: int, tmp_path: Path) -> None:
     spec = NetworkSpec(**{**SPEC.written, "num_classes": 7, "embedding_dim": 6}) if more else SPEC
     for epoch in range(1, count + 1):
@@ -96,8 +98,7 @@ def test_the_last_line_has_what_the_data_need(pictures: Path, tmp_path: Path) ->
     settings_of(flat)
 
 
-@pytest.mark.parametrize("code", ["RepDistiller", "mdistiller"])
-@pytest.mark.parametrize("name", ["resnet8x4", "wrn-16-2", "vgg8", "mobilenetv2-t6-w0.5"])
+@pytest.mark.parametrize(("code", "name"), [("RepDistiller", "resnet8"), ("mdistiller", "wrn-16-1")])
 def test_what_the_literature_s_code_saves(code: str, name: str, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     folder.mkdir()
@@ -118,20 +119,10 @@ def test_what_the_literature_s_code_saves(code: str, name: str, pictures: Path, 
     route = Route.open(tmp_path / "route")
     assert route.epochs == (40, 120)
     # The answers on the probe images are those of the literature's networks.
-    labels, logits = route.probe()
-    expected = [_answers(network, pictures, tmp_path / "data") for network in theirs]
-    assert logits.shape == (2, len(labels), CLASSES)
-    for ours, wanted in zip(logits, expected, strict=True):
+    data = rco.prepare_dataset(str(pictures), tmp_path / "data", image_size=32)
+    for network, ours in zip(theirs, route.probe()[1], strict=True):
+        wanted, _ = predict(network, data.probe(), device="cpu", precision="fp32", workers=0)
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
-
-
-def _answers(network: torch.nn.Module, pictures: Path, folder: Path) -> np.ndarray:
-    import rco
-    from rco.models.predict import predict
-
-    data = rco.prepare_dataset(str(pictures), folder, image_size=32)
-    logits, _ = predict(network, data.probe(), device="cpu", precision="fp32", workers=0)
-    return logits
 
 
 def test_a_network_in_the_current_folder(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
