@@ -87,6 +87,9 @@ def _files(checkpoints: Sequence[Path], epochs: Sequence[int]) -> Sequence[tuple
     """(epoch, file) in the order of the epochs, as given or found."""
     from rco.training.checkpoint_files import find_checkpoints
 
+    for path in checkpoints:
+        if not path.exists():
+            raise InputError("checkpoint", str(path), "is missing", "Check the path")
     if epochs and not any(path.is_dir() for path in checkpoints):
         if len(epochs) != len(checkpoints):
             shown = ",".join(map(str, epochs))

@@ -123,6 +123,12 @@ def test_shortcuts_without_weights_are_refused() -> None:
         import_weights(ours("resnet20"), state, "a.pth", image_size=32)
 
 
+def test_vgg_without_batch_norm_is_refused() -> None:
+    state = {name: tensor for name, tensor in NETWORKS["vgg8"]().state_dict().items() if ".1." not in name}
+    with pytest.raises(InputError, match=r"lacks block0.1.weight"):
+        import_weights(ours("vgg8"), state, "a.pth", image_size=32)
+
+
 def test_a_student_beside_its_teacher_is_refused() -> None:
     state = {f"student.{name}": tensor for name, tensor in NETWORKS["resnet8"]().state_dict().items()}
     state |= {f"teacher.{name}": tensor for name, tensor in NETWORKS["wrn-16-1"]().state_dict().items()}
