@@ -14,6 +14,7 @@ from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources.kinds import source_digest
 from rco.models.config import ModelConfig
+from rco.models.modules import spec_of
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
 from rco.models.weights import state_digest
@@ -41,7 +42,7 @@ def prepare_dataset(dataset: str, folder: str | Path, **options: Any) -> Dataset
 
 def train_route(
     data: Dataset,
-    teacher: str,
+    teacher: str | nn.Module,
     folder: str | Path,
     *,
     train: TrainConfig | None = None,
@@ -54,14 +55,20 @@ def train_route(
     """Train a teacher and write its route into `folder`.
 
     Args:
+        teacher: a model's name, or a module of your own. A copy of it is trained, from its weights; its route is followed with
+            the module as `teacher` of `distill_student`.
         resume: folder or s3:// address for resume points, from which the same call goes on after an interruption; empty: none.
     """
     resolved = device.resolve(compute or ComputeConfig())
     device.prepare_process(resolved)
-    spec = NetworkSpec.of(ModelConfig(model=teacher, stem=stem, embedding_dim=embedding_dim), data.manifest)
+    spec = (
+        spec_of(teacher, data.manifest, "teacher")
+        if isinstance(teacher, nn.Module)
+        else NetworkSpec.of(ModelConfig(model=teacher, stem=stem, embedding_dim=embedding_dim), data.manifest)
+    )
     config = train or RunConfig().teacher_train
     identity = {
-        "teacher": spec,
+        "teacher": state_digest(teacher) if isinstance(teacher, nn.Module) else spec,
         "train": config,
         "checkpoint_every": checkpoint_every,
         "compute": resolved,
@@ -81,7 +88,7 @@ def distill_student(
     route: Route,
     data: Dataset,
     *,
-    teacher: str = "",
+    teacher: str | nn.Module = "",
     anchors: AnchorConfig | None = None,
     objective: ObjectiveConfig | None = None,
     train: TrainConfig | None = None,
@@ -94,8 +101,8 @@ def distill_student(
 
     Args:
         student: a model's name, or a module of your own (trained in place).
-        teacher: the name of the route's model. Needed if it is not of this project or torchvision: code is run because you name
-            it, never because a route does.
+        teacher: the name of the route's model, or a module like it (a copy gets the anchors' weights). Needed if it is not of
+            this project or torchvision: code is run because you name it, never because a route does.
         resume: as for `train_route`.
 
     Returns:
@@ -118,11 +125,15 @@ def distill_student(
     points = ResumePoints(str(resume), identity)
     rows = list(points.take("rows") or [])
     points.add("rows", lambda: rows)
+    if isinstance(teacher, nn.Module):
+        named: NetworkSpec | None = spec_of(teacher, data.manifest, "teacher")
+    else:
+        named = replace(route.network, model=teacher) if teacher else None
     epochs = distill_route(
         module,
         route,
         data,
-        teacher=replace(route.network, model=teacher) if teacher else None,
+        teacher=named,
         anchors=anchors,
         objective=objective,
         train=train,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +18,7 @@ from rco.core.errors import InputError
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--epochs", required=True, help="epoch of each checkpoint, in order: 10,20,40")
+@click.option("--epochs", default="", help="of files, the epoch of each, in order: 10,20,40; of a folder, the epochs to take")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="folder for the route")
 @click.option("--decay-epochs", default="", help="epochs after which that training decayed its learning rate")
 @click.option("--dataset", required=True, help="as in `rco run`: the data set that the students will learn from")
@@ -38,10 +41,11 @@ def import_route(
     teacher_embedding_dim: int,
     open_classes: str,
 ) -> None:
-    """Make a route from CHECKPOINTS of a training that is over, oldest first.
+    """Make a route from the CHECKPOINTS of a training that is over: a folder of them, or files.
 
-    Each is a state dict: safetensors, or a torch file read with weights_only. One checkpoint gives plain distillation.
-    Use the route with `rco run --route OUTPUT --teacher NAME --dataset NAME`.
+    Each is a state dict: safetensors, or a torch file read with weights_only. Their epochs are found in their names
+    (ckpt_epoch_40.pth, epoch_40, model_40.pt) or in the files, unless --epochs gives them. One checkpoint gives plain
+    distillation. The last line says how to use the route.
     """
     from rco.data.dataset import Dataset
     from rco.data.prepare import prepare
@@ -52,12 +56,12 @@ def import_route(
     from rco.training import route as routes
     from rco.training.config import ComputeConfig
 
-    numbers = integers("epochs", epochs)
-    if len(numbers) != len(checkpoints):
-        raise InputError("epochs", epochs, f"names {len(numbers)} epochs for {len(checkpoints)} checkpoints", "Give one each")
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("output", str(output), "is not empty", "Name a new folder")
-    config = read_group("data", {**flags, "dataset": dataset, "image_size": image_size, "open_classes": open_classes})
+    files = _files(checkpoints, integers("epochs", epochs))
+    _find_modules_here()
+    given = {**flags, "dataset": dataset, "image_size": image_size, "open_classes": open_classes}
+    config = read_group("data", given)
     check_source(config)
     compute = device.resolve(ComputeConfig())
     device.prepare_process(compute)
@@ -66,15 +70,61 @@ def import_route(
         prepare(config, Path(scratch) / "data", source_digest(config))
         data = Dataset.open(Path(scratch) / "data")
         spec = NetworkSpec.of(ModelConfig(model=teacher, stem=teacher_stem, embedding_dim=teacher_embedding_dim), data.manifest)
-        click.echo(f"measuring {len(checkpoints)} checkpoints of {teacher}")
-        route = routes.import_route(
-            list(zip(numbers, checkpoints, strict=True)),
-            data,
-            spec,
-            compute,
-            output,
-            decay_epochs=integers("decay_epochs", decay_epochs),
-        )
-    for c in route.checkpoints:
-        click.echo(f"  epoch {c.epoch}: validation accuracy {100 * c.val_accuracy:.2f} %")
-    click.echo(f"the route is in {output}; use it with: rco run --route {output} --teacher {teacher} --dataset {dataset}")
+        click.echo(f"measuring {len(files)} checkpoints of {teacher}")
+        route = routes.import_route(files, data, spec, compute, output, decay_epochs=integers("decay_epochs", decay_epochs))
+    if route.epochs[0] != files[0][0]:
+        click.echo(f"these epochs are counted from 0, a route's from 1: {files[0][0]} is {route.epochs[0]}, and so on")
+    for c, (_, path) in zip(route.checkpoints, files, strict=True):
+        click.echo(f"  epoch {c.epoch}: validation accuracy {100 * c.val_accuracy:.2f} % ({path.name})")
+    networks = {"teacher": teacher, "teacher_stem": teacher_stem, "teacher_embedding_dim": teacher_embedding_dim}
+    if open_classes:  # which are found by embeddings: the students need them too
+        networks["student_embedding_dim"] = teacher_embedding_dim
+    command = _command({"route": output, **networks, **given})
+    click.echo(f"the route is in {output}; use it with: {command}")
+
+
+def _files(checkpoints: Sequence[Path], epochs: Sequence[int]) -> Sequence[tuple[int, Path]]:
+    """(epoch, file) in the order of the epochs, as given or found."""
+    from rco.training.checkpoint_files import find_checkpoints
+
+    for path in checkpoints:
+        if not path.exists():
+            raise InputError("checkpoint", str(path), "is missing", "Check the path")
+    if epochs and not any(path.is_dir() for path in checkpoints):
+        if len(epochs) != len(checkpoints):
+            shown = ",".join(map(str, epochs))
+            raise InputError("epochs", shown, f"names {len(epochs)} epochs for {len(checkpoints)} checkpoints", "Give one each")
+        return list(zip(epochs, checkpoints, strict=True))
+    found = find_checkpoints(checkpoints)
+    if found.left_out:
+        more = f" and {len(found.left_out) - 3} more" if len(found.left_out) > 3 else ""
+        click.echo(f"left out, for they say no epoch: {', '.join(found.left_out[:3])}{more}")
+    if not epochs:
+        return found.files
+    by_epoch = dict(found.files)
+    if missing := [epoch for epoch in epochs if epoch not in by_epoch]:
+        known = ", ".join(map(str, by_epoch))
+        raise InputError("epochs", missing[0], f"is not an epoch of the checkpoints in {checkpoints[0]}", f"They are: {known}")
+    return [(epoch, by_epoch[epoch]) for epoch in epochs]
+
+
+def _find_modules_here() -> None:
+    """Have modules of the current folder found, as by `rco run`, whose processes Python starts with -m."""
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """`rco run` with these parameters; those that are as in any run are left out, but for the names of teacher and data."""
+    words = ["rco", "run"]
+    for name, value in given.items():
+        default = PARAMETERS[name].default
+        if name not in ("teacher", "dataset") and (value == default or (isinstance(default, list) and not value)):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)

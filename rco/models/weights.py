@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rco.core.errors import InputError
 from rco.core.tensors import load_state
+from rco.models.keymaps.choose import choose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +40,10 @@ def require_fit(model: nn.Module, state: Mapping[str, Tensor], source: object) -
     Raises:
         InputError: names or shapes differ; the message gives the first three.
     """
-    expected = model.state_dict()
+    _require_same(model.state_dict(), state, source)
+
+
+def _require_same(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object) -> None:
     missing = [name for name in expected if name not in state]
     extra = [name for name in state if name not in expected]
     shapes = [
@@ -65,6 +69,31 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     model.load_state_dict(dict(state))
 
 
+def import_weights(model: nn.Module, state: Mapping[str, Tensor], source: object, *, image_size: int) -> None:
+    """Copy a state dict into a module, strictly, in our names or in those of the literature's code (`rco.models.keymaps`).
+
+    Args:
+        source: the file of the state dict, for the message.
+        image_size: of the images that the module is for, in pixels.
+
+    Raises:
+        InputError: as `require_fit`; or that code computes something else with images of this size.
+    """
+    ours = model.state_dict()
+    key_map = choose(ours, state)
+    if key_map:
+        _require_same({theirs: ours[name] for name, theirs in key_map.names.items()}, state, source)
+        if key_map.differs_at(image_size):
+            raise InputError(
+                "weights",
+                str(source),
+                f"are of a {key_map.family} that is not ours at {image_size} pixels: {key_map.difference}",
+                "Name the code that they were trained with: package.module:factory",
+            )
+        state = {name: state[theirs] for name, theirs in key_map.names.items()}
+    load_weights(model, state, source)
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Read a state dict from a safetensors file or a torch file; no objects are unpickled.
 
@@ -76,18 +105,7 @@ def read_state(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         state: Any = load_state(path)[0]
     else:
-        if not path.is_file():
-            raise InputError("checkpoint", str(path), "is missing", "Check the path")
-        try:
-            state = _read_torch_file(path)
-        except Exception as error:  # a broken file can raise almost anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(
-                "checkpoint",
-                str(path),
-                f"cannot be read as plain weights ({reason})",
-                "Save model.state_dict(), best as safetensors",
-            ) from None
+        state = _read_plain(path)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -98,6 +116,35 @@ def read_state(path: Path) -> dict[str, Any]:
     ):
         raise InputError("checkpoint", str(path), "holds no state dict", "Save model.state_dict(), best as safetensors")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def read_epoch(path: Path) -> int | None:
+    """The epoch that is written in a checkpoint beside its weights, under the name "epoch"; None: there is none.
+
+    Raises:
+        InputError: the file cannot be read as `read_state` reads it.
+    """
+    if path.suffix == ".safetensors":
+        content: Any = load_state(path)[1]
+    else:
+        content = _read_plain(path)
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    return epoch if type(epoch) is int and epoch >= 0 else None
+
+
+def _read_plain(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError("checkpoint", str(path), "is missing", "Check the path")
+    try:
+        return _read_torch_file(path)
+    except Exception as error:  # a broken file can raise almost anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(
+            "checkpoint",
+            str(path),
+            f"cannot be read as plain weights ({reason})",
+            "Save model.state_dict(), best as safetensors",
+        ) from None
 
 
 def _read_torch_file(path: Path) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from rco.data.dataset import Dataset
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.weights import load_weights, read_state
+from rco.models.weights import import_weights, read_state
 from rco.training.config import ComputeConfig
 
 
@@ -61,28 +64,59 @@ def import_route(
     *,
     decay_epochs: Sequence[int] = (),
 ) -> Route:
-    """Make a route from checkpoints of any training.
+    """Make a route from checkpoints of any training. The folder is whole, or it is not there.
 
     Args:
         files: (epoch, file) in increasing order of epochs. Each file is a state dict: safetensors, or a torch file that
-            is read with `weights_only`. A single file gives a route of one anchor, which is plain distillation.
-        decay_epochs: epochs after which that training decayed its learning rate, if known.
+            is read with `weights_only`. A single file gives a route of one anchor, which is plain distillation. Epochs that
+            are counted from 0 become those that are counted from 1, which a route has.
+        folder: is not there yet, or empty.
+        decay_epochs: epochs after which that training decayed its learning rate, if known, counted like those of the files.
 
     Raises:
-        InputError: epochs out of order, an unreadable file, weights that do not fit `spec`.
+        InputError: epochs out of order, an unreadable file, weights that do not fit `spec`, a folder with something in it.
     """
     epochs = [epoch for epoch, _ in files]
-    if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
-        raise InputError("epochs", epochs, "must increase, from 1 or more", "Name the checkpoints in the order of the training")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = []
-    for epoch, path in files:
-        model = spec.build()
-        load_weights(model, read_state(path), path)
-        file = checkpoint_file(epoch)
-        digest = save_network(folder / file, model, spec, epoch=epoch)
-        checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
-    return _write_measured(checkpoints, data, spec, compute, folder, decay_epochs, ())
+    if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 0:
+        raise InputError("epochs", epochs, "must increase, from 0 or more", "Name the checkpoints in the order of the training")
+    first = 1 if epochs[0] == 0 else 0
+    with _made_whole(folder) as scratch:
+        checkpoints = []
+        for counted, path in files:
+            epoch = counted + first
+            model = spec.build()
+            import_weights(model, read_state(path), path, image_size=spec.image_size)
+            file = checkpoint_file(epoch)
+            digest = save_network(scratch / file, model, spec, epoch=epoch)
+            checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
+        _write_measured(checkpoints, data, spec, compute, scratch, [epoch + first for epoch in decay_epochs], ())
+    return Route.open(folder)
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """A scratch folder on the file system of `folder`, which it becomes at the end of the block; of an error nothing is left.
+
+    Raises:
+        InputError: something else is there, at the start or at the end.
+    """
+    _require_new(folder)
+    folder = Path(os.path.abspath(folder))
+    beside = next(parent for parent in folder.parents if parent.is_dir())
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=beside))
+    try:
+        yield scratch
+        _require_new(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch.chmod(0o755)  # mkdtemp's 0700 would lock other users out
+        scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError("output", str(folder), "is not empty" if folder.is_dir() else "is a file", "Name a new folder")
 
 
 def _write_measured(

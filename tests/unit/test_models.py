@@ -414,6 +414,12 @@ def anything(**kwargs):
     assert sorted(kwargs) == ["image_size", "in_channels", "num_classes"]
     return three(**kwargs)
 
+def passes_on(**kwargs):
+    return Net(**kwargs)
+
+def sets_some(**kwargs):
+    return three(in_channels=1, image_size=8, **kwargs)
+
 class Net(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -457,6 +463,9 @@ def lazy(num_classes):
 def needs_more(num_classes, depth):
     return Net(num_classes)
 
+def confused(**kwargs):
+    return Net(kwargs["num_classes"], depth=3)
+
 def fails():
     raise KeyError("no such width")
 
@@ -479,7 +488,19 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("users")
 @pytest.mark.parametrize(
     "factory",
-    ["three", "classes_only", "anything", "Net", "Zoo.net", "reseeds", "double", "reads_its_weights", "shrinks"],
+    [
+        "three",
+        "classes_only",
+        "anything",
+        "passes_on",
+        "sets_some",
+        "Net",
+        "Zoo.net",
+        "reseeds",
+        "double",
+        "reads_its_weights",
+        "shrinks",
+    ],
 )
 def test_factories_that_work(factory: str) -> None:
     name = f"users_models:{factory}"
@@ -505,6 +526,7 @@ def test_factories_that_work(factory: str) -> None:
         ("users_models:constant", "cannot be called"),
         ("users_models:", "package.module:factory"),
         (":Net", "package.module:factory"),
+        ("users_models:confused", "unexpected keyword argument 'depth'"),
         ("users_models:fails", "KeyError: 'no such width'"),
         ("users_models:needs_more", "depth"),
         ("users_models:no_module", "torch.nn.Module"),

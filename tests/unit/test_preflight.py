@@ -215,6 +215,42 @@ class TestNotebook:
         assert not student.training
         assert [(row["stage"], row["anchor_epoch"]) for row in rows] == [(1, 2), (1, 2), (2, 4), (2, 4)]
 
+    def test_a_teacher_may_be_a_module(self, tmp_path: Path) -> None:
+        import torch
+        from torch import nn
+
+        import rco
+        from rco.strategies.config import AnchorConfig
+        from rco.training.config import TrainConfig
+        from tests.conftest import CPU
+
+        data = rco.prepare_dataset("digits", tmp_path / "data", probe_size=50)
+        train = TrainConfig(epochs=2, batch_size=128)
+        mine = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+        before = [p.detach().clone() for p in mine.parameters()]
+        options = {"train": train, "checkpoint_every": 1, "compute": CPU}
+        route = rco.train_route(data, mine, tmp_path / "route", **options)
+        assert all(torch.equal(a, b) for a, b in zip(before, mine.parameters(), strict=True))
+        assert route.history[-1]["val_accuracy"] > 2 * 0.1  # of ten classes
+        # The training began with the module's own weights: another begins elsewhere.
+        other = rco.train_route(data, nn.Sequential(*[*mine[:3], nn.Linear(16, 10)]), tmp_path / "other", **options)
+        assert other.checkpoints[0].sha256 != route.checkpoints[0].sha256
+        assert rco.train_route(data, mine, tmp_path / "again", **options).checkpoints == route.checkpoints
+        learning = {"anchors": AnchorConfig.of(strategy="equal-interval", n_anchors=2), "train": train, "compute": CPU}
+        _, rows = rco.distill_student("digits-mlp", route, data, teacher=mine, **learning)
+        assert [row["anchor_epoch"] for row in rows] == [1, 2]
+        assert all(torch.equal(a, b) for a, b in zip(before, mine.parameters(), strict=True))
+        with pytest.raises(InputError, match="Name it as teacher= to say that it may run"):
+            rco.distill_student("digits-mlp", route, data, **learning)
+        with pytest.raises(InputError, match=r"weights = .* has (unknown|other shapes)|lacks"):
+            rco.distill_student("digits-mlp", route, data, teacher=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), **learning)
+        for wrong, words in (
+            (nn.Linear(64, 10), "teacher = 'torch.nn.modules.linear:Linear': does not work with 1x8x8 images"),
+            (nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), r"yields a tensor of shape \(2, 9\) for 2 images"),
+        ):
+            with pytest.raises(InputError, match=words):
+                rco.train_route(data, wrong, tmp_path / "wrong", **options)
+
     def test_importing_rco_is_light(self) -> None:
         import subprocess
         import sys

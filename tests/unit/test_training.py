@@ -141,6 +141,48 @@ class TestRoute:
         with pytest.raises(InputError, match="belong to another model"):
             import_route(files[:1], data, STUDENT, CPU, tmp_path / "third")
 
+    def test_a_failed_import_leaves_nothing(
+        self, route: Route, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = [(c.epoch, route.folder / c.file) for c in route.checkpoints]
+        torch.save({"w": torch.zeros(1)}, tmp_path / "other.pt")
+        before = sorted(tmp_path.rglob("*"))
+        for output in (tmp_path / "new", tmp_path / "some" / "where" / "new"):
+            with pytest.raises(InputError, match="belong to another model"):
+                import_route([*files, (9, tmp_path / "other.pt")], data, TEACHER, CPU, output)
+            assert sorted(tmp_path.rglob("*")) == before
+
+        def fail(*_: object, **__: object) -> None:
+            assert len(list(tmp_path.rglob("*.safetensors"))) == len(files)  # all weights are written
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr("rco.training.route.predict", fail)
+            with pytest.raises(KeyboardInterrupt):
+                import_route(files, data, TEACHER, CPU, tmp_path / "new")
+        assert sorted(tmp_path.rglob("*")) == before
+        (tmp_path / "empty").mkdir()
+        for output in (tmp_path / "empty", tmp_path / "some" / "where" / "new"):
+            made = import_route(files, data, TEACHER, CPU, output)
+            made.verify()
+            assert made.folder == output
+            assert output.stat().st_mode & 0o777 == 0o755
+            assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
+        full = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match="is not empty"):
+            import_route(files[:1], data, TEACHER, CPU, output)
+        with pytest.raises(InputError, match="is a file"):
+            import_route(files[:1], data, TEACHER, CPU, tmp_path / "other.pt")
+        assert sorted(tmp_path.rglob("*")) == full
+
+    def test_epochs_from_0_are_counted_from_1(self, route: Route, data: Dataset, tmp_path: Path) -> None:
+        files = [(epoch, route.folder / route.checkpoints[0].file) for epoch in (0, 4, 9)]
+        made = import_route(files, data, TEACHER, CPU, tmp_path / "made", decay_epochs=(4,))
+        assert made.epochs == (1, 5, 10)
+        assert made.decay_epochs == (5,)
+        with pytest.raises(InputError, match="must increase, from 0 or more"):
+            import_route([(-1, files[0][1])], data, TEACHER, CPU, tmp_path / "other")
+
     def test_adopted_route_is_measured_again_only_on_other_data(self, route: Route, data: Dataset, tmp_path: Path) -> None:
         copy = adopt_route(route, data, TEACHER, CPU, tmp_path / "copy")
         assert copy.checkpoints == route.checkpoints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -15,6 +16,9 @@ from torch import nn
 
 from rco.core.errors import InputError
 from rco.models.families.layers import Dimensions, NetworkMaker, first_line
+
+# What Python says of a keyword argument that the called code does not take, or has already.
+_REFUSED = re.compile(r"(?:unexpected keyword argument|multiple values for (?:keyword )?argument) '(\w+)'")
 
 
 def find_maker(name: str, parameter: str, path: str = "") -> NetworkMaker:
@@ -65,7 +69,7 @@ def _call_factory(factory: Callable[..., Any], name: str, parameter: str, dimens
     if not dimensions.embedding_dim:
         del arguments["embedding_dim"]
     try:
-        network = factory(**_accepted(factory, arguments))
+        network = _call(factory, _accepted(factory, arguments))
     except Exception as error:
         raise InputError(
             parameter,
@@ -84,14 +88,32 @@ def _call_factory(factory: Callable[..., Any], name: str, parameter: str, dimens
     return network
 
 
+def _call(factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What `factory` yields. One that takes any keyword (**kwargs) may hand them to code that takes fewer, or has set some."""
+    while True:
+        try:
+            return factory(**arguments)
+        except TypeError as error:
+            match = _REFUSED.search(str(error))
+            if match is None or match[1] not in arguments or not _takes_any(factory):
+                raise
+            arguments = {name: value for name, value in arguments.items() if name != match[1]}
+
+
+def _takes_any(factory: Callable[..., Any]) -> bool:
+    try:
+        return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    except ValueError:  # some builtins have no signature
+        return False
+
+
 def _accepted(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `arguments` that `factory` takes by keyword."""
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # some builtins have no signature
         return arguments
-    kinds = {p.kind for p in parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
+    if _takes_any(factory):
         return arguments
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {n: v for n, v in arguments.items() if n in parameters and parameters[n].kind in by_keyword}
