@@ -8,10 +8,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -174,6 +178,57 @@ def part_of(folder: Path, device: str = "cpu") -> Part:
 def test_on_a_gpu(tmp_path: Path) -> None:
     part = replace(part_of(tmp_path, "cuda"), smoke=False)
     assert tests_on_gpu.run(part), part.saved(TESTS)
+
+
+@contextmanager
+def no_gpu_but_its_calls(trainer: GraphedTrainer) -> Iterator[list[str]]:
+    """What a capture calls, acted: it leaves weights and optimiser as they were, and a replay computes the step."""
+    called: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            called.append("replay")
+            trainer._whole_step()
+
+    @contextmanager
+    def capture(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+        called.append("capture")
+        weights, state = deepcopy(trainer.learner.state_dict()), deepcopy(trainer.optimizer.state_dict())
+        yield
+        trainer.learner.load_state_dict(weights)
+        trainer.optimizer.load_state_dict(state)
+
+    acted = {
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "Stream": mock.Mock(),
+        "current_stream": mock.Mock(),
+        "stream": lambda stream: called.append("apart") or nullcontext(),
+        "synchronize": mock.Mock(),
+    }
+    trainer.device = mock.Mock(type="cuda")
+    with mock.patch.multiple(torch.cuda, **acted):
+        yield called
+
+
+def test_a_graph_is_captured_once_and_replayed(digits: Path) -> None:
+    data, config = Dataset.open(digits), TrainConfig.of(epochs=2, batch_size=100, lr=0.1, milestones=(1,), augment="shift")
+    whole, rest = divmod(len(data.split("train")), 100)
+    assert rest, "there has to be a last batch of another size"
+    ended = []
+    for kind in (Trainer, GraphedTrainer):
+        teacher, student = (NetworkSpec.of(ModelConfig(model="digits-cnn-s"), data.manifest).build(s) for s in (0, 1))
+        anchor = LiveAnchor(teacher, data.manifest.image_shape, "cpu")
+        told = (student, data.split("train"), StageLoss(ObjectiveConfig()), config, CPU)
+        trainer = kind(*told, epochs=2, first_epoch=1, anchor=anchor)
+        if isinstance(trainer, GraphedTrainer):
+            with no_gpu_but_its_calls(trainer) as called:
+                list(trainer.epochs())
+        else:
+            list(trainer.epochs())
+        ended.append(student.state_dict())
+    assert called == ["apart"] * 3 + ["capture"] + ["replay"] * (2 * whole - 3)
+    assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
 
 
 @pytest.mark.parametrize("kept", [False, True])
