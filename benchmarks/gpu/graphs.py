@@ -1,7 +1,7 @@
 """Trials of what the loop of `rco.training.loop` does not do: compiled networks, and steps that are replayed as a CUDA graph.
 
 They have never run on a GPU. They train as that loop does (on a CPU, where a recorded step is simply called again, to the last
-bit: tests/unit/test_gpu_benchmark.py).
+bit: tests/release/test_gpu_benchmark.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What has never run on a GPU: data, augmentation, precisions, resume, kept logits, evaluation, every objective and network.
 
 Each check is a function of the device: it raises AssertionError if something is wrong, and returns what it has seen. They need
-no pytest; `tests/unit/test_gpu_benchmark.py` runs them on a CPU, and on a GPU where there is one.
+no pytest; `tests/release/test_gpu_benchmark.py` runs them on a CPU, and on a GPU where there is one.
 """
 
 from __future__ import annotations
