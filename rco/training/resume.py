@@ -5,7 +5,8 @@
     RCO_RESUME_EVERY   minutes between two points (5); 0: a point after every step
 
 Below RCO_RESUME/RUN/TASK/HASH, where HASH is that of the identity: all that the training depends on (settings, digests of its
-inputs, this package's code). So a point that is found is a point of this very computation, whichever process wrote it.
+inputs, this package's code), but not the number of its workers. So a point that is found is a point of this very computation,
+whichever process wrote it.
 `rco.training.resume_points` says what lies there.
 """
 
@@ -29,8 +30,10 @@ from rco.core.errors import DivergenceError, InputError, printable
 from rco.core.storage.addresses import is_remote, local_path
 from rco.core.storage.contents import remove
 from rco.core.tensors import load_metadata
-from rco.training.identity import complete, difference, name_of
+from rco.training.distributed import World
+from rco.training.identity import complete, difference, for_any_workers, name_of
 from rco.training.resume_points import FORMAT, HALF, MINUTES, POINT, VARIABLE, ResumePoints, clock, files_below, join
+from rco.training.shared_points import SharedPoints
 
 log = logging.getLogger("rco")
 
@@ -153,7 +156,7 @@ def _explained(error: DivergenceError, label: str, prefix: str, weights: str, fo
 
 
 def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> ResumePoints:
-    root = os.environ.get(VARIABLE, "")
+    root, identity = os.environ.get(VARIABLE, ""), for_any_workers(identity)
     if not root:
         return ResumePoints("", identity, files=files)
     text = os.environ.get(EVERY, "") or str(MINUTES)
@@ -167,6 +170,8 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
     above, key = _place(root, task, of)
     if not is_remote(root):
         _mention_others(local_path(above), key, of)
+    if not (world := World.current()).alone:
+        return SharedPoints(join(above, key), identity, every=every, files=files, world=world)
     return ResumePoints(join(above, key), identity, every=every, files=files)
 
 
@@ -198,7 +203,7 @@ def forget(task: str, identity: Mapping[str, Any]) -> None:
     root = os.environ.get(VARIABLE, "")
     if root and _shared():
         try:
-            remove(join(*_place(root, task, complete(identity, format=FORMAT))))
+            remove(join(*_place(root, task, complete(for_any_workers(identity), format=FORMAT))))
         except (InputError, OSError) as error:
             log.warning("resume points were not removed (%s)", error)
 
@@ -242,7 +247,7 @@ def interrupted(root: Path) -> list[tuple[float, int, Path]]:
 def _until_stopped(points: ResumePoints) -> Iterator[None]:
     """Answer SIGTERM with a last point, where it would just end the process, and points are kept."""
     main = threading.current_thread() is threading.main_thread()
-    if not points.folder or not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not points.keeps or not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
