@@ -48,6 +48,27 @@ def require_device(compute: ComputeConfig) -> None:
         )
 
 
+def count_workers(compute: ComputeConfig) -> int:
+    """How many workers a task has, here where it runs.
+
+    Raises:
+        InputError: as `require_device`; or fewer GPUs than workers.
+    """
+    require_device(compute)
+    if compute.device == "cpu":
+        return compute.workers_per_task or 1
+    there = torch.cuda.device_count()
+    asked = compute.workers_per_task or there
+    if asked > there:
+        raise InputError(
+            "workers_per_task",
+            asked,
+            f"needs a GPU for each, and there {'is' if there == 1 else 'are'} {there} here",
+            f"Use {there} or fewer, or 0; on a cluster, give the task more (train.gpus)",
+        )
+    return asked
+
+
 def prepare_process(compute: ComputeConfig) -> None:
     """Set this process up for resolved settings: thread count, and on CPU only algorithms that repeat bit for bit.
 

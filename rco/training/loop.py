@@ -43,8 +43,8 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
-    All workers of a task (`rco.training.distributed`) call it alike and get equal rows: each trains on its share of every batch,
-    and the gradients are the means over the whole. Statistics that a network takes of a batch are of the share, unless
+    All workers of a task (`rco.training.distributed`) call it alike and get equal rows. Each trains on its share of every
+    batch; the gradients are the means over the whole. Statistics that a network takes of a batch are of the share, unless
     `compute.sync_batchnorm`; the running ones are those of worker 0.
 
     Args:

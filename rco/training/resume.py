@@ -126,7 +126,7 @@ def _training(
     """The points of a training; a divergence is explained, and noted for the next attempt."""
     points = _from_environment(task, identity, files)
     if where := points.gave_up:
-        raise _Explained(
+        raise ExplainedError(
             f"{label}: {where}. An earlier attempt ended so, and this one would: settings, data and code are the same. Nothing "
             f"was computed. Change a setting, or delete {points.folder} to try all the same"
         )
@@ -136,10 +136,12 @@ def _training(
     except DivergenceError as error:
         repeats = points.diverged_before or points.computes_on == "cpu"
         weights = points.diverged(error, network, last_attempt=repeats)
-        raise _Explained(_explained(error, label, prefix, weights, points.folder)) from error
+        raise ExplainedError(_explained(error, label, prefix, weights, points.folder)) from error
 
 
-class _Explained(DivergenceError):  # noqa: N818 (it is the same error, in the words of a task)
+class ExplainedError(DivergenceError):
+    """A divergence in the words of a task."""
+
     def __init__(self, message: str) -> None:
         RuntimeError.__init__(self, message)
 
@@ -170,9 +172,10 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
     above, key = _place(root, task, of)
     if not is_remote(root):
         _mention_others(local_path(above), key, of)
-    if not (world := World.current()).alone:
-        return SharedPoints(join(above, key), identity, every=every, files=files, world=world)
-    return ResumePoints(join(above, key), identity, every=every, files=files)
+    world, folder = World.current(), join(above, key)
+    if not world.alone:
+        return SharedPoints(folder, identity, every=every, files=files, world=world)
+    return ResumePoints(folder, identity, every=every, files=files)
 
 
 def _place(root: str, task: str, identity: Mapping[str, Any]) -> tuple[str, str]:

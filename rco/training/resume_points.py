@@ -38,6 +38,8 @@ from rco.training.packing import packed, unpacked
 log = logging.getLogger("rco")
 
 VARIABLE = "RCO_RESUME"
+#: Names the file in which a launcher looks for how far the training is that it has started (`rco.tasks.launch`).
+PROGRESS = "RCO_PROGRESS"
 MINUTES = 5.0
 FORMAT = 1
 _KEPT = 2
@@ -319,6 +321,8 @@ class ResumePoints:
             temporary.unlink(missing_ok=True)
         for old in self._ordered()[_KEPT:]:
             remove(join(self.folder, old))
+        if watched := os.environ.get(PROGRESS):
+            Path(watched).write_text(f"{self.folder} {progress['epoch']} {progress['batches']}")
 
 
 def join(*parts: str) -> str:
