@@ -169,7 +169,7 @@ class Launch:
         died = f"{'the process' if self.workers == 1 else f'worker {rank} of {self.workers}'} {_ended(failure)}"
         progress, before = self._kept(), self._progress
         if rank:
-            _show_last_lines(failure, rank)
+            self._show_last_lines(rank)
         if not self.restarts:
             self.died = died
         elif len(self.reasons) == self.restarts:
@@ -185,6 +185,12 @@ class Launch:
             log.warning("%s; %s started again %s (%d of %d)", died, who, where, len(self.reasons), self.restarts)
             return True
         return False
+
+    def _show_last_lines(self, rank: int) -> None:
+        """What a worker that does not speak for all has written to its standard error since it was started."""
+        for file in self.folder.glob(f"logs/*/attempt_{len(self.reasons)}/{rank}/stderr.log"):
+            if said := file.read_text(errors="replace").splitlines():
+                print(f"worker {rank} said last:", *said[-_LINES:], sep="\n", flush=True)
 
     def _kept(self) -> str:
         path = self.folder / PROGRESS
@@ -216,13 +222,6 @@ def _ended(failure: ProcessFailure) -> str:
         return f"has ended with exit status {failure.exitcode}"
     hint = " (as when memory runs out)" if failure.exitcode == -signal.SIGKILL else ""
     return f"was killed by {signal.Signals(-failure.exitcode).name}{hint}"
-
-
-def _show_last_lines(failure: ProcessFailure, rank: int) -> None:
-    with contextlib.suppress(OSError):
-        said = Path(failure.error_file).with_name("stderr.log").read_text(errors="replace").splitlines()
-        if said:
-            print(f"worker {rank} said last:", *said[-_LINES:], sep="\n", flush=True)
 
 
 def _error(ending: Mapping[str, Any]) -> Exception:

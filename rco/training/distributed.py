@@ -237,17 +237,34 @@ def joined_group(compute: ComputeConfig) -> Iterator[World]:
     if sys.platform == "linux":  # a pod's host name may lead nowhere, and all workers are here
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
-    patience = timeout()
+    patience, rank, size = timeout(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "cpu:gloo,cuda:nccl" if compute.device == "cuda" else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if compute.device == "cuda" else "gloo", timeout=patience)
-    except (RuntimeError, ValueError) as error:
-        rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        dist.init_process_group(backend, store=_store(rank, size, patience), rank=rank, world_size=size, timeout=patience)
+    except RuntimeError as error:
         words = f"worker {rank} of {size}: the others did not come within {patience.total_seconds():g} s"
         raise WorkerLostError(f"{words} ({_brief(error)}). {_LONGER}") from error
     try:
         yield World.current()
     finally:
         dist.destroy_process_group()
+
+
+def _store(rank: int, size: int, patience: timedelta) -> Any:
+    """Where workers find each other: at the launcher's, if it has one, or at worker 0's."""
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0 and not served,
+        timeout=patience,
+        wait_for_workers=False,
+    )
+    # The launcher's still has the addresses of workers that have died.
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 _LONGER = f"If they are only slow, set {TIMEOUT} to more seconds"
