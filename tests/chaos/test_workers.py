@@ -18,6 +18,7 @@ from rco.tasks.check import check
 from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.runs import find_parent
+from tests.chaos.chain import worker_of
 from tests.unit.test_resume import FLAT, step_values
 
 
@@ -37,15 +38,6 @@ def started(folder: Path, digits: Path, name: str, workers: int, **environment: 
     )
 
 
-def worker(launcher: int, rank: int) -> int:
-    """The process of a worker."""
-    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        if b"RANK=%d" % rank in variables and b"rco.tasks.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return int(pid)
-    raise AssertionError(f"there is no worker {rank}")
-
-
 @pytest.mark.parametrize(("workers", "victim"), [(1, 0), (4, 2), (4, 0)])
 def test_a_killed_worker_ends_in_the_same_weights(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, victim: int
@@ -63,7 +55,7 @@ def test_a_killed_worker_ends_in_the_same_weights(
         while not list((tmp_path / "killed" / "resume").rglob("point-0000[3-9]-*")):
             assert hurt.poll() is None, hurt.communicate()[0]
             time.sleep(0.02)
-        os.kill(worker(hurt.pid, victim), signal.SIGKILL)
+        os.kill(worker_of(hurt.pid, victim), signal.SIGKILL)
         said, _ = hurt.communicate(timeout=300)
     finally:
         hurt.kill()

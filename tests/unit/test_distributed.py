@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rco.config.shape import STUDENT
 from rco.core.errors import InputError
 from rco.data.augment import augmented
 from rco.data.dataset import Dataset
 from rco.data.share import Share
+from rco.tasks.preflight import preflight
+from rco.tasks.validate import validate
 from rco.training.config import ComputeConfig
 from rco.training.device import resolve
 from rco.training.distributed import WorkerLostError, World, check_batch, joined_group
@@ -27,6 +30,7 @@ from rco.training.packing import packed, unpacked
 from rco.training.schedule import learning_rate
 from tests import workers
 from tests.conftest import CPU
+from tests.in_process import run_of
 
 SIZES = (2, 4)
 Results = Mapping[int, Mapping[str, list[dict[str, Any]]]]
@@ -229,6 +233,20 @@ class TestWorld:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(("parameters", "name"), [({"teacher_batch_size": 6}, "teacher_"), ({"batch_size": 6}, "")])
+    def test_a_batch_that_does_not_divide_is_refused_before_anything_runs(self, parameters: dict[str, int], name: str) -> None:
+        flat = {"teacher": "digits-cnn-s", "student": "digits-mlp", "device": "cpu", **parameters}
+        with pytest.raises(InputError, match=f"{name}batch_size = 6: cannot be shared by 4 workers"):
+            validate(run_of({**flat, "workers_per_task": 4}))
+        even = {"teacher_batch_size": 6, "batch_size": 6, "workers_per_task": 3}
+        assert validate(run_of({**flat, **even})).workers_per_task == 3
+
+    def test_a_task_that_needs_one_worker_does_not_depend_on_their_number(self) -> None:
+        flat = {"teacher": "digits-cnn-s", "student": "digits-mlp", "device": "cpu", "threads": 1}
+        one, two = (preflight(run_of({**flat, "workers_per_task": n})).branches[STUDENT] for n in (1, 2))
+        assert (one.init, one.anchors) == (two.init, two.anchors)
+        assert one.distill != two.distill
+
     def test_sync_batchnorm_on_a_cpu_is_refused(self) -> None:
         with pytest.raises(InputError, match="sync_batchnorm = True: needs GPUs"):
             ComputeConfig(device="cpu", sync_batchnorm=True)
