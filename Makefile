@@ -186,7 +186,7 @@ lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
 	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+		--extra dev --extra export -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		-c requirements.lock docker/mlflow-requirements.in -o docker/mlflow-requirements.lock
 
@@ -201,6 +201,9 @@ $(VENV)/.uv: requirements-uv.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@touch $@
 
+# A variable: its comma must not part the arguments of a call.
+DEVELOPING := [dev,export]
+
 ifeq ($(TORCH_BACKEND),)
 install = $(UV) pip install --require-hashes -r $(1) && $(UV) pip install -q --no-deps --no-build-isolation -e .
 else
@@ -212,7 +215,7 @@ $(VENV)/.run: $(VENV)/.uv requirements.lock pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
-	@$(call install,requirements-dev.lock,[dev])
+	@$(call install,requirements-dev.lock,$(DEVELOPING))
 	@touch $@ $(VENV)/.run
 
 # The same lock, but for PyTorch and what comes with it.
@@ -220,7 +223,7 @@ $(VENV)-oldest/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml
 	@$(PYTHON) -m venv --without-pip $(VENV)-oldest
 	@grep -vE '^ *(--hash|#)' requirements-dev.lock | sed 's/ *\\$$//' \
 		| grep -vE '^(torch|torchvision|triton|setuptools|cuda-|nvidia-)' > $(VENV)-oldest/constraints.txt
-	@VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(BIN)/uv pip install -c $(VENV)-oldest/constraints.txt 'torch==2.11.*' 'torchvision==0.26.*' -e '.[dev]'
+	@VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(BIN)/uv pip install -c $(VENV)-oldest/constraints.txt 'torch==2.11.*' 'torchvision==0.26.*' -e '.$(DEVELOPING)'
 	@touch $@
 
 # The peers alone; PyTorch and all else they need are this project's own, so that every contender runs the same.

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rco.core.words import counted
 from rco.tasks.services import FAIL, LIMIT, OK, WARN, Check, Finding, failed, gib, number, writable
 
 _SHARED_MEMORY = 2**30
@@ -210,7 +211,7 @@ def machine() -> list[Finding]:
 
     total, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit()
     memory = f"{gib(min(total, limit or total))} of memory" + (" (the container's limit)" if limit and limit < total else "")
-    facts = [f"{cpu_count()} cores", memory]
+    facts = [counted(cpu_count(), "core"), memory]
     shared = Path("/dev/shm")
     status, step = OK, ""
     if shared.is_dir():

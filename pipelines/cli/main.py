@@ -13,6 +13,7 @@ from pipelines.cli.cluster import compile_command, submit, upload, wait
 from pipelines.cli.machine import doctor
 from pipelines.cli.route import import_route
 from pipelines.cli.runs import compare, run, sweep, sync
+from pipelines.cli.ship import export, predict, serve
 from rco.config.plugins import failures
 from rco.core.errors import InputError, disk_full
 
@@ -40,5 +41,20 @@ def main() -> None:
     """Route Constrained Optimization: distil a student along its teacher's training route."""
 
 
-for command in (run, compare, sweep, sync, clean, compile_command, submit, upload, wait, doctor, import_route):
+for command in (
+    run,
+    compare,
+    sweep,
+    export,
+    predict,
+    serve,
+    sync,
+    clean,
+    compile_command,
+    submit,
+    upload,
+    wait,
+    doctor,
+    import_route,
+):
     main.add_command(command)

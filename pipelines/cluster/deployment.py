@@ -225,11 +225,11 @@ class Deployment:
     resume: str = _setting("", "where interrupted training goes on from: s3://bucket/key, or a folder on one of the volumes")
     check: TaskClass = field(
         default_factory=lambda: TaskClass(retries=0),
-        metadata={"help": "check, check_comparison: not tried again by default, they are there to fail at once"},
+        metadata={"help": "check: not tried again by default, they are there to fail at once"},
     )
     light: TaskClass = field(
         default_factory=TaskClass,
-        metadata={"help": "select_anchor, select_anchors, register_student, report, report_comparison, close_run"},
+        metadata={"help": "select_anchors, register_student, report, close_run"},
     )
     data: TaskClass = field(
         default_factory=lambda: TaskClass(cpu_request="1", memory_request="2Gi", memory_limit="16Gi", timeout="12h"),
@@ -245,7 +245,7 @@ class Deployment:
             timeout="2d",
             process_restarts=3,
         ),
-        metadata={"help": "train_teacher, init_student, distill_stage, evaluate, and those of all seeds of a branch"},
+        metadata={"help": "train_teacher, init_students, distill_students, evaluate_students"},
     )
 
     def __post_init__(self) -> None:

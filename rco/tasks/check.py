@@ -11,6 +11,7 @@ from typing import Any
 
 from rco.config.branches import Comparison
 from rco.config.plugins import require
+from rco.core.words import counted
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
 from rco.tasks.validate import costs_of_anchors
@@ -41,11 +42,12 @@ def check(
     settings = preflight(comparison, compiled={key: int(steps) for key, steps in compiled.items()})
     if comparison.is_run:
         compute = settings.teacher.compute
-        computing = (compute.device, compute.precision, compute.threads)
-        log.info("settings are sound; computing on %s in %s with %d threads", *computing)
+        computing = (compute.device, compute.precision, counted(compute.threads, "thread"))
+        log.info("settings are sound; computing on %s in %s with %s", *computing)
     else:
-        counts = len(comparison.branches), len(comparison.seeds)
-        log.info("%d branches, %d seeds: %d students", *counts, counts[0] * counts[1])
+        branches, seeds = len(comparison.branches), len(comparison.seeds)
+        counts = (counted(branches, "branch", "branches"), counted(seeds, "seed"), counted(branches * seeds, "student"))
+        log.info("%s, %s: %s", *counts)
     for cost in costs_of_anchors(comparison.branches):
         log.info("%s", cost)
     context = Context.from_environment()

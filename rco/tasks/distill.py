@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rco.config.branches import branch_params, student_key
+from rco.core.words import counted
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
 from rco.tasks.launch import in_workers
@@ -56,8 +57,11 @@ def distill_students(
         for seed, of_seed in stages.items():
             before, after = seed_folder(students, seed), seed_folder(distilled, seed)
             if not of_seed and _world().main:
-                shutil.copytree(before, after)
-            made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, student=before, distilled=after))
+                shutil.copytree(before, after, dirs_exist_ok=True)
+            # Beside what is handed on: a process that is killed leaves it there.
+            with _scratch(distilled.parent) as scratch:
+                folders = {"student": before, "distilled": after, "scratch": scratch}
+                made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, **folders))
     return _figures(s, made)
 
 
@@ -71,6 +75,7 @@ def _train(
     route: Route,
     student: Path,
     distilled: Path,
+    scratch: Path,
 ) -> list[dict[str, Any]]:
     """The stages of one student, one after the other; returns the figures of each."""
     key, single = student_key(s.branch, seed), replace(s.stage, train=replace(s.stage.train, seed=seed))
@@ -81,28 +86,26 @@ def _train(
         tags = {"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind}
     figures = []
     world = _world()
-    with _scratch(distilled.parent) as scratch:
-        for i, stage in enumerate(stages):
-            out = distilled if i == len(stages) - 1 else scratch / f"stage-{stage.stage}"
-            anchor = scratch / "anchor"
-            if world.main:
-                _write_anchors(anchor, route, stage.anchors, student, s.stage.objective.tau)
-            world.barrier()  # anchors, and the student of the stage before, lie there
-            figures.append(
-                distill_stage(
-                    single,
-                    stage,
-                    dataset=dataset,
-                    anchor=anchor,
-                    student=student,
-                    distilled=out,
-                    key=key,
-                    params=params,
-                    tags=tags,
-                    resumable=group.resumable,
-                )
+    for i, stage in enumerate(stages):
+        out = distilled if i == len(stages) - 1 else scratch / f"stage-{stage.stage}"
+        if world.main:
+            _write_anchors(scratch / f"anchor-{stage.stage}", route, stage.anchors, student, s.stage.objective.tau)
+        world.barrier()  # anchors, and the student of the stage before, lie there
+        figures.append(
+            distill_stage(
+                single,
+                stage,
+                dataset=dataset,
+                anchor=scratch / f"anchor-{stage.stage}",
+                student=student,
+                distilled=out,
+                key=key,
+                params=params,
+                tags=tags,
+                resumable=group.resumable,
             )
-            student = out
+        )
+        student = out
     return figures
 
 
@@ -138,5 +141,6 @@ def _figures(s: DistillSettings, made: list[list[dict[str, Any]]]) -> dict[str, 
     found = sum(bool(stages) and all("trained_by" in stage for stage in stages) for stages in made)
     passed_on = sum(not stages for stages in made)
     trained = len(made) - found - passed_on
-    log.info("%s: %d students trained, %s%d passed on", s.branch, trained, f"{found} found, " if found else "", passed_on)
+    ready = f"{found} found, " if found else ""
+    log.info("%s: %s trained, %s%d passed on", s.branch, counted(trained, "student"), ready, passed_on)
     return {"branch": s.branch, "trained": trained, **({"found": found} if found else {})}

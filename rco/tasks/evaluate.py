@@ -24,7 +24,6 @@ from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import EvaluateSettings
 from rco.tasks.students import STUDENT, load_student, seed_folder
 from rco.tracking.record import Record
-from rco.training.config import ComputeConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,12 +61,12 @@ def evaluate_students(
     manifest, converged = data.manifest, Route.open(anchors).checkpoints[-1]
     spec = NetworkSpec.of(s.teacher, manifest)
     network = load_network(anchors / converged.file, expected_sha256=converged.sha256, spec=spec)
-    teacher = _measure(network, data, s, "the teacher")
+    teacher = _measure(network, data, s, "teacher")
     measured = []
     for seed in s.seeds:
         folder, out, key = seed_folder(students, seed), seed_folder(evaluation, seed), student_key(s.branch, seed)
         model = load_student(folder, NetworkSpec.of(s.student, manifest))
-        student = _measure(model, data, s, key if s.branch else "the student")
+        student = _measure(model, data, s, "student")
         if teacher is None or student is None:
             continue
         document = {
@@ -92,7 +91,8 @@ def evaluate_students(
         Record.read(folder).write(out)
         if s.in_depth:
             write_example(out, data, model.cpu())
-        log.info("%s: test accuracy %.2f %%", key, 100 * student.figures["accuracy"])
+        if s.branch:
+            log.info("%s: test accuracy %.2f %%", key, 100 * student.figures["accuracy"])
         measured.append(replace(student, logits=student.logits[:0]))  # of all seeds they may not fit into memory
     if teacher is None:  # the first worker has the figures
         return {}
@@ -119,17 +119,18 @@ class _Answers:
     unseen: dict[str, Any] | None
 
 
-def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, words: str) -> _Answers | None:
+def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, role: str) -> _Answers | None:
     """Measure a network; in the first worker of several, which share the images."""
     from rco.evaluation.classification import measure
     from rco.evaluation.cost import count_macs, latency, parameter_count
     from rco.training.distributed import World, answers
 
     test, manifest = data.split("test"), data.manifest
-    log.info("measuring %s on %d test images", words, len(test))
+    if s.in_depth:
+        log.info("measuring the %s on %d test images", role, len(test))
     model.to(s.compute.device)
     logits, labels = answers(model, test, s.compute)
-    unseen = measure_unseen(model, data, s.compute) if manifest.open_classes else None
+    unseen = _measure_unseen(model, data, s, role) if manifest.open_classes else None
     if not World.current().main:
         return None
     everything = measure(logits, labels, manifest.num_classes)
@@ -146,13 +147,19 @@ def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, words: str) -
     )
 
 
-def measure_unseen(model: Any, data: Dataset, compute: ComputeConfig) -> dict[str, Any]:
+def _measure_unseen(model: nn.Module, data: Dataset, s: EvaluateSettings, role: str) -> dict[str, Any]:
     """What `rco.evaluation.openset.measure` says of a network's embeddings of the open classes."""
     from rco.models.embeddings import Embedder
     from rco.training.distributed import World, answers
 
-    images = data.split("open")
-    log.info("comparing its embeddings of %d images of %d unseen classes", len(images), len(data.manifest.open_classes))
+    images, compute = data.split("open"), s.compute
+    if s.in_depth:
+        log.info(
+            "comparing the %s's embeddings of %d images of %d unseen classes",
+            role,
+            len(images),
+            len(data.manifest.open_classes),
+        )
     vectors, labels = answers(Embedder(model), images, compute)
     return openset.measure(vectors, labels) if World.current().main else {}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rco.data.dataset import Dataset
+from rco.data.inputs import Inputs
 from rco.evaluation.statistics import require_same_data
 from rco.models.spec import NetworkSpec
 from rco.tasks.process import log, read_settings, task
@@ -37,5 +38,7 @@ def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path)
     for seed in s.seeds:
         model = spec.build(seed)
         logits = distillation.probe_logits(model.to(s.compute.device), data, s.compute)
-        save_student(seed_folder(students, seed), model, spec, logits)
+        folder = seed_folder(students, seed)
+        save_student(folder, model, spec, logits)
+        Inputs.of(data.manifest).write(folder)
         log.info("initial student %s, seed %d", spec.model, seed)

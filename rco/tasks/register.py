@@ -10,6 +10,7 @@ from rco.config.filing import Filing
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.tensors import load_arrays, load_state
+from rco.data.inputs import FILE as INPUTS
 from rco.evaluation.measured import read_evaluation
 from rco.models.spec import described, load_network
 from rco.tasks.process import log, read_settings, task
@@ -91,4 +92,5 @@ def _register(s: Filing, context: Context, weights: Path, digest: str, evaluatio
         weights=weights,
         sha256=digest,
         params={"model": spec.model, "image_size": spec.image_size, "num_classes": spec.num_classes},
+        beside=[path for path in (weights.with_name(INPUTS),) if path.is_file()],  # in an outbox of 0.1 it is not
     )

@@ -91,7 +91,10 @@ def report(
             parent=s.parent,
             deliveries=[
                 Delivery(record=Record.read(route_index)),
-                *(_delivery(student, route, form.metrics(student), s.references) for student in measured),
+                *(
+                    delivery_of(student.record, route, form.metrics(student), s.references.get(student.branch, ""))
+                    for student in measured
+                ),
             ],
             headline=headline_figures(summary),
             note=form.note(summary),
@@ -115,17 +118,21 @@ def headline_figures(summary: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def _delivery(student: Student, route: Path, metrics: Mapping[str, float], references: Mapping[str, str]) -> Delivery:
+def delivery_of(record: Record, route: Path, metrics: Mapping[str, float], reference: str = "") -> Delivery:
+    """A student as the server must know it, with every anchor that it has learnt from.
+
+    Args:
+        route: of its teacher.
+        metrics: final figures.
+        reference: the branch that its own is compared with.
+    """
     anchors = {
-        int(anchor["epoch"]): partial(_anchor_of, route, student.record, k, int(anchor["index"]))
-        for k, stage in enumerate(student.record.stages)
+        int(anchor["epoch"]): partial(_anchor_of, route, record, k, int(anchor["index"]))
+        for k, stage in enumerate(record.stages)
         if stage["teacher_forward_passes"]
         for anchor in stage["anchors"]
     }
-    reference = references.get(student.branch, "")
-    return Delivery(
-        record=student.record, anchors=anchors, metrics=metrics, tags={"rco.reference": reference} if reference else {}
-    )
+    return Delivery(record=record, anchors=anchors, metrics=metrics, tags={"rco.reference": reference} if reference else {})
 
 
 @contextmanager

@@ -95,21 +95,26 @@ def healthy(findings: Iterable[Finding]) -> bool:
 
 
 def services(context: Context, addresses: Iterable[str] = (), open_run: Callable[[], str] | None = None) -> dict[str, Check]:
-    """The checks of MLflow, S3 and the store of resume points, as far as the environment or the arguments name them.
+    """The checks of MLflow, S3 and the stores of resume points and results, as far as the environment or the arguments name
+    them.
 
     Args:
         context: names the MLflow server; without an address it is not checked.
-        addresses: s3:// addresses to check beside those of RCO_RESUME and RCO_ARTIFACT_ROOT.
+        addresses: s3:// addresses to check beside those of RCO_RESUME, RCO_RESULTS and RCO_ARTIFACT_ROOT.
         open_run: as for `rco.tracking.probe.probe`.
     """
     checks: dict[str, Check] = {}
     if context.tracking_uri:
         checks["MLflow"] = partial(mlflow, context, open_run)
-    resume = os.environ.get("RCO_RESUME", "")
-    for uri in dict.fromkeys(uri for uri in (*addresses, resume, context.artifact_root) if is_remote(uri)):
+    stores = {name: os.environ.get(f"RCO_{name.upper()}", "") for name in ("resume", "results")}
+    if stores["resume"] and stores["results"].startswith(f"{stores['resume'].rstrip('/')}/"):
+        del stores["results"]
+    for uri in dict.fromkeys(uri for uri in (*addresses, *stores.values(), context.artifact_root) if is_remote(uri)):
         checks[f"S3 {uri}"] = partial(s3, uri)
-    if resume and not is_remote(resume):
-        checks["resume"] = partial(writable, "resume", local_path(resume), "Check RCO_RESUME, and that its volume is mounted")
+    for name, place in stores.items():
+        if place and not is_remote(place):
+            remedy = f"Check RCO_{name.upper()}, and that its volume is mounted"
+            checks[name] = partial(writable, name, local_path(place), remedy)
     return checks
 
 

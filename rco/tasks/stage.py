@@ -16,6 +16,7 @@ from rco.core.files import sha256_of
 from rco.core.settings import jsonable
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
+from rco.data.inputs import Inputs
 from rco.models.route import Anchor, anchor_folders
 from rco.models.spec import NetworkSpec
 from rco.models.weights import load_weights
@@ -341,4 +342,5 @@ def _conclude(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any
     }
     record.stages = [*(other for other in record.stages if other["stage"] != stage.stage), summary]
     record.write(distilled)
+    Inputs.of(loaded.data.manifest).write(distilled)
     return {"stage": stage.stage, "anchor_epochs": list(stage.anchor_epochs), **results}

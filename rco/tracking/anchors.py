@@ -30,7 +30,7 @@ def log_anchor(run: ModelRun, folder: Path) -> None:
     """Make an anchor known as a LoggedModel, and the run as one that learnt from it. Does nothing if the run has it already.
 
     Args:
-        folder: with anchor.json and the checkpoint, as `rco.tasks.selection.select_anchor` writes it.
+        folder: with anchor.json and the checkpoint, as `rco.tasks.selection.write_anchor` writes it.
 
     Raises:
         InputError: the checkpoint is damaged.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from rco.models.route import Anchor
 from rco.tracking.anchors import anchor_tag, log_anchor
 from rco.tracking.context import Context
 from rco.tracking.model_run import ModelRun
@@ -32,29 +30,6 @@ class Delivery:
     anchors: Mapping[int, Callable[[], AbstractContextManager[Path]]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-
-
-def run_deliveries(records: Iterable[Record], anchors: Iterable[Path], student_metrics: Mapping[str, float]) -> list[Delivery]:
-    """The deliveries of a pipeline run with one student.
-
-    Args:
-        records: of the teacher and the student; the student's key is "student".
-        anchors: folders of the anchors that the student learnt from.
-        student_metrics: final figures of the student's run.
-    """
-    by_epoch: dict[int, Callable[[], AbstractContextManager[Path]]] = {
-        Anchor.read(folder).epoch: partial(_unchanged, folder) for folder in anchors
-    }
-    return [
-        Delivery(record=record, anchors=by_epoch, metrics=student_metrics)
-        if record.key == "student"
-        else Delivery(record=record)
-        for record in records
-    ]
-
-
-def _unchanged(folder: Path) -> AbstractContextManager[Path]:
-    return nullcontext(folder)
 
 
 def deliver(

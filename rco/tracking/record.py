@@ -103,7 +103,7 @@ class _StageAnchor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """The fields of a stage (written by `rco.tasks.distill.distill_stage`) that later tasks read.
+    """The fields of a stage (written by `rco.tasks.stage.distill_stage`) that later tasks read.
 
     Attributes:
         anchors: all of them, in the order of their epochs; what else begins with anchor_ is of the last.

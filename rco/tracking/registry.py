@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +45,7 @@ def register(
     weights: Path,
     sha256: str,
     params: Mapping[str, Any],
+    beside: Sequence[Path] = (),
 ) -> str:
     """Register a student as a model to serve; returns the version.
 
@@ -56,6 +57,7 @@ def register(
         example: (B, C, H, W) float32, pixels in 0..1; B of 2 or more, so that the exporter leaves the batch size open.
         expected: (B, K) float32, the logits for the example.
         weights: the safetensors file.
+        beside: other files to keep with it.
     """
     import mlflow
     from mlflow.models import infer_signature
@@ -80,7 +82,7 @@ def register(
             serialization_format="pt2",
             signature=signature,
             input_example=example,
-            extra_files=[str(weights)],
+            extra_files=[str(weights), *map(str, beside)],
             pip_requirements=[
                 f"torch=={torch.__version__.split('+')[0]}",
                 f"torchvision=={torchvision.__version__.split('+')[0]}",

@@ -30,8 +30,9 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 
 from rco.core.files import sha256_of
+from rco.tasks.report import delivery_of
 from rco.tracking.context import Context
-from rco.tracking.delivery import deliver, run_deliveries
+from rco.tracking.delivery import deliver
 from rco.tracking.record import Record
 from rco.tracking.registry import registered_version
 from rco.tracking.runs import open_parent, require_parent
@@ -148,7 +149,7 @@ def _registered(step: Step, folder: Path, context: Context, result: Any) -> None
     """Raise unless the registry has this student once, and as it was made."""
     name = step.arguments["settings"]["registered_model"]
     versions = context.client().search_model_versions(f"name = '{name}'")
-    digest = sha256_of(Path(str(step.arguments["student"])) / "student.safetensors")
+    digest = sha256_of(Path(str(step.arguments["students"])) / "seed-0" / "student.safetensors")
     if len(versions) != 1 or str(versions[0].version) != str(result["version"]) or not result["champion"]:
         raise BrokenPromiseError(f"the registry has {len(versions)} versions of it, and the task says {result}")
     if versions[0].tags.get("rco.sha256") != digest or not registered_version(context, name, digest):
@@ -377,9 +378,9 @@ def tracking_down(place: Place, fault: Fault, step: Step, name: str, rng: random
         raise BrokenPromiseError(f"the work stopped because tracking did: {ended.text[-800:]}")
     same(place, step, folder)
     # What the report does, with the server back.
-    record = Record.read(folder / step.outputs[-1])
-    anchors = [] if step.task == "train_teacher" else [Path(str(step.arguments["anchor"]))]
-    deliver(context, run_deliveries([record], anchors, {}), headline={}, files=[])
+    records = [Record.read(path.parent) for path in sorted(folder.rglob("record.json"))]
+    anchors = Path(str(step.arguments.get("anchors", folder / step.outputs[0])))
+    deliver(context, [delivery_of(record, anchors, {}) for record in records], headline={}, files=[])
     tracked(place, step, folder, context)
     fault.seconds_lost = ended.seconds - usual
     fault.outcome = "same result"

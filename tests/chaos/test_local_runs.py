@@ -91,7 +91,7 @@ def test_a_run_that_was_killed_goes_on_inside_its_task(tmp_path: Path, monkeypat
     assert {"prepare-data", "train-teacher", "init-students"} <= last.cached
     assert last.summary["stages"][0]["anchor_sha256"] == sha256_of(whole / "route" / "epoch-0006.safetensors")
     ours = home / "last-run" / "student" / "student.safetensors"
-    assert sha256_of(ours) == sha256_of(whole / "student-1" / "student.safetensors")
+    assert sha256_of(ours) == sha256_of(whole / "students-1" / "seed-0" / "student.safetensors")
     _, children = runs_of(home, last.summary["parent_run_id"])
     for key, record in records.items():
         for metric in ("loss", "val_accuracy", "lr"):

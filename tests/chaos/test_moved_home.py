@@ -122,14 +122,14 @@ def test_a_run_after_half_a_cache_is_gone_is_the_same(first: Ran) -> None:
     expected = weights(first.home)
     (job,) = (job for job in (first.home / "pipeline").iterdir() if (job / "train-teacher").is_dir())
     shutil.rmtree(job / "train-teacher" / "route_index")
-    assert Ran(first.home, **ONE_STAGE).cached == {"prepare-data", "init-student"}
+    assert Ran(first.home, **ONE_STAGE).cached == {"prepare-data", "init-students"}
     assert weights(first.home) == expected
 
 
 def test_cleaning_under_a_run_takes_nothing_that_it_needs(first: Ran) -> None:
     expected = weights(first.home)
     for entry in (first.home / "cache").iterdir():
-        if "init-student" not in entry.read_text():
+        if "init-students" not in entry.read_text():
             entry.unlink()
     process = zygote.cli("run", "--home", str(first.home), *flags(tiny(**ONE_STAGE)))
     deadline = time.monotonic() + 120

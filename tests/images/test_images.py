@@ -51,7 +51,7 @@ def test_labels_and_user(built: Built, checkout: Checkout, which: str) -> None:
     labels = config["Labels"]
     assert labels["org.opencontainers.image.title"] == {"rco": "rco-python", "mlflow": "rco-mlflow"}[which]
     assert labels["org.opencontainers.image.revision"].startswith(checkout.revision[:12])
-    assert labels["org.opencontainers.image.version"] == "0.1.0"
+    assert labels["org.opencontainers.image.version"] == "0.2.0"
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert labels.get("rco.content") == {"rco": built.record["content"], "mlflow": None}[which]
     # A number, so that Kubernetes can see that it is not root.
@@ -151,7 +151,7 @@ def test_what_is_installed_is_what_the_lock_says(built: Built) -> None:
     installed = {tuple(line.split()) for line in said if line}
     lock = (ROOT / "requirements.lock").read_text()
     locked = set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
-    assert installed - locked == {("rco", "0.1.0")}
+    assert installed - locked == {("rco", "0.2.0")}
     assert {"torch", "torchvision", "mlflow", "kfp", "boto3"} <= {name for name, _ in installed}
 
 

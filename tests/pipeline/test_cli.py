@@ -115,7 +115,7 @@ def test_commands_start_light() -> None:
     ("line", "shown"),
     [
         ("    rco | stage 1: anchor epoch 4\n", "  stage 1: anchor epoch 4"),
-        ("21:22:09.227 - INFO - Executing task \x1b[96m'distill-stage'\x1b[0m\n", "distill-stage"),
+        ("21:22:09.227 - INFO - Executing task \x1b[96m'distill-students'\x1b[0m\n", "distill-students"),
         ("Task train-teacher cache hit (key=abc); skipping execution.\n", "train-teacher: unchanged, taken from the cache"),
         ("    [KFP Executor 2026-11-23 INFO]: Got executor_input:\n", None),
     ],

@@ -168,7 +168,7 @@ def test_retries_and_timeouts(compiled: Compiled) -> None:
         assert t.kubernetes.active_deadline_seconds == seconds("timeout", t.given.timeout)
         policy = t.spec.retry_policy
         assert policy.max_retry_count == t.given.retries
-        if t.component in ("check", "check-comparison"):
+        if t.component == "check":
             assert not t.spec.HasField("retry_policy")
             continue
         assert policy.backoff_duration.seconds == seconds("backoff", t.given.backoff)

@@ -332,6 +332,10 @@ def test_only_what_is_named_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == ["MLflow", "S3 s3://b/resume", "S3 s3://b/mine", "S3 s3://b/artifacts"]
     monkeypatch.setenv("RCO_RESUME", "/mnt/resume")
     assert list(services.services(replace(nothing, artifact_root="file:///x"))) == ["resume"]
+    monkeypatch.setenv("RCO_RESULTS", "/mnt/resume/results")
+    assert list(services.services(nothing)) == ["resume"], "one check for what lies in one place"
+    monkeypatch.setenv("RCO_RESULTS", "s3://b/results")
+    assert list(services.services(nothing)) == ["S3 s3://b/results", "resume"]
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,7 @@ class TestTasks:
         stages = Stages(tmp_path, digits, route, objective="dkd")
         stages.run(1)
         assert sorted(p.name for p in stages.student.iterdir()) == [
+            "inputs.json",
             "probe.safetensors",
             "record.json",
             "student.safetensors",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from rco.core.files import sha256_of
 from rco.tasks.report import sync
 from rco.tracking import outbox
 from rco.tracking.context import Context
-from rco.tracking.delivery import run_deliveries
+from rco.tracking.delivery import Delivery
 from rco.tracking.record import Record
 from tests.unit.test_tracking import anchor, children, context, record, server, steps
 
@@ -24,10 +26,13 @@ __all__ = ["server"]  # a fixture
 
 
 def pending(folder: Path, learner: Record, epochs: tuple[int, ...] = (4, 8)) -> outbox.PendingReport:
-    anchors = [anchor(folder / f"epoch-{epoch:04d}", epoch, seed=epoch) for epoch in epochs]
+    anchors = {epoch: partial(nullcontext, anchor(folder / f"epoch-{epoch:04d}", epoch, seed=epoch)) for epoch in epochs}
     return outbox.PendingReport(
         parent={"experiment": "tests", "name": "late", "params": {"tau": 4.0}, "tags": {"rco.comparison": "true"}},
-        deliveries=run_deliveries([record("teacher", rows=2), learner], anchors, {"test_accuracy": 0.9}),
+        deliveries=[
+            Delivery(record=record("teacher", rows=2)),
+            Delivery(record=learner, anchors=anchors, metrics={"test_accuracy": 0.9}),
+        ],
         headline={"student_test_accuracy": 0.9},
         note="# It went well",
     )

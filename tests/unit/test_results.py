@@ -143,7 +143,7 @@ class TestFound:
         assert lines[1].endswith(
             "equal-interval/seed-0, stage 1, anchor epoch 1: found, trained by run first: nothing is trained"
         )
-        assert said().count("1 students trained, 2 found, 0 passed on") == 1
+        assert said().count("1 student trained, 2 found, 0 passed on") == 1
         for seed in (0, 1):
             assert hashes(before.student(seed)) == hashes(after.student(seed))
             assert (before.student(seed) / "record.json").read_text() == (after.student(seed) / "record.json").read_text()

@@ -20,7 +20,7 @@ from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, save_network
 from rco.tracking import anchors, epochs, registry
 from rco.tracking.context import Context, forgiving, without_credentials
-from rco.tracking.delivery import deliver, run_deliveries
+from rco.tracking.delivery import Delivery, deliver
 from rco.tracking.epochs import EpochBuffer
 from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
@@ -127,12 +127,12 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
     with tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     later, _ = opened(server, "later")
-    parent = deliver(later, run_deliveries([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
+    parent = deliver(later, [Delivery(record=travelling, metrics={"y": 2.0})], headline={"x": 1.0}, files=[])
     (original,), (copy,) = children(client, "origin"), children(client, "later")
     assert copy.data.tags["reused_from"] == original.info.run_id
     assert client.get_run(parent).data.tags["reused_from"] == original.info.run_id
     assert steps(client, copy.info.run_id) == [1]
-    again = deliver(later, run_deliveries([travelling], [], {"y": 2.0}), headline={"x": 1.0}, files=[])
+    again = deliver(later, [Delivery(record=travelling, metrics={"y": 2.0})], headline={"x": 1.0}, files=[])
     assert again == parent
     assert len(children(client, "later")) == 1
     assert steps(client, copy.info.run_id) == [1]
@@ -143,7 +143,7 @@ def test_cached_work_appears_under_the_new_parent_with_its_origin(server: Path) 
 def test_a_report_that_cannot_be_delivered_leaves_nothing_running(server: Path, tmp_path: Path) -> None:
     where, client = opened(server, "undelivered")
     with pytest.raises(OSError, match="nowhere"):
-        deliver(where, run_deliveries([record(rows=1)], [], {}), headline={}, files=[tmp_path / "nowhere.png"])
+        deliver(where, [Delivery(record=record(rows=1))], headline={}, files=[tmp_path / "nowhere.png"])
     parent = require_parent(where, client)
     assert {run.info.status for run in (parent, *children(client, "undelivered"))} == {"FINISHED"}
 
@@ -173,7 +173,7 @@ def test_a_deleted_run_is_made_again_from_the_record(server: Path) -> None:
     with tracked(where, travelling) as tracker:
         tracker.log(1, {"loss": 1.0})
     client.delete_run(children(client, "deleted")[0].info.run_id)
-    deliver(where, run_deliveries([travelling], [], {}), headline={}, files=[])
+    deliver(where, [Delivery(record=travelling)], headline={}, files=[])
     (child,) = children(client, "deleted")
     assert steps(client, child.info.run_id) == [1]
 
@@ -283,7 +283,7 @@ def test_a_server_that_was_away_at_the_start_gets_everything_from_the_report(
     assert "no parent run" in caplog.text
     assert travelling.origin is None
     _, client = opened(server, "late")
-    deliver(where, run_deliveries([travelling], [], {}), headline={}, files=[])
+    deliver(where, [Delivery(record=travelling)], headline={}, files=[])
     (child,) = children(client, "late")
     assert steps(client, child.info.run_id) == [1]
     assert "reused_from" not in child.data.tags
