@@ -24,7 +24,7 @@ from tests.unit.test_resume import FLAT, step_values
 
 def started(folder: Path, digits: Path, name: str, workers: int, **environment: str) -> subprocess.Popen[str]:
     """The teacher's training in processes of its own, of the pipeline run `name`."""
-    flat = {**FLAT, "teacher_epochs": 40, "checkpoint_every": 10, "anchor_epochs": [40]}
+    flat = {**FLAT, "teacher_epochs": 12, "checkpoint_every": 4, "anchor_epochs": [12]}
     settings: dict[str, Any] = check({**flat, "workers_per_task": workers, "teacher_batch_size": 64}, compiled={"student": 1})
     paths = {"dataset": digits, "route": folder / name / "route", "route_index": folder / name / "index"}
     (folder / name).mkdir()
@@ -38,7 +38,7 @@ def started(folder: Path, digits: Path, name: str, workers: int, **environment: 
     )
 
 
-@pytest.mark.parametrize(("workers", "victim"), [(1, 0), (4, 2), (4, 0)])
+@pytest.mark.parametrize(("workers", "victim"), [(1, 0), (4, 2)])
 def test_a_killed_worker_ends_in_the_same_weights(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, victim: int
 ) -> None:
@@ -67,7 +67,7 @@ def test_a_killed_worker_ends_in_the_same_weights(
     ours, theirs = ({p.name: sha256_of(p) for p in (tmp_path / name / "route").iterdir()} for name in ("killed", "alone"))
     assert ours == theirs
     record = Record.read(tmp_path / "killed" / "index")
-    assert [row["step"] for row in record.rows] == list(range(1, 41))
+    assert [row["step"] for row in record.rows] == list(range(1, 13))
     context = Context.from_environment()
     client = context.client()
     parent = find_parent(context, client)
