@@ -27,6 +27,7 @@ OPERATORS = ("Equal", "Exists")
 EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 #: Tasks by what they need. Those on the pipeline's `device` are one class: they get a GPU together or not at all.
 CLASSES = ("check", "light", "data", "train")
+_MOST_GPUS = 64
 
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")  # the name of an object of Kubernetes
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -85,7 +86,7 @@ class TaskClass:
     cpu_limit: str = _setting("", "CPU at most (empty: no limit)")
     memory_request: str = _setting("1Gi", "memory to reserve")
     memory_limit: str = _setting("4Gi", "memory at most (empty: no limit)")
-    gpus: int = _setting(0, "GPUs a task: 0 or 1; only train computes on one")
+    gpus: int = _setting(0, "GPUs a task: a worker trains on each; only train computes on any")
     gpu_type: str = _setting("nvidia.com/gpu", "the resource that a GPU is on your nodes, such as nvidia.com/mig-3g.40gb")
     shm: str = _setting("", "size of a memory-backed /dev/shm; it counts as memory of the task (empty: 64Mi, the runtime's)")
     node_selector: Mapping[str, str] = _setting(dict, "labels that a node must have")
@@ -94,6 +95,9 @@ class TaskClass:
     backoff: str = _setting("30s", "wait before the first retry")
     backoff_factor: int = _setting(2, "each further wait is so many times the one before")
     timeout: str = _setting("1h", "time that one try may take")
+    process_restarts: int = _setting(
+        0, "times to start a process that dies again in its pod, from its resume point; only for train"
+    )
 
     def __post_init__(self) -> None:
         for resource, amount in (("cpu", cores), ("memory", memory_bytes)):
@@ -103,8 +107,8 @@ class TaskClass:
                 raise InputError(
                     limit, most, f"is below {request} = {getattr(self, request)}", "Raise it, or lower the request"
                 )
-        if self.gpus not in (0, 1):
-            raise InputError("gpus", self.gpus, "is not 0 or 1", "A task computes on one GPU")
+        if not 0 <= self.gpus <= _MOST_GPUS:
+            raise InputError("gpus", self.gpus, f"is not 0 to {_MOST_GPUS}", "A task has the GPUs of one node")
         _match(
             "gpu_type", self.gpu_type, _QUALIFIED, "is not the name of a resource", "Write it as nodes show it: nvidia.com/gpu"
         )
@@ -117,8 +121,8 @@ class TaskClass:
                     "shm", self.shm, f"fills memory_limit = {self.memory_limit}, which it counts towards", "Raise that limit"
                 )
         _labels("node_selector", self.node_selector)
-        for name in ("retries", "backoff_factor"):
-            value, least = getattr(self, name), 0 if name == "retries" else 1
+        for name, least in (("retries", 0), ("backoff_factor", 1), ("process_restarts", 0)):
+            value = getattr(self, name)
             if not least <= value <= 100:
                 raise InputError(name, value, f"is not {least} to 100", f"Give a whole number from {least} to 100")
         seconds("backoff", self.backoff)
@@ -233,7 +237,13 @@ class Deployment:
     )
     train: TaskClass = field(
         default_factory=lambda: TaskClass(
-            cpu_request="2", memory_request="4Gi", memory_limit="16Gi", shm="2Gi", backoff="1m", timeout="2d"
+            cpu_request="2",
+            memory_request="4Gi",
+            memory_limit="16Gi",
+            shm="2Gi",
+            backoff="1m",
+            timeout="2d",
+            process_restarts=3,
         ),
         metadata={"help": "train_teacher, init_students, distill_students, evaluate_students"},
     )
@@ -259,6 +269,13 @@ class Deployment:
                     getattr(self, name).gpus,
                     "would be idle",
                     "Set train.gpus: only that class computes on a GPU",
+                )
+            if restarts := getattr(self, name).process_restarts:
+                raise InputError(
+                    f"{name}.process_restarts",
+                    restarts,
+                    "would do nothing",
+                    "Set train.process_restarts: only that class trains",
                 )
 
     def _check_resume(self) -> None:
@@ -297,6 +314,7 @@ class Deployment:
         return {
             "device": "cuda" if train.gpus else "cpu",
             "threads": max(1, min(8, math.floor(cores("cpu", limit)))),
+            "workers_per_task": max(1, train.gpus),
             "check_services": True,
         }
 

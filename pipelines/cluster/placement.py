@@ -52,6 +52,8 @@ class Cluster:
         for key, value in site.annotations.items():
             kubernetes.add_pod_annotation(task, key, value)
         _services(task, site)
+        if restarts := site.of(kind).process_restarts:
+            task.set_env_variable("RCO_PROCESS_RESTARTS", str(restarts))
         if kind != "light" or (site.resume and name == "close-run"):  # which removes the run's resume points
             for volume in site.volumes:
                 kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.path, sub_path=volume.sub_path)

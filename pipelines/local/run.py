@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from rco.core import home as homes
 from rco.core.errors import disk_full
-from rco.core.marks import DIVERGED, FULL, PREFIX, REFUSED
+from rco.core.marks import DIED, DIVERGED, FULL, PREFIX, REFUSED
 from rco.tracking import moved
 
 BAD_INPUT, FAILED = 2, 1
@@ -224,7 +224,7 @@ def _supervise(
                     tail.append(text)
                 if PREFIX + REFUSED in line:
                     reason = RunFailedError(line.split(PREFIX + REFUSED, 1)[1].strip(), BAD_INPUT)
-                elif mark := next((m for m in (PREFIX + DIVERGED, PREFIX + FULL) if m in line), None):
+                elif mark := next((PREFIX + mark for mark in (DIVERGED, FULL, DIED) if PREFIX + mark in line), None):
                     reason = RunFailedError(line.split(mark, 1)[1].strip())
                 elif told := _for_people(line):
                     show(told)

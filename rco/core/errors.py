@@ -101,6 +101,10 @@ class DiskFullError(RuntimeError):
         )
 
 
+class ProcessDiedError(RuntimeError):
+    """A process of a task has died, and was not started again."""
+
+
 def disk_full(error: BaseException, folders: Iterable[str | os.PathLike[str]]) -> DiskFullError | None:
     """Words for an error that a full disk has caused; None: it has another cause.
 

@@ -34,12 +34,12 @@ def augmented(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     Returns:
         (B, C, H, W) uint8; float32 in 0..255 from resized-crop-flip.
     """
-    return images if kind == "none" else transformed(images, kind, rng.random((len(images), _DRAWS[kind])))
+    return transformed(images, kind, draws_of(kind, len(images), rng))
 
 
-def passed_over(kind: str, count: int, rng: np.random.Generator) -> None:
-    """Leave `rng` as `augmented` would after `count` images."""
-    rng.random((count, _DRAWS[kind]))
+def draws_of(kind: str, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The numbers (count, D) that `augmented` draws for `count` images."""
+    return rng.random((count, _DRAWS[kind]))
 
 
 def view_draws(kind: str, count: int, view: int) -> NDArray[np.float64]:

@@ -31,6 +31,7 @@ from rco.core.settings import jsonable
 from rco.core.tensors import read_tensors
 from rco.data.config import AUGMENTATIONS, LARGEST_IMAGE
 from rco.data.images import FileImages, Pixels, Rows, Shape
+from rco.data.share import WHOLE, Share
 
 if TYPE_CHECKING:
     import torch
@@ -212,12 +213,16 @@ class Split(ABC):
         workers: int = 2,
         view: int | None = None,
         skip: int = 0,
+        count: int | None = None,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         """As `batches`, and which images they are.
 
         Args:
             view: augmentation is then a function of (view, image), whatever seed and epoch; these still make the order.
             skip: batches to leave out at the beginning, unread; those that follow are the same as ever.
+            count: batches to yield then, at most; None: all.
+            share: of every batch, the part to yield; the images in it are the same as in the whole.
 
         Yields:
             (x, y, rows): rows is (B,), the numbers of the images in this part.
@@ -225,9 +230,9 @@ class Split(ABC):
         choice("augment", augment, AUGMENTATIONS)
         if seed is None and view is None and augment != "none":
             raise InputError("augment", augment, "is random, but there is no seed", "Give a seed, or augment = none")
-        return self._batches(
-            batch_size, device, None if seed is None else np.random.default_rng((seed, epoch)), augment, workers, view, skip
-        )
+        rng = None if seed is None else np.random.default_rng((seed, epoch))
+        last = None if count is None else skip + count
+        return self._batches(batch_size, device, rng, augment, workers, view, slice(skip, last), share)
 
     def _batches(
         self,
@@ -237,11 +242,12 @@ class Split(ABC):
         augment: str,
         workers: int,
         view: int | None,
-        skip: int,
+        which: slice,
+        share: Share,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         import torch
 
-        from rco.data.augment import augmented, passed_over, transformed, view_draws
+        from rco.data.augment import draws_of, transformed, view_draws
 
         device = torch.device(device)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
@@ -251,14 +257,16 @@ class Split(ABC):
         chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
         draws = None if view is None else view_draws(augment, len(self), view)
         if rng and draws is None:
-            for rows in chunks[:skip]:
-                passed_over(augment, len(rows), rng)
-        chunks = chunks[skip:]
-        for rows, (images, labels) in zip(chunks, self._raw(chunks, device, workers), strict=True):
+            for rows in chunks[: which.start]:
+                draws_of(augment, len(rows), rng)
+        chunks = chunks[which]
+        parts = [share.of(len(rows)) for rows in chunks]
+        shares = [rows[part] for rows, part in zip(chunks, parts, strict=True)]
+        for chunk, part, rows, (images, labels) in zip(chunks, parts, shares, self._raw(shares, device, workers), strict=True):
             if draws is not None:
                 images = transformed(images, augment, draws[rows])
             elif rng:
-                images = augmented(images, augment, rng)
+                images = transformed(images, augment, draws_of(augment, len(chunk), rng)[part])
             yield images.to(torch.float32).mul_(scale).add_(offset), labels, rows
 
     def _check_labels(self, labels: NDArray[np.int64]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rco.config.branches import branch_params, student_key
 from rco.core.words import counted
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
+from rco.tasks.launch import in_workers
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.selection import Stage, write_anchors
 from rco.tasks.settings import DistillSettings
@@ -24,8 +26,12 @@ from rco.tracking.record import Record
 from rco.training import resume
 from rco.training.resume import Group
 
+if TYPE_CHECKING:
+    from rco.training.distributed import World
+
 
 @task
+@in_workers(lambda settings: settings["stage"]["compute"])
 def distill_students(
     settings: Mapping[str, Any], *, selection: Mapping[str, Any], dataset: Path, anchors: Path, students: Path, distilled: Path
 ) -> dict[str, Any]:
@@ -50,11 +56,11 @@ def distill_students(
     with resume.group(sum(map(len, stages.values()))) as group:
         for seed, of_seed in stages.items():
             before, after = seed_folder(students, seed), seed_folder(distilled, seed)
-            if not of_seed:
+            if not of_seed and _world().main:
                 shutil.copytree(before, after, dirs_exist_ok=True)
             # Beside what is handed on: a process that is killed leaves it there.
-            with TemporaryDirectory(dir=distilled.parent) as scratch:
-                folders = {"student": before, "distilled": after, "scratch": Path(scratch)}
+            with _scratch(distilled.parent) as scratch:
+                folders = {"student": before, "distilled": after, "scratch": scratch}
                 made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, **folders))
     return _figures(s, made)
 
@@ -79,9 +85,12 @@ def _train(
         params = {**branch_params(s.branch, s.kind, s.stage), "seed": seed}
         tags = {"rco.branch": s.branch, "rco.seed": str(seed), "rco.strategy": s.kind}
     figures = []
+    world = _world()
     for i, stage in enumerate(stages):
         out = distilled if i == len(stages) - 1 else scratch / f"stage-{stage.stage}"
-        _write_anchors(scratch / f"anchor-{stage.stage}", route, stage.anchors, student, s.stage.objective.tau)
+        if world.main:
+            _write_anchors(scratch / f"anchor-{stage.stage}", route, stage.anchors, student, s.stage.objective.tau)
+        world.barrier()  # anchors, and the student of the stage before, lie there
         figures.append(
             distill_stage(
                 single,
@@ -98,6 +107,21 @@ def _train(
         )
         student = out
     return figures
+
+
+def _world() -> World:
+    from rco.training.distributed import World
+
+    return World.current()
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder for what is between two stages, one for all workers."""
+    world = _world()
+    with TemporaryDirectory(dir=parent) if world.main else nullcontext("") as own:
+        yield Path(world.of_main(own))
+        world.barrier()  # until none reads there any more
 
 
 def _write_anchors(folder: Path, route: Route, anchors: tuple[int, ...], student: Path, tau: float) -> None:

@@ -19,6 +19,7 @@ from rco.evaluation import openset
 from rco.evaluation.measured import FILE
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
+from rco.tasks.launch import in_workers
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import EvaluateSettings
 from rco.tasks.students import STUDENT, load_student, seed_folder
@@ -34,6 +35,7 @@ _SIDE_BY_SIDE = ("n", "accuracy", "top5", "cross_entropy", "ece")
 
 
 @task
+@in_workers(lambda settings: settings["compute"])
 def evaluate_students(
     settings: Mapping[str, Any], *, dataset: Path, students: Path, anchors: Path, evaluation: Path
 ) -> dict[str, float]:
@@ -65,6 +67,8 @@ def evaluate_students(
         folder, out, key = seed_folder(students, seed), seed_folder(evaluation, seed), student_key(s.branch, seed)
         model = load_student(folder, NetworkSpec.of(s.student, manifest))
         student = _measure(model, data, s, "student")
+        if teacher is None or student is None:
+            continue
         document = {
             "branch": s.branch,
             "seed": seed,
@@ -90,6 +94,8 @@ def evaluate_students(
         if s.branch:
             log.info("%s: test accuracy %.2f %%", key, 100 * student.figures["accuracy"])
         measured.append(replace(student, logits=student.logits[:0]))  # of all seeds they may not fit into memory
+    if teacher is None:  # the first worker has the figures
+        return {}
     if manifest.num_classes <= _READABLE:
         matrix = np.sum([student.confusion for student in measured], axis=0).tolist()
         write_json(evaluation / CONFUSION, {"class_names": list(manifest.class_names), "matrix": matrix})
@@ -113,16 +119,20 @@ class _Answers:
     unseen: dict[str, Any] | None
 
 
-def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, role: str) -> _Answers:
+def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, role: str) -> _Answers | None:
+    """Measure a network; in the first worker of several, which share the images."""
     from rco.evaluation.classification import measure
     from rco.evaluation.cost import count_macs, latency, parameter_count
-    from rco.models.predict import predict
+    from rco.training.distributed import World, answers
 
     test, manifest = data.split("test"), data.manifest
     if s.in_depth:
         log.info("measuring the %s on %d test images", role, len(test))
     model.to(s.compute.device)
-    logits, labels = predict(model, test, device=s.compute.device, precision=s.compute.precision, workers=s.compute.workers)
+    logits, labels = answers(model, test, s.compute)
+    unseen = _measure_unseen(model, data, s, role) if manifest.open_classes else None
+    if not World.current().main:
+        return None
     everything = measure(logits, labels, manifest.num_classes)
     figures = dict(everything) if s.in_depth else {name: everything[name] for name in _SIDE_BY_SIDE if name in everything}
     figures |= {"parameters": parameter_count(model), "macs": count_macs(model, manifest.image_shape)}
@@ -133,14 +143,14 @@ def _measure(model: nn.Module, data: Dataset, s: EvaluateSettings, role: str) ->
         logits=logits,
         figures=figures,
         confusion=everything["confusion"],
-        unseen=_measure_unseen(model, data, s, role) if manifest.open_classes else None,
+        unseen=unseen,
     )
 
 
 def _measure_unseen(model: nn.Module, data: Dataset, s: EvaluateSettings, role: str) -> dict[str, Any]:
     """What `rco.evaluation.openset.measure` says of a network's embeddings of the open classes."""
     from rco.models.embeddings import Embedder
-    from rco.models.predict import predict
+    from rco.training.distributed import World, answers
 
     images, compute = data.split("open"), s.compute
     if s.in_depth:
@@ -150,10 +160,8 @@ def _measure_unseen(model: nn.Module, data: Dataset, s: EvaluateSettings, role: 
             len(images),
             len(data.manifest.open_classes),
         )
-    vectors, labels = predict(
-        Embedder(model), images, device=compute.device, precision=compute.precision, workers=compute.workers
-    )
-    return openset.measure(vectors, labels)
+    vectors, labels = answers(Embedder(model), images, compute)
+    return openset.measure(vectors, labels) if World.current().main else {}
 
 
 def _headline(role: str, measured: list[_Answers]) -> dict[str, float]:

@@ -110,7 +110,7 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
     both = f"{common.teachers_code} {students_code}".strip()
     return BranchTasks(
         init=InitSettings(
-            student=config.student, seeds=seeds, compute=compute, code=students_code, route_data=common.route_data
+            student=config.student, seeds=seeds, compute=compute.alone, code=students_code, route_data=common.route_data
         ),
         anchors=AnchorSettings(
             anchors=config.anchors,

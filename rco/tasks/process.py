@@ -19,8 +19,8 @@ from tempfile import gettempdir
 from typing import Any, TypeVar, cast
 
 from rco.core.documents import read_json
-from rco.core.errors import DiskFullError, DivergenceError, InputError, disk_full
-from rco.core.marks import DIVERGED, FULL, PREFIX, REFUSED
+from rco.core.errors import DiskFullError, DivergenceError, InputError, ProcessDiedError, disk_full
+from rco.core.marks import DIED, DIVERGED, FULL, PREFIX, REFUSED
 from rco.core.settings import from_dict, jsonable
 
 log = logging.getLogger("rco")
@@ -32,7 +32,7 @@ TASKS: dict[str, Callable[..., Any]] = {}
 
 def task(function: F) -> F:
     """Make a function a task: what a person must mend (bad input that only the task can find, a training that diverges, a full
-    disk) is one plain line in the log, above the traceback."""
+    disk, a worker that dies again and again) is one plain line in the log, above the traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -44,6 +44,12 @@ def task(function: F) -> F:
             raise
         except DivergenceError as error:
             log.error("%s%s", DIVERGED, " ".join(str(error).split()))
+            raise
+        except ProcessDiedError as error:
+            log.error("%s%s", DIED, error)
+            raise
+        except DiskFullError as error:  # of a worker
+            log.error("%s%s", FULL, error)
             raise
         except Exception as error:
             paths = [value for value in [*args, *kwargs.values()] if isinstance(value, Path)]
@@ -100,7 +106,18 @@ def arguments_of(function: Callable[..., Any], file: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or other arguments than the task has.
     """
-    values = read_json(file)
+    try:
+        return typed_arguments(function, read_json(file))
+    except TypeError as error:
+        raise InputError("arguments", str(file), f"are not those of the task ({error})", "Name them as it does") from None
+
+
+def typed_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a task from JSON, in which paths are text.
+
+    Raises:
+        TypeError: other arguments than the task has.
+    """
     hints = inspect.get_annotations(function, eval_str=False)
 
     def typed(name: str, value: Any) -> Any:
@@ -108,11 +125,8 @@ def arguments_of(function: Callable[..., Any], file: Path) -> dict[str, Any]:
             return value
         return [Path(one) for one in value] if isinstance(value, list) else Path(value)
 
-    try:
-        inspect.signature(function).bind(**values)
-        return {name: typed(name, value) for name, value in values.items()}
-    except TypeError as error:
-        raise InputError("arguments", str(file), f"are not those of the task ({error})", "Name them as it does") from None
+    inspect.signature(function).bind(**values)
+    return {name: typed(name, value) for name, value in values.items()}
 
 
 def register_all() -> None:
@@ -135,7 +149,7 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 2
-    except (DivergenceError, DiskFullError) as error:
+    except (DivergenceError, DiskFullError, ProcessDiedError) as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 1
     print(json.dumps(jsonable(result)))

@@ -44,10 +44,12 @@ from rco.tracking.record import FILE as RECORD
 from rco.tracking.record import Record
 from rco.tracking.tracker import Tracker, tracked
 from rco.training import resume
+from rco.training.identity import for_any_workers
 from rco.training.results import Result, Training
 from rco.training.resume_points import ResumePoints
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from rco.objectives.stage import StageLoss
@@ -127,7 +129,7 @@ def distill_stage(
     tags: Mapping[str, str] | None = None,
     resumable: Callable[..., AbstractContextManager[ResumePoints]] = resume.resumable,
 ) -> dict[str, Any]:
-    """One stage of one student, from folder to folder.
+    """One stage of one student, from folder to folder. Of several workers the first one writes, and has the figures.
 
     Args:
         anchor: as `rco.tasks.selection.write_anchors` makes it.
@@ -142,22 +144,32 @@ def distill_stage(
         stage, anchor_epochs and results; and trained_by, if nothing was trained: the pipeline run whose result was found.
     """
     from rco.training.device import hardware, prepare_process
+    from rco.training.distillation import probe_logits
+    from rco.training.distributed import World
 
+    world = World.current()
     prepare_process(s.compute)
     origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
     loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
     place = f"distill_stage/{key}/stage-{stage.stage}"
     names = (STUDENT, PROBE, *((OBJECTIVE,) if loaded.learns else ()))
-    result = Result("stage", {**loaded.computation, "hardware": hardware(s.compute)}, names, label=loaded.label)
-    if (found := result.find(distilled, partial(_check, stage))) is not None:
+    computation = {**loaded.computation, "hardware": hardware(s.compute), "workers": world.size}
+    result = Result("stage", for_any_workers(computation), names, label=loaded.label)
+    found = result.find(distilled, partial(_check, stage)) if world.main else None
+    if world.of_main(found is not None):
+        if found is None:
+            return {}
         log.info("%s%s: %s", loaded.prefix, stage.label, found.words)
         resume.forget(place, loaded.identity)
         record = _adopt(loaded, found)
         return {**_conclude(loaded, record, distilled), "trained_by": found.pipeline_run}
     with resumable(place, loaded.identity, label=loaded.label, network=loaded.spec.written) as points:
         record, training = _run(loaded, points)
+        logits = probe_logits(loaded.student, loaded.data, s.compute)
+        if not world.main:
+            return {}
         figures = _conclude(loaded, record, distilled)
-        _save(loaded, distilled)
+        _save(loaded, logits, distilled)
         result.store(distilled, training)
         return figures
 
@@ -299,11 +311,9 @@ def _metrics(stage: Stage, rows: Sequence[Mapping[str, Any]], source: str) -> li
     return metrics
 
 
-def _save(loaded: _Loaded, distilled: Path) -> None:
-    """Write what has been trained: the student, its answers, and the objective."""
-    from rco.training.distillation import probe_logits
-
-    save_student(distilled, loaded.student, loaded.spec, probe_logits(loaded.student, loaded.data, loaded.settings.compute))
+def _save(loaded: _Loaded, logits: np.ndarray, distilled: Path) -> None:
+    """Write what has been trained: the student, its logits (N, K) on the probe samples, and the objective."""
+    save_student(distilled, loaded.student, loaded.spec, logits)
     if loaded.learns:
         save_model(distilled / OBJECTIVE, loaded.objective)
 

@@ -13,6 +13,7 @@ from rco.core.errors import InputError
 from rco.data.dataset import Dataset
 from rco.models.route import MANIFEST, PROBE, Route, checkpoint_file
 from rco.models.spec import NetworkSpec
+from rco.tasks.launch import in_workers
 from rco.tasks.process import EpochLines, log, read_settings, task
 from rco.tasks.settings import TeacherSettings
 from rco.tasks.students import as_training, data_summary, found_again, logged, settings_as_params, taken_up
@@ -21,11 +22,13 @@ from rco.tracking.record import Record
 from rco.tracking.tracker import tracked
 from rco.training import resume
 from rco.training.config import TrainConfig
+from rco.training.identity import for_any_workers
 from rco.training.results import Result, Training
 from rco.training.schedule import checkpoint_epochs
 
 
 @task
+@in_workers(lambda settings: settings["compute"] if settings.get("train") else None)
 def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, route_index: Path) -> dict[str, Any]:
     """Train the teacher and keep its route, or adopt the route that the settings name.
 
@@ -35,6 +38,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     s = read_settings(TeacherSettings, settings)
     from rco.core.storage.transfer import fetch
     from rco.training.device import prepare_process
+    from rco.training.distributed import World
     from rco.training.route import adopt_route
 
     prepare_process(s.compute)
@@ -62,7 +66,10 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
         kept = _file_route(route, route_index, record)
         figures: dict[str, str] = {}
     else:
-        kept, figures = _train(s, s.train, s.checkpoint_every, data, spec, record, route, route_index)
+        figures = _train(s, s.train, s.checkpoint_every, data, spec, record, route, route_index)
+        if not World.current().main:
+            return {}
+        kept = Route.open(route)
     log.info("the route has %d checkpoints: epochs %s", len(kept.epochs), ", ".join(map(str, kept.epochs)))
     last = kept.checkpoints[-1]
     return {"checkpoints": len(kept.epochs), "epochs": last.epoch, "val_accuracy": last.val_accuracy, **figures}
@@ -77,27 +84,32 @@ def _train(
     record: Record,
     route: Path,
     route_index: Path,
-) -> tuple[Route, dict[str, str]]:
-    """Train the teacher, or find the route that the same training has left.
+) -> dict[str, str]:
+    """Train the teacher, or find the route that the same training has left. Of several workers the first one writes it.
 
     Returns:
-        the route, and trained_by, if nothing was trained: the pipeline run whose route was found.
+        trained_by, if nothing was trained: the pipeline run whose route was found.
     """
     from rco.training import teacher
     from rco.training.device import hardware
+    from rco.training.distributed import World
 
-    label, context = f"teacher {spec.model}", Context.from_environment()
+    label, context, world = f"teacher {spec.model}", Context.from_environment(), World.current()
     identity = {"settings": s, "data": data.manifest.digest}
-    computation = {**identity, "plugins": used_by(train), "hardware": hardware(s.compute)}
+    computation = {**identity, "plugins": used_by(train), "hardware": hardware(s.compute), "workers": world.size}
     checkpoints = (checkpoint_file(epoch) for epoch in checkpoint_epochs(train, checkpoint_every))
-    result = Result("route", computation, (MANIFEST, PROBE, *checkpoints), label=label)
-    if (found := result.find(route, partial(_check, train.epochs))) is not None:
+    result = Result("route", for_any_workers(computation), (MANIFEST, PROBE, *checkpoints), label=label)
+    found = result.find(route, partial(_check, train.epochs)) if world.main else None
+    if world.of_main(found is not None):
+        if found is None:
+            return {}
         log.info("%s: %s", label, found.words)
         resume.forget("train_teacher", identity)
         record = found_again(record, found)
         with tracked(context, record, first_step=1):
             pass  # MLflow is told of the epochs
-        return _file_route(route, route_index, record), {"trained_by": found.pipeline_run}
+        _file_route(route, route_index, record)
+        return {"trained_by": found.pipeline_run}
     say = EpochLines(label, train.epochs)
     with resume.resumable(
         "train_teacher", identity, label=label, network=spec.written, prefix="teacher_", files=route
@@ -109,9 +121,10 @@ def _train(
             ):
                 tracker.log(row["epoch"], logged(row))
                 say(row)
-        kept = _file_route(route, route_index, record)
-        result.store(route, as_training(record, tracker))
-    return kept, {}
+        if world.main:
+            _file_route(route, route_index, record)
+            result.store(route, as_training(record, tracker))
+    return {}
 
 
 def _check(epochs: int, folder: Path, training: Training) -> None:

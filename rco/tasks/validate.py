@@ -182,6 +182,7 @@ def validate(comparison: Comparison, *, compiled: Mapping[str, int] | None = Non
     if compiled is not None:
         _require_compiled(comparison, needs, compiled)
     compute = device.resolve(reference.compute)
+    _validate_batches(comparison, compute)
     checked = {(reference.student, reference.objective)}
     for branch in comparison.branches:
         student = (branch.config.student, branch.config.objective)
@@ -192,6 +193,20 @@ def validate(comparison: Comparison, *, compiled: Mapping[str, int] | None = Non
                 raise _named(branch, error) from None
             checked.add(student)
     return compute
+
+
+def _validate_batches(comparison: Comparison, compute: ComputeConfig) -> None:
+    """Refuse batches that the workers of a task cannot share. Of GPUs elsewhere only tasks know the number: they look, too."""
+    from rco.training.distributed import check_batch
+
+    reference = comparison.reference
+    if not reference.route.route:
+        check_batch("teacher_batch_size", reference.teacher_train.batch_size, compute.workers_per_task)
+    for branch in comparison.branches:
+        try:
+            check_batch("batch_size", branch.config.student_train.batch_size, compute.workers_per_task)
+        except InputError as error:
+            raise _named(branch, error) from None
 
 
 def validate_networks(config: RunConfig) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SQLITE = "sqlite:///"
+#: Says why this process is not the first that works on its task (set by `rco.tasks.worker`).
+RESTARTED = "RCO_RESTARTED"
 
 
 def import_mlflow() -> Any:
@@ -52,12 +54,14 @@ class Context:
         pipeline_run: id of the pipeline run; empty: nothing is tracked.
         artifact_root: address for the artifacts of a new experiment; empty: the server decides.
         task_run: id of the run that Kubeflow's MLflow plugin made for this task; empty without the plugin.
+        restarted: why earlier processes of this task have died; empty: this is the first.
     """
 
     tracking_uri: str
     pipeline_run: str
     artifact_root: str = ""
     task_run: str = ""
+    restarted: str = ""
 
     @classmethod
     def from_environment(cls) -> Context:
@@ -68,6 +72,7 @@ class Context:
             pipeline_run=os.environ.get("RCO_PIPELINE_RUN", ""),
             artifact_root=os.environ.get("RCO_ARTIFACT_ROOT", ""),
             task_run=os.environ.get("MLFLOW_RUN_ID", ""),
+            restarted=os.environ.get(RESTARTED, ""),
         )
 
     @property

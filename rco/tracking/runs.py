@@ -8,6 +8,7 @@ Runs are found by tags, never by remembered ids, so that a retried task, a cache
     reused_from        where a cached model was first tracked; of a training whose result was found, the run that trained it
     rco.anchor.E       on a student: the LoggedModel id of the anchor of epoch E
     rco.attempts       how often work on the run was begun, if a task failed or was killed
+    rco.restarted      why: processes of the task that have died, and were started again in their place
 """
 
 from __future__ import annotations
@@ -120,6 +121,11 @@ def log_final(client: MlflowClient, run_id: str, values: Mapping[str, float]) ->
 def count_attempt(client: MlflowClient, run: Run) -> None:
     """Count up rco.attempts: work on the run begins again after a failure."""
     client.set_tag(run.info.run_id, "rco.attempts", str(int(run.data.tags.get("rco.attempts", 1)) + 1))
+
+
+def tell_of_restart(client: MlflowClient, run_id: str, why: str) -> None:
+    """Say on a run why work on it went on in another process of the same task."""
+    client.set_tag(run_id, "rco.restarted", why[:5000])
 
 
 def end_open_runs(context: Context, status: str) -> int:

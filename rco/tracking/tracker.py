@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rco.tracking.anchors import log_anchor
-from rco.tracking.context import Context, forgiving
+from rco.tracking.context import RESTARTED, Context, forgiving
 from rco.tracking.epochs import EpochBuffer
 from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
+from rco.tracking.runs import tell_of_restart
 from rco.tracking.task_run import open_task_run
 
 
@@ -25,7 +27,7 @@ def tracked(context: Context, record: Record, first_step: int | None = None) -> 
     """
     if first_step is None:
         first_step = record.rows[-1]["step"] + 1 if record.rows else 1
-    tracker = Tracker(record)
+    tracker = Tracker(record, restarted=context.restarted)
     if context.active:
         with forgiving(f"The run of the {record.key}"):
             tracker.model_run = ModelRun.open(context, context.client(), record)
@@ -49,11 +51,14 @@ class Tracker:
         model_run: None where the server is away; the report then delivers what is missing.
         task_epochs: of the run of Kubeflow's MLflow plugin; None without the plugin. Only this task can deliver them, so it
             tries again after a failure.
+        restarted: why earlier processes of the task have died; told with the next epoch, which is of the training that was cut
+            short.
     """
 
     record: Record
     model_run: ModelRun | None = None
     task_epochs: EpochBuffer | None = None
+    restarted: str = ""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record one epoch."""
@@ -63,9 +68,14 @@ class Tracker:
                 self.task_epochs.add(row)
         if self.model_run is not None:
             with forgiving(f"Epoch {step}") as attempt:
+                if self.restarted:
+                    tell_of_restart(self.model_run.client, self.model_run.run_id, self.restarted)
                 self.model_run.epochs.add(row)
             if attempt.failed:
                 self.model_run = None
+        if self.restarted:
+            self.restarted = ""
+            os.environ.pop(RESTARTED, None)  # what this task trains next was not cut short
 
     def log_anchor(self, folder: Path) -> None:
         """Record an anchor as a LoggedModel.

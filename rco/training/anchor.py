@@ -28,6 +28,7 @@ from rco.data.images import Rows
 from rco.models.taps import Output, observe
 from rco.training.config import ComputeConfig
 from rco.training.device import autocast
+from rco.training.distributed import World
 from rco.training.lean import lean
 
 #: Names a folder in which stored logits outlive the process. It can be deleted at any time.
@@ -124,13 +125,15 @@ class StoredLogits:
         """Have a view's logits at hand: read them, or compute them."""
         if view in self._stored:
             return
-        path = self._path(view)
-        if path is not None and path.is_file() and (found := self._read(path)) is not None:
-            self._stored[view] = found
+        world, path, found = World.current(), self._path(view), None
+        if world.main and path is not None and path.is_file():
+            found = self._read(path)
+        if (found := world.of_main(found)) is not None:
+            self._stored[view] = found.to(self.compute.device)
             return
-        self._stored[view] = self._compute(view)
+        self._stored[view] = self._compute(view, world)
         self.computed += 1
-        if path is not None:
+        if path is not None and world.main:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_arrays(path, {"logits": self._stored[view].cpu().numpy()})
 
@@ -139,8 +142,10 @@ class StoredLogits:
         index = moved(rows, torch.device(self.compute.device))
         return self._stored[view].index_select(0, index).float()
 
-    def _compute(self, view: int) -> Tensor:
-        batches = []
+    def _compute(self, view: int, world: World) -> Tensor:
+        """Whole batches, those that one process would make, by all workers."""
+        mine = world.batches(-(-len(self.train) // self.batch_size))
+        batches = [torch.empty(0, self.train.manifest.num_classes, dtype=self.dtype, device=self.compute.device)]
         with torch.inference_mode(), autocast(self.compute):
             for x, _, _ in self.train.indexed_batches(
                 self.batch_size,
@@ -148,9 +153,12 @@ class StoredLogits:
                 augment=self.augment,
                 workers=self.compute.workers,
                 view=view,
+                skip=mine.start,
+                count=mine.stop - mine.start,
             ):
                 batches.append(self.anchor(x.contiguous(memory_format=torch.channels_last)).to(self.dtype))
-        return torch.cat(batches).clone()
+        own = torch.cat(batches).clone()
+        return own if world.alone else world.joined(own.cpu()).to(own.device)
 
     def _read(self, path: Path) -> Tensor | None:
         try:
@@ -159,7 +167,7 @@ class StoredLogits:
             return None  # damaged: it is computed again
         logits = arrays.get("logits")
         fits = logits is not None and logits.shape == (len(self.train), self.train.manifest.num_classes)
-        return torch.from_numpy(logits).to(self.compute.device) if fits else None
+        return torch.from_numpy(logits) if fits else None
 
     def _path(self, view: int) -> Path | None:
         """Named by all that the logits depend on: any process may have written the file that has this name."""
@@ -180,19 +188,22 @@ class StoredLogits:
 
 
 def check_size(views: int, images: int, classes: int) -> float:
-    """The size of stored logits in MB.
+    """The size of stored logits in MB, which every worker of the task has.
 
     Raises:
         InputError: more than half of this machine's memory.
     """
-    size = views * images * classes * 2
+    workers = World.current().size
+    size = views * images * classes * 2 * workers
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > _LARGEST_SHARE * memory:
-        most = int(_LARGEST_SHARE * memory / (2 * images * classes))
+        most = int(_LARGEST_SHARE * memory / (2 * images * classes * workers))
         raise InputError(
             "views",
             views,
-            f"keeps {size / 2**30:.1f} GiB of logits ({images:,} images, {classes:,} classes), more than half of the memory",
+            f"keeps {size / 2**30:.1f} GiB of logits ({images:,} images, {classes:,} classes"
+            + (f", {workers} workers" if workers > 1 else "")
+            + "), more than half of the memory",
             f"Use {most} or fewer" if most else "Use 0: compute them anew in every epoch",
         )
     return size / 1e6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rco.core.errors import InputError, choice
 from rco.core.plugins import Settings, plugin_setting
@@ -74,11 +74,26 @@ class ComputeConfig:
 
     device: str = setting("auto", "auto | cpu | cuda")
     precision: str = setting("auto", "auto (fp32 on CPU, bf16 on GPU) | fp32 | bf16 (autocast)")
-    threads: int = setting(0, "CPU threads of the maths (0: as many as there are cores, at most 8)")
+    threads: int = setting(0, "CPU threads of the maths, shared by the workers (0: as many as there are cores, at most 8)")
     workers: int = setting(2, "processes that decode images, for data sets that do not fit in memory")
+    workers_per_task: int = setting(0, "processes that train one model together (0: one for each GPU of the task; on a CPU 1)")
+    sync_batchnorm: bool = setting(False, "with several workers on GPUs: BatchNorm's statistics are those of the whole batch")
 
     def __post_init__(self) -> None:
         choice("device", self.device, DEVICES)
         choice("precision", self.precision, PRECISIONS)
         at_least("threads", self.threads, 0)
         at_least("workers", self.workers, 0)
+        at_least("workers_per_task", self.workers_per_task, 0)
+        if self.sync_batchnorm and self.device == "cpu":
+            raise InputError(
+                "sync_batchnorm",
+                True,
+                "needs GPUs: PyTorch's SyncBatchNorm refuses tensors on a CPU",
+                "Leave it out: BatchNorm's statistics are then those of each worker's share of the batch",
+            )
+
+    @property
+    def alone(self) -> ComputeConfig:
+        """The same for a task that needs one worker."""
+        return replace(self, workers_per_task=1, sync_batchnorm=False)

@@ -14,19 +14,26 @@ from torch import Tensor
 
 from rco.core.errors import InputError
 from rco.training.config import ComputeConfig
+from rco.training.distributed import World
 
 
 def resolve(compute: ComputeConfig) -> ComputeConfig:
     """Replace every `auto` by what it means on this machine.
 
     Resolved settings are part of a task's cache key: bf16 and fp32 results are not the same results. A device that the settings
-    name is not checked: on a cluster the task that resolves has no GPU, the tasks that compute do (see `require_device`).
+    name is not checked: on a cluster the task that resolves has no GPU, the tasks that compute do (see `require_device`). For
+    the same reason workers_per_task stays 0 for a GPU that the settings name.
+
+    Raises:
+        InputError: SyncBatchNorm on a CPU.
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if compute.device == "auto" else compute.device
     precision = ("bf16" if device == "cuda" else "fp32") if compute.precision == "auto" else compute.precision
+    here = torch.cuda.device_count() if compute.device == "auto" else 0  # named, they may be on another machine
+    workers = compute.workers_per_task or (here if device == "cuda" else 1)
     threads = compute.threads or min(8, cpu_count())  # as affinity and the container's limit allow
-    return dataclasses.replace(compute, device=device, precision=precision, threads=threads)
+    return dataclasses.replace(compute, device=device, precision=precision, threads=threads, workers_per_task=workers)
 
 
 def require_device(compute: ComputeConfig) -> None:
@@ -41,6 +48,27 @@ def require_device(compute: ComputeConfig) -> None:
         )
 
 
+def count_workers(compute: ComputeConfig) -> int:
+    """How many workers a task has, here where it runs.
+
+    Raises:
+        InputError: as `require_device`; or fewer GPUs than workers.
+    """
+    require_device(compute)
+    if compute.device == "cpu":
+        return compute.workers_per_task or 1
+    there = torch.cuda.device_count()
+    asked = compute.workers_per_task or there
+    if asked > there:
+        raise InputError(
+            "workers_per_task",
+            asked,
+            f"needs a GPU for each, and there {'is' if there == 1 else 'are'} {there} here",
+            f"Use {there} or fewer, or 0; on a cluster, give the task more (train.gpus)",
+        )
+    return asked
+
+
 def prepare_process(compute: ComputeConfig) -> None:
     """Set this process up for resolved settings: thread count, and on CPU only algorithms that repeat bit for bit.
 
@@ -48,7 +76,7 @@ def prepare_process(compute: ComputeConfig) -> None:
         InputError: as `require_device`.
     """
     require_device(compute)
-    torch.set_num_threads(compute.threads)
+    torch.set_num_threads(max(1, compute.threads // World.current().size))
     if compute.device == "cpu":
         torch.use_deterministic_algorithms(True)
     else:

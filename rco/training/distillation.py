@@ -25,7 +25,7 @@ from rco.core.errors import InputError
 from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
 from rco.models.mean import MeanTarget
-from rco.models.predict import accuracy, predict
+from rco.models.predict import accuracy
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.config import ObjectiveConfig
@@ -38,6 +38,7 @@ from rco.strategies.walk import Choice, next_anchor, stage_epochs
 from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, folder_from_environment
 from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
+from rco.training.distributed import answers
 from rco.training.loop import fit
 
 
@@ -51,7 +52,7 @@ class ProbeTargets:
 
 def probe_logits(model: nn.Module, data: Dataset, compute: ComputeConfig) -> NDArray[np.float32]:
     """A model's logits (N, K) on the data set's probe samples."""
-    logits, _ = predict(model, data.probe(), device=compute.device, precision=compute.precision, workers=compute.workers)
+    logits, _ = answers(model, data.probe(), compute)
     return logits
 
 
@@ -139,9 +140,7 @@ def train_stage(
         anchor=working,
         checkpointer=checkpointer,
     ):
-        logits, labels = predict(
-            student, validation, device=compute.device, precision=compute.precision, workers=compute.workers
-        )
+        logits, labels = answers(student, validation, compute)
         yield {
             **fitted,
             "epoch": int(fitted["epoch"]),

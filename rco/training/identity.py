@@ -38,6 +38,18 @@ def complete(identity: Mapping[str, Any], *, format: int) -> dict[str, Any]:
     return complete
 
 
+def for_any_workers(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the number of workers that its settings ask for: what it is of is the same with any."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without(item) for name, item in value.items() if name != "workers_per_task"}
+        return [without(item) for item in value] if isinstance(value, list) else value
+
+    reduced: dict[str, Any] = without(jsonable(identity))
+    return reduced
+
+
 def name_of(identity: Mapping[str, Any], digits: int) -> str:
     """The first hex digits of a complete identity's sha256."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:digits]

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from rco.core.errors import DivergenceError, InputError
 from rco.data.dataset import Split
 from rco.data.images import Rows
-from rco.models.taps import observe
 from rco.models.weights import load_weights
 from rco.objectives.stage import StageLoss
 from rco.training.anchor import Anchor
 from rco.training.checkpointer import MISFIT, Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.device import autocast, random_state, set_random_state
+from rco.training.distributed import World
+from rco.training.learner import Learner, shared
 from rco.training.optimizers.state import load_optimizer_state, make_optimizer
 from rco.training.progress import Progress
 from rco.training.schedule import learning_rate
 
 _CHECK_EVERY = 100  # steps between two checks of the loss: each makes the program wait for the GPU once
+_APART = 2**40  # between the seeds of two workers
 
 
 def fit(
@@ -40,6 +42,10 @@ def fit(
     checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
+
+    All workers of a task (`rco.training.distributed`) call it alike and get equal rows. Each trains on its share of every
+    batch; the gradients are the means over the whole. Statistics that a network takes of a batch are of the share, unless
+    `compute.sync_batchnorm`; the running ones are those of worker 0.
 
     Args:
         objective: its parts are summed, averaged over the epoch, and logged under their names. Its taps are observed in the
@@ -58,7 +64,7 @@ def fit(
 
     Raises:
         DivergenceError: a loss, or a weight, is not a finite number.
-        InputError: there is no whole batch to train on, or the saved state is of another training.
+        InputError: there is no whole batch to train on, workers cannot share it, or the saved state is of another training.
     """
     trainer = Trainer(model, train, objective, config, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor)
     if checkpointer is not None:
@@ -82,10 +88,13 @@ class Trainer:
         anchor: Anchor | None,
     ) -> None:
         self.train, self.config, self.compute, self.anchor = train, config, compute, anchor
+        self.world = World.current()
+        self.world.check_batch(config.batch_size)
         self.device = torch.device(compute.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective.to(self.device)
-        self.learner = nn.ModuleDict({"model": self.model, "objective": self.objective})
+        self.learner = Learner(self.model, self.objective)
+        self.learn = shared(self.learner, self.world, sync_batchnorm=compute.sync_batchnorm)
         self.optimizer = make_optimizer(self.learner, config)
         self.length, self.first_epoch, self.last_epoch = epochs, first_epoch, first_epoch + epochs - 1
         self.steps_per_epoch = train.num_batches(config.batch_size)
@@ -121,6 +130,7 @@ class Trainer:
             workers=self.compute.workers,
             view=view,
             skip=progress.batches,
+            share=self.world,
         )
         for x, labels, rows in batches:
             self._step(x, labels, rows, view)
@@ -133,6 +143,7 @@ class Trainer:
                 "leaves no batch to train on",
                 f"There are {len(self.train)} training images",
             )
+        self.world.same_buffers(self.learner)
         self._check_finite(weights=True)
         means = progress.means()
         row = {"epoch": progress.epoch, "lr": self._rate(self.steps_per_epoch - 1), "loss": sum(means.values()), **means}
@@ -141,21 +152,24 @@ class Trainer:
         return row
 
     def _step(self, x: Tensor, labels: Tensor, rows: Rows, view: int | None) -> None:
-        """Train on one batch and count it."""
+        """Train on this worker's share of one batch and count the whole of it."""
+        count = min(self.config.batch_size, len(self.train) - self.progress.batches * self.config.batch_size)
         x = x.contiguous(memory_format=torch.channels_last)
         rate = self._rate(self.progress.batches)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with autocast(self.compute):
             anchor_out = self.anchor.output(x, rows, view) if self.anchor is not None else None
-            parts = self.objective(observe(self.model, x, self.objective.taps.student), anchor_out, labels)
+            parts = self.learn(x, anchor_out, labels)
         values = torch.stack(list(parts.values()))
         self.optimizer.zero_grad(set_to_none=True)
-        values.sum().backward()  # type: ignore[no-untyped-call]
+        # The workers' gradients are averaged, each counting as much; the last batch may not have cut into equal shares.
+        loss = values.sum() if self.world.alone else values.sum() * (self.world.size * self.world.weight(count))
+        loss.backward()  # type: ignore[no-untyped-call]
         with self._first_step:
             self.optimizer.step()
         self._first_step = contextlib.nullcontext()
-        self.progress.add(parts, values.detach(), len(labels))
+        self.progress.add(parts, self.world.mean(values.detach(), count), count)
 
     def _between_steps(self, started: float) -> None:
         """Save the state if it is time to, of finite numbers only; check the loss now and then."""
@@ -173,17 +187,19 @@ class Trainer:
 
     def _seed_epoch(self) -> None:
         """Dropout and the like draw from the global generator: make that a function of (seed, epoch) as well."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.progress.epoch)
+        torch.manual_seed(self.config.seed * 1_000_003 + self.progress.epoch + self.world.rank * _APART)
         if self._restored_random is not None and self.progress.batches:
             set_random_state(self._restored_random, self.device)
 
     def _keep_finite(self, when: str) -> None:
-        self._last_finite = when, {name: t.detach().to("cpu", copy=True) for name, t in self.model.state_dict().items()}
+        if self.world.main:  # which writes them, if the training diverges
+            weights = {name: t.detach().to("cpu", copy=True) for name, t in self.model.state_dict().items()}
+            self._last_finite = when, weights
 
     def _check_finite(self, *, weights: bool) -> None:
         """Raise DivergenceError if a part of the loss is not finite, or, if they are to be checked too, one of the weights."""
         culprit = self.progress.first_not_finite()
-        if culprit is None and weights and not _all_finite(self.learner):
+        if culprit is None and weights and not self.world.every(_all_finite(self.learner)):
             culprit = "a weight", self.progress.batches
         if culprit is None:
             return
@@ -219,7 +235,7 @@ class Trainer:
         return {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
-            "random": random_state(self.device),
+            "random": self.world.gathered(random_state(self.device)),
             "progress": vars(self.progress),
         }
 
@@ -233,8 +249,9 @@ class Trainer:
             load_weights(self.learner, saved["learner"], "a resume point")
             load_optimizer_state(self.optimizer, saved["optimizer"])
             self.progress = Progress.restored(saved["progress"], self.first_epoch, self.last_epoch, self.device)
-            self._restored_random = {name: state for name, state in saved["random"].items() if torch.is_tensor(state)}
-            set_random_state(self._restored_random, self.device)
+            self._restored_random = self.world.own({k: v for k, v in saved["random"].items() if torch.is_tensor(v)})
+            if self._restored_random is not None:
+                set_random_state(self._restored_random, self.device)
         self._first_step = restoring(MISFIT)  # which values an optimiser needs is known to its first step
         epoch, batches = self.progress.epoch, self.progress.batches
         self._keep_finite(f"at step {batches} of epoch {epoch}" if batches else f"after epoch {epoch - 1}")

@@ -5,7 +5,8 @@
     RCO_RESUME_EVERY   minutes between two points (5); 0: a point after every step
 
 Below RCO_RESUME/RUN/TASK/HASH, where HASH is that of the identity: all that the training depends on (settings, digests of its
-inputs, this package's code). So a point that is found is a point of this very computation, whichever process wrote it.
+inputs, this package's code), but not the number of its workers. So a point that is found is a point of this very computation,
+whichever process wrote it.
 `rco.training.resume_points` says what lies there.
 """
 
@@ -29,8 +30,10 @@ from rco.core.errors import DivergenceError, InputError, printable
 from rco.core.storage.addresses import is_remote, local_path
 from rco.core.storage.contents import remove
 from rco.core.tensors import load_metadata
-from rco.training.identity import complete, difference, name_of
+from rco.training.distributed import World
+from rco.training.identity import complete, difference, for_any_workers, name_of
 from rco.training.resume_points import FORMAT, HALF, MINUTES, POINT, VARIABLE, ResumePoints, clock, files_below, join
+from rco.training.shared_points import SharedPoints
 
 log = logging.getLogger("rco")
 
@@ -123,7 +126,7 @@ def _training(
     """The points of a training; a divergence is explained, and noted for the next attempt."""
     points = _from_environment(task, identity, files)
     if where := points.gave_up:
-        raise _Explained(
+        raise ExplainedError(
             f"{label}: {where}. An earlier attempt ended so, and this one would: settings, data and code are the same. Nothing "
             f"was computed. Change a setting, or delete {points.folder} to try all the same"
         )
@@ -133,10 +136,12 @@ def _training(
     except DivergenceError as error:
         repeats = points.diverged_before or points.computes_on == "cpu"
         weights = points.diverged(error, network, last_attempt=repeats)
-        raise _Explained(_explained(error, label, prefix, weights, points.folder)) from error
+        raise ExplainedError(_explained(error, label, prefix, weights, points.folder)) from error
 
 
-class _Explained(DivergenceError):  # noqa: N818 (it is the same error, in the words of a task)
+class ExplainedError(DivergenceError):
+    """A divergence in the words of a task."""
+
     def __init__(self, message: str) -> None:
         RuntimeError.__init__(self, message)
 
@@ -153,7 +158,7 @@ def _explained(error: DivergenceError, label: str, prefix: str, weights: str, fo
 
 
 def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None) -> ResumePoints:
-    root = os.environ.get(VARIABLE, "")
+    root, identity = os.environ.get(VARIABLE, ""), for_any_workers(identity)
     if not root:
         return ResumePoints("", identity, files=files)
     text = os.environ.get(EVERY, "") or str(MINUTES)
@@ -167,7 +172,10 @@ def _from_environment(task: str, identity: Mapping[str, Any], files: Path | None
     above, key = _place(root, task, of)
     if not is_remote(root):
         _mention_others(local_path(above), key, of)
-    return ResumePoints(join(above, key), identity, every=every, files=files)
+    world, folder = World.current(), join(above, key)
+    if not world.alone:
+        return SharedPoints(folder, identity, every=every, files=files, world=world)
+    return ResumePoints(folder, identity, every=every, files=files)
 
 
 def _place(root: str, task: str, identity: Mapping[str, Any]) -> tuple[str, str]:
@@ -198,7 +206,7 @@ def forget(task: str, identity: Mapping[str, Any]) -> None:
     root = os.environ.get(VARIABLE, "")
     if root and _shared():
         try:
-            remove(join(*_place(root, task, complete(identity, format=FORMAT))))
+            remove(join(*_place(root, task, complete(for_any_workers(identity), format=FORMAT))))
         except (InputError, OSError) as error:
             log.warning("resume points were not removed (%s)", error)
 
@@ -242,7 +250,7 @@ def interrupted(root: Path) -> list[tuple[float, int, Path]]:
 def _until_stopped(points: ResumePoints) -> Iterator[None]:
     """Answer SIGTERM with a last point, where it would just end the process, and points are kept."""
     main = threading.current_thread() is threading.main_thread()
-    if not points.folder or not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not points.keeps or not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 

@@ -33,10 +33,13 @@ from rco.core.storage.retries import DamagedError
 from rco.core.storage.transfer import fetch, upload
 from rco.core.tensors import load_state, save_state, write_state
 from rco.training.identity import complete, difference
+from rco.training.packing import packed, unpacked
 
 log = logging.getLogger("rco")
 
 VARIABLE = "RCO_RESUME"
+#: Names the file in which a launcher looks for how far the training is that it has started (`rco.tasks.launch`).
+PROGRESS = "RCO_PROGRESS"
 MINUTES = 5.0
 FORMAT = 1
 _KEPT = 2
@@ -89,6 +92,11 @@ class ResumePoints:
         self._last = time.monotonic()
         if folder:
             self._open()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether points are kept at all."""
+        return bool(self.folder)
 
     def add(self, part: str, make: Callable[[], Any], files: Callable[[], Mapping[str, str]] | None = None) -> None:
         """As `rco.training.checkpointer.Checkpointer.add`. A part that is added again is replaced."""
@@ -313,6 +321,8 @@ class ResumePoints:
             temporary.unlink(missing_ok=True)
         for old in self._ordered()[_KEPT:]:
             remove(join(self.folder, old))
+        if watched := os.environ.get(PROGRESS):
+            Path(watched).write_text(f"{self.folder} {progress['epoch']} {progress['batches']}")
 
 
 def join(*parts: str) -> str:
@@ -334,29 +344,3 @@ def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for name in names:
             with suppress(OSError):
                 yield (path := Path(where, name)), path.stat()
-
-
-_TENSOR = "$tensor"
-
-
-def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
-    """`value` as JSON, its tensors and arrays put into `tensors` under their paths."""
-    import numpy as np
-    import torch
-
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        tensors[path] = torch.as_tensor(value)
-        return {_TENSOR: path}
-    if isinstance(value, Mapping):
-        return {str(key): packed(item, f"{path}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [packed(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
-    return value
-
-
-def unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {_TENSOR}:
-            return tensors[value[_TENSOR]]
-        return {key: unpacked(item, tensors) for key, item in value.items()}
-    return [unpacked(item, tensors) for item in value] if isinstance(value, list) else value

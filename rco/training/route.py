@@ -15,11 +15,12 @@ import numpy as np
 
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
-from rco.models.predict import accuracy, predict
+from rco.models.predict import accuracy
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import import_weights, read_state
 from rco.training.config import ComputeConfig
+from rco.training.distributed import answers
 
 
 def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
@@ -135,7 +136,7 @@ def _write_measured(
     labels = np.empty(0, dtype=np.int64)
     for c in checkpoints:
         model = load_network(folder / c.file, expected_sha256=c.sha256, spec=spec).to(compute.device)
-        logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
+        logits, labels = answers(model, validation, compute)
         with_accuracy.append(dataclasses.replace(c, val_accuracy=accuracy(logits, labels)))
         probe_logits.append(logits[probe])
     return Route.write(

@@ -13,12 +13,13 @@ from torch import nn
 from rco.core.errors import InputError
 from rco.core.settings import from_dict, jsonable
 from rco.data.dataset import Dataset
-from rco.models.predict import accuracy, predict
+from rco.models.predict import accuracy
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, save_network
 from rco.objectives.stage import labels_only
 from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
+from rco.training.distributed import World, answers
 from rco.training.loop import fit
 from rco.training.schedule import checkpoint_epochs
 
@@ -35,7 +36,8 @@ def train_teacher(
 ) -> Iterator[dict[str, Any]]:
     """Train a teacher on the labels; keep checkpoints and their logits on the probe samples.
 
-    The route is complete in `folder` once the iteration has ended.
+    The route is complete in `folder` once the iteration has ended. Of several workers (`rco.training.distributed`), which all
+    call this alike, the first one writes it.
 
     Args:
         checkpointer: as for `rco.training.loop.fit`; it also saves the part "route", and restores its files in `folder`.
@@ -46,25 +48,27 @@ def train_teacher(
     Raises:
         InputError: the saved state is of another training, or what `rco.training.loop.fit` refuses.
     """
-    model = spec.build(config.seed)
+    world, model = World.current(), spec.build(config.seed)
     validation = data.split("val")
     epochs_to_keep = set(checkpoint_epochs(config, checkpoint_every))
     folder.mkdir(parents=True, exist_ok=True)
     growing = _GrowingRoute(folder, spec, data)
-    if checkpointer is not None:
+    if checkpointer is not None and world.main:
         if (saved := checkpointer.take("route")) is not None:
             growing.load_state(saved)
         checkpointer.add("route", growing.state, files=growing.files)
     for fitted in fit(
         model, data.split("train"), labels_only(), config, compute, epochs=config.epochs, checkpointer=checkpointer
     ):
-        logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
+        logits, labels = answers(model, validation, compute)
         row: dict[str, Any] = {**fitted, "epoch": int(fitted["epoch"]), "val_accuracy": accuracy(logits, labels)}
-        growing.add_epoch(row, labels)
-        if row["epoch"] in epochs_to_keep:
-            growing.add_checkpoint(model, row, logits)
+        if world.main:
+            growing.add_epoch(row, labels)
+            if row["epoch"] in epochs_to_keep:
+                growing.add_checkpoint(model, row, logits)
         yield row
-    growing.write(config.decay_epochs(config.epochs))
+    if world.main:
+        growing.write(config.decay_epochs(config.epochs))
 
 
 class _GrowingRoute:

@@ -1,4 +1,4 @@
-"""The fault campaign: python -m tests.chaos.campaign [--short] [--faults 78] [--seed 0] [--output FILE]
+"""The fault campaign: python -m tests.chaos.campaign [--short] [--faults 84] [--seed 0] [--output FILE]
 
 After every fault the task is run again, as a cluster or a person would. It must then have made, to the last bit, what it makes
 without faults, and MLflow must have every epoch once. Where a fault is met with an error, it must say what is wrong in words.
@@ -245,6 +245,22 @@ def again(
     fault.outcome = fault.outcome or "same result"
 
 
+def worker_killed(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
+    """kill -9 for the process that trains, below the launcher that started it: the task itself must come to its end."""
+    folder, context = place.root / "faults" / name, opened_run(place, name)
+    moment = rng.uniform(0.3, 2.0) * place.chain.seconds[step.name]  # another process is started, and imports
+    ended = run(step, folder, {**place.environment(name), "RCO_PROCESS_RESTARTS": "1"}, kill_after=moment, worker=0)
+    if ended.code != 0:
+        raise BrokenPromiseError(f"the task ends with its worker: {ended.text[-800:]}")
+    again = "started again" in ended.text
+    fault.kills, fault.detail = int(again), f"after {moment:.1f} s" if again else "the task was quicker"
+    same(place, step, folder)
+    tracked(place, step, folder, context)
+    fault.kept = going_on(ended) if step.trains_one and again else None
+    fault.seconds_lost = ended.seconds - place.chain.seconds[step.name]
+    fault.outcome = "same result"
+
+
 def killed_writing(place: Place, fault: Fault, step: Step, name: str, rng: random.Random) -> None:
     """kill -9 between the content of a file and its name, before, or after."""
     folder, environment, context = place.root / "faults" / name, place.environment(name), opened_run(place, name)
@@ -429,6 +445,7 @@ _WRITING = ("prepare_data", "train_teacher", "init_students", "select_anchors", 
 #: kind, what does it, whether it must be alone, the tasks (None: all), its share of a full campaign.
 KINDS: tuple[tuple[str, Inject, bool, tuple[str, ...] | None, int], ...] = (
     ("kill -9", killed, False, None, 34),
+    ("kill -9 of a worker", worker_killed, False, (*TRAINING, "evaluate_students"), 6),
     ("kill -9, three times", lambda *given: killed(*given, times=3), False, TRAINING, 4),
     (
         "kill -9 while writing",
@@ -526,7 +543,7 @@ def table(faults: list[Fault]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=78, help="how many, about")
+    parser.add_argument("--faults", type=int, default=84, help="how many, about")
     parser.add_argument(
         "--short", action="store_true", help="one fault of each kind, and two kills more, in the tasks that train"
     )

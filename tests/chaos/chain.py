@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def run(
     *,
     kill_after: float | None = None,
     number: int = signal.SIGKILL,
+    worker: int | None = None,
     prefix: Sequence[str] = (sys.executable, "-m"),
     module: Sequence[str] = (),
 ) -> Ended:
@@ -124,6 +126,7 @@ def run(
     Args:
         environment: added to this process's.
         kill_after: seconds until its process group is sent `number`.
+        worker: send it to this worker of the task instead, once it is there, and wait for what comes of it.
         prefix, module: what comes before the name of the task; default: the launcher of tasks.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,9 +147,31 @@ def run(
         try:
             process.wait(LIMIT if kill_after is None else kill_after)
         except subprocess.TimeoutExpired:
+            if worker is not None and kill_after is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker_of(process.pid, worker), number)
+                process.wait(LIMIT)
+                return Ended(process.returncode, log.read_text(errors="replace"), time.monotonic() - began)
             os.killpg(process.pid, number if kill_after is not None else signal.SIGKILL)
             process.wait(60)
     return Ended(process.returncode, log.read_text(errors="replace"), time.monotonic() - began)
+
+
+def worker_of(launcher: int, rank: int, patience: float = 30.0) -> int:
+    """The process of a worker, once it is there.
+
+    Raises:
+        ProcessLookupError: it does not come, or the launcher has ended.
+    """
+    for _ in range(int(patience / 0.02)):
+        children = Path(f"/proc/{launcher}/task/{launcher}/children")
+        with suppress(FileNotFoundError):
+            for pid in children.read_text().split():
+                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if b"RANK=%d" % rank in variables and b"rco.tasks.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        time.sleep(0.02)
+    raise ProcessLookupError(f"process {launcher} has no worker {rank}")
 
 
 @dataclass

@@ -216,7 +216,7 @@ def test_volumes_resume_points_and_certificates(compiled: Compiled) -> None:
     site = compiled.site
     for t in compiled.tasks:
         variables = {e.name: e.value for e in t.container.env}
-        wanted = {}
+        wanted = {"RCO_PROCESS_RESTARTS": "3"} if CLASS_OF[t.component] == "train" else {}
         mounts = [(m.constant, m.mount_path, m.sub_path) for m in t.kubernetes.pvc_mount]
         if (CLASS_OF[t.component] == "light" and t.component != "close-run") or not site.volumes:
             assert mounts == []

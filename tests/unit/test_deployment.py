@@ -42,13 +42,15 @@ def test_no_file_and_an_empty_one_are_the_defaults(file: Path) -> None:
     file.write_text("# nothing yet\n")
     assert read_deployment(None) == read_deployment(file) == Deployment()
     assert not any(Deployment().of(name).gpus for name in CLASSES)  # a cluster without GPUs would wait forever
-    assert Deployment().parameters == {"device": "cpu", "threads": 2, "check_services": True}
+    assert Deployment().parameters == {"device": "cpu", "threads": 2, "workers_per_task": 1, "check_services": True}
 
 
 def test_one_setting_turns_to_gpus(file: Path) -> None:
     file.write_text("train: {gpus: 1}\n")
     site = read_deployment(file)
     assert site.parameters["device"] == "cuda"
+    assert site.parameters["workers_per_task"] == 1
+    assert Deployment(train=TaskClass(gpus=4)).parameters["workers_per_task"] == 4, "a worker for each"
     assert site.train.memory_limit == Deployment().train.memory_limit  # the class's own default, not TaskClass's
     assert site.train.memory_limit != TaskClass().memory_limit
     assert (site.check, site.light, site.data) == (Deployment().check, Deployment().light, Deployment().data)
@@ -85,7 +87,9 @@ def test_amounts() -> None:
         ("train: {cpu_request: 0}", "train.cpu_request = '0': is not an amount of CPU"),
         ("train: {cpu_request: two}", "Write cores, or thousandths with m"),
         ("train: {shm: 16Gi}", "train.shm = '16Gi': fills memory_limit = 16Gi"),
-        ("train: {gpus: 4}", "train.gpus = 4: is not 0 or 1. A task computes on one GPU"),
+        ("train: {gpus: 65}", "train.gpus = 65: is not 0 to 64. A task has the GPUs of one node"),
+        ("train: {process_restarts: 101}", "train.process_restarts = 101: is not 0 to 100"),
+        ("data: {process_restarts: 1}", "data.process_restarts = 1: would do nothing. Set train.process_restarts"),
         ("train: {gpus: true}", "train.gpus = True: is not a whole number"),
         ("data: {gpus: 1}", "data.gpus = 1: would be idle. Set train.gpus"),
         ("train: {gpu_type: H100}", "train.gpu_type = 'H100': has no vendor"),
@@ -228,7 +232,7 @@ def test_the_document_lists_every_key_with_its_default() -> None:
 def test_the_example_has_every_key() -> None:
     path = MANIFESTS / "deployment.yaml"
     site = read_deployment(path)
-    assert site.parameters == {"device": "cuda", "threads": 8, "check_services": True}
+    assert site.parameters == {"device": "cuda", "threads": 8, "workers_per_task": 1, "check_services": True}
     assert site != Deployment()
     document = yaml.safe_load(path.read_text())
     assert set(document) == {f.name for f in fields(Deployment)}
