@@ -10,6 +10,7 @@ import click
 
 from pipelines.cli.clean import clean
 from pipelines.cli.cluster import compile_command, submit, upload, wait
+from pipelines.cli.inspect import inspect
 from pipelines.cli.machine import doctor
 from pipelines.cli.route import import_route
 from pipelines.cli.runs import compare, run, sweep, sync
@@ -40,5 +41,5 @@ def main() -> None:
     """Route Constrained Optimization: distil a student along its teacher's training route."""
 
 
-for command in (run, compare, sweep, sync, clean, compile_command, submit, upload, wait, doctor, import_route):
+for command in (run, compare, sweep, sync, clean, compile_command, submit, upload, wait, doctor, inspect, import_route):
     main.add_command(command)
