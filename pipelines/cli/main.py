@@ -10,6 +10,7 @@ import click
 
 from pipelines.cli.clean import clean
 from pipelines.cli.cluster import compile_command, submit, upload, wait
+from pipelines.cli.inspect import inspect
 from pipelines.cli.machine import doctor
 from pipelines.cli.route import import_route
 from pipelines.cli.runs import compare, run, sweep, sync
@@ -48,6 +49,7 @@ for command in (
     export,
     predict,
     serve,
+    inspect,
     sync,
     clean,
     compile_command,

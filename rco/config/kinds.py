@@ -8,6 +8,7 @@ from typing import Any
 
 from rco.config.parameters import PARAMETERS, read_value
 from rco.core.errors import InputError, choice
+from rco.core.settings import items_of
 from rco.strategies.base import STRATEGIES, Adaptive
 
 REFERENCE = "kd"
@@ -77,8 +78,8 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
         InputError: an empty list, a repeated seed, or a value that is not a seed.
     """
     remedy = "Give different whole numbers, 0 or more, such as 0,1,2"
-    items = [part for part in seeds.split(",") if part.strip()] if isinstance(seeds, str) else list(seeds)
     try:
+        items = items_of(seeds) if isinstance(seeds, str) else list(seeds)
         numbers = [int(float(item)) for item in items]
         whole = all(float(item) == number and number >= 0 for item, number in zip(items, numbers, strict=True))
     except (TypeError, ValueError):
@@ -98,7 +99,10 @@ def read_kinds(kinds: Any) -> tuple[str, ...]:
     Raises:
         InputError: an unknown or repeated one, no reference, or nothing to compare with it.
     """
-    names = [part.strip() for part in kinds.split(",") if part.strip()] if isinstance(kinds, str) else list(kinds)
+    try:
+        names = items_of(kinds) if isinstance(kinds, str) else list(kinds)
+    except ValueError as error:
+        raise InputError("branches", kinds, f"is not a list ({error})", f"Name some of: {', '.join(KINDS)}") from None
     for name in names:
         choice("branches", name, tuple(KINDS))
     if len(set(names)) < len(names):

@@ -255,7 +255,8 @@ def _coerce(p: Parameter, value: Any) -> Any:
             if p.item
             else {"str": "text", "bool": "true or false"}.get(p.kind.__name__, p.kind.__name__)
         )
-        raise InputError(p.name, value, f"is not {want}", f"The default is {p.default!r}") from None
+        quoted = "; an item with a comma in it has quotes around it" if p.item and isinstance(value, str) else ""
+        raise InputError(p.name, value, f"is not {want}", f"The default is {p.default!r}{quoted}") from None
 
 
 PARAMETERS: dict[str, Parameter] = _parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import sys
 import types
@@ -131,8 +132,8 @@ def typed(hint: Any, value: Any, *, partial: bool = False, lenient: bool = False
     Args:
         hint: the field's type: a dataclass, a union with None, dict, list, tuple, int, float, str or bool.
         partial: as for `from_dict`.
-        lenient: whether values may be words, as on a command line ("4", "true", "10,20"); else they are of a JSON document, and
-            a number is not text.
+        lenient: whether values may be words, as on a command line ("4", "true", "10,20": `items_of`); else they are of a JSON
+            document, and a number is not text.
 
     Raises:
         TypeError, ValueError, OverflowError: it is of another type.
@@ -153,7 +154,7 @@ def typed(hint: Any, value: Any, *, partial: bool = False, lenient: bool = False
         }
     if origin in (tuple, list):
         if lenient and isinstance(value, str):
-            value = [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
+            value = items_of(value)
         if not isinstance(value, (list, tuple)):
             raise TypeError
         if origin is tuple and items[-1] is not ...:
@@ -161,6 +162,22 @@ def typed(hint: Any, value: Any, *, partial: bool = False, lenient: bool = False
             return tuple(typed(item, v, partial=partial, lenient=lenient) for item, v in pairs)
         return origin(typed(items[0], v, partial=partial, lenient=lenient) for v in value)
     return _scalar_of_words(hint, value) if lenient else _scalar(hint, value)
+
+
+def items_of(text: str) -> list[str]:
+    """The items of a list as people write it: 10,20 or [10, 20]; an item with a comma in it has quotes around it, as in CSV.
+
+    Raises:
+        ValueError: quotes that do not end, or end within an item.
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    return [item.strip() for row in rows for item in row if item.strip()]
 
 
 def _scalar(hint: Any, value: Any) -> Any:

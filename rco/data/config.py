@@ -8,7 +8,9 @@ from typing import Any, Self
 from rco.core.errors import InputError
 from rco.core.plugins import AUTO, Settings, plugin_setting
 from rco.core.settings import at_least, fraction, no_credentials, setting
+from rco.data.normalisation import require_numbers
 from rco.data.sources.base import SOURCES, SourceKind
+from rco.data.sources.files import ImageFiles
 
 AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 LARGEST_IMAGE = 4096  # pixels, of the side to which images are brought
@@ -36,10 +38,28 @@ class DataConfig(Settings):
         (), "classes (names, or numbers from 0) that nothing is trained on: evaluate verifies and identifies them by embeddings"
     )
 
+    image_mean: tuple[str, ...] = setting(
+        (),
+        "mean of each channel, of pixels in 0..1, that is subtracted: numbers | imagenet (empty: of the training images); as "
+        "the teacher was trained, if it comes from elsewhere",
+    )
+    image_std: tuple[str, ...] = setting(
+        (), "deviation of each channel that is divided by: numbers | imagenet (empty: of the training images)"
+    )
+    in_memory_gib: float = setting(
+        2.0, "a data set up to so many GiB is held in memory; of a larger one, image files are read as they are needed"
+    )
+
     def __post_init__(self) -> None:
         _require_address(self.dataset)
         self.follow()
         self.source.require(self.dataset)
+        if isinstance(self.source, ImageFiles):
+            self.source.require_size(self.image_size)
+        for name in ("image_mean", "image_std"):  # numbers are welcome, too
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+        require_numbers(self.image_mean, self.image_std)
+        at_least("in_memory_gib", self.in_memory_gib, 0)
         at_least("image_size", self.image_size, 0)
         if self.image_size > LARGEST_IMAGE:
             raise InputError(

@@ -29,8 +29,11 @@ from rco.core.documents import read_as
 from rco.core.errors import InputError, choice
 from rco.core.settings import jsonable
 from rco.core.tensors import read_tensors
+from rco.data.account import Account
 from rco.data.config import AUGMENTATIONS, LARGEST_IMAGE
-from rco.data.images import FileImages, Pixels, Rows, Shape
+from rco.data.decoding import Decoding
+from rco.data.image_file import Shape
+from rco.data.images import FileImages, Pixels, Rows
 from rco.data.share import WHOLE, Share
 
 if TYPE_CHECKING:
@@ -57,11 +60,13 @@ class Manifest:
         num_classes: K.
         class_names: of the K classes, by label. Open classes are not among them.
         image_shape: (C, H, W).
-        mean: of each channel of the training images scaled to 0..1 (files: of 4,096 images, evenly spaced).
-        std: likewise; at least one grey level, for it is divided by.
+        mean: of each channel of the training images scaled to 0..1 (files: of 4,096 images, evenly spaced); or `image_mean`.
+        std: likewise; at least one grey level, for it is divided by; or `image_std`.
         sizes: images in "train", "val" and "test", and in "open" if there are open classes.
         probe: the validation images, by number, on which hardness is measured.
         open_classes: name -> label of the classes that nothing is trained on; the labels are those of the source.
+        decoding: how files become pixels.
+        account: what became of the source, for people; older data sets have none.
     """
 
     source: str
@@ -78,6 +83,8 @@ class Manifest:
     sizes: dict[str, int]
     probe: tuple[int, ...]
     open_classes: dict[str, int] = field(default_factory=dict)
+    decoding: Decoding = field(default_factory=Decoding)
+    account: Account = field(default_factory=Account)
 
     def __post_init__(self) -> None:
         channels, height, width = self.image_shape
@@ -100,10 +107,11 @@ class Manifest:
 
     @property
     def written(self) -> dict[str, Any]:
-        """As it is written. Without open classes nothing is said of them: such data sets are older than the setting."""
+        """As it is written. What is as it was before there was a choice is left out: such data sets are older."""
         words = jsonable(self)
-        if not self.open_classes:
-            del words["open_classes"]
+        for name, default in (("open_classes", {}), ("decoding", Decoding()), ("account", Account())):
+            if getattr(self, name) == default:
+                del words[name]
         return dict(words)
 
 
@@ -346,7 +354,7 @@ class _FileSplit(Split):
             )
         labels = np.array(listed.labels, np.int64)
         self._check_labels(labels)
-        images = FileImages(root, listed.paths, self.manifest.image_shape, self.manifest.resize)
+        images = FileImages(root, listed.paths, self.manifest.image_shape, self.manifest.resize, self.manifest.decoding)
         # Before room is made for many: the manifest's word on their size may be false.
         dataclasses.replace(images, paths=listed.paths[:1]).check()
         return images, labels

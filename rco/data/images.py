@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rco.core.errors import InputError
+from rco.data.decoding import Decoding
+from rco.data.image_file import TRANSPARENT, Shape, header, in_mode, opened, square, traits_of, upright
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
-Shape = tuple[int, int, int]  # (C, H, W)
+LARGE_MEGAPIXELS = 24
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-# What those suffixes promise, and nothing else: some of Pillow's other readers start programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _CHUNK = 64
+_large = threading.Lock()  # a decoded image above LARGE_MEGAPIXELS waits for the one before: memory is bounded
 
 
 class Images(Protocol):
@@ -63,10 +67,27 @@ class ArrayImages:
 
         def resize(i: int) -> None:
             pixels = self.pixels[rows[i]]
-            out[i] = _pixels(_square(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), self.size))
+            out[i] = _pixels(square(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), self.size))
 
         _each(len(rows), resize, threads)
         return out
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen of image files when all of them were decoded.
+
+    Attributes:
+        digests: (N,) uint64: of each file's bytes; 0 where it cannot be read.
+        traits: (N,) uint8: what there is to note of it, as bits (`TURNED`, ...).
+        problems: position -> what is wrong with the file.
+        other_sizes: position -> the same, of files that are not of the size that all must have.
+    """
+
+    digests: NDArray[np.uint64]
+    traits: NDArray[np.uint8]
+    problems: dict[int, str] = field(default_factory=dict)
+    other_sizes: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,24 +99,29 @@ class FileImages:
         paths: relative to it.
         shape: (C, H, W) as which they are read; one channel is grey, three are RGB.
         resize: whether an image of another size is brought to this one (then square), or refused.
+        decoding: how files become pixels.
     """
 
     root: Path
     paths: Sequence[str]
     shape: Shape
     resize: bool
+    decoding: Decoding = field(default_factory=Decoding)
 
     @classmethod
-    def of(cls, root: Path, paths: Sequence[str], size: int) -> FileImages:
+    def of(cls, root: Path, paths: Sequence[str], size: int, decoding: Decoding | None = None, channels: int = 0) -> FileImages:
         """Files as they are: grey if every one is, else RGB; of the first one's size unless a `size` is given.
 
+        Args:
+            channels: 1 or 3: read them so, whatever they are; 0: as the files are.
+
         Raises:
-            InputError: the first image cannot be read.
+            InputError: no image can be read.
         """
-        channels, height, width = header(root / paths[0])
-        if channels == 1 and not all(header(root / path)[0] == 1 for path in paths):
-            channels = 3
-        return cls(root, paths, (channels, size or height, size or width), resize=size > 0)
+        decoding = decoding or Decoding()
+        shape = common_shape((partial(header, root / path, decoding=decoding) for path in paths), channels)
+        channels, height, width = shape
+        return cls(root, paths, (channels, size or height, size or width), resize=size > 0, decoding=decoding)
 
     def check(self, threads: int = 1) -> None:
         """Look at the header of every file, without decoding.
@@ -106,7 +132,7 @@ class FileImages:
 
         def look(row: int) -> None:
             path = self.root / self.paths[row]
-            self._refuse_other_size(path, header(path)[1:])
+            self._refuse_other_size(str(path), header(path, decoding=self.decoding)[1:])
 
         _each(len(self.paths), look, threads)
 
@@ -119,59 +145,89 @@ class FileImages:
         out = np.empty((len(rows), *self.shape), np.uint8)
 
         def decode(i: int) -> None:
-            out[i] = self._decoded(self.root / self.paths[rows[i]])
+            path = self.root / self.paths[rows[i]]
+            out[i] = self._decoded(path, str(path))[0]
 
         _each(len(rows), decode, threads)
         return out
 
-    def _decoded(self, path: Path) -> Pixels:
-        mode = "L" if self.shape[0] == 1 else "RGB"
-        with _opened(path) as image:
-            self._refuse_other_size(path, (image.height, image.width))
+    def survey(self, rows: Rows, threads: int = 1, out: Pixels | None = None) -> Survey:
+        """Decode all of `rows`, whatever is wrong with some of them.
+
+        Args:
+            out: (len(rows), C, H, W) uint8: receives the images; those that cannot be read are left as they are.
+        """
+        seen = Survey(np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint8))
+
+        def look(i: int) -> None:
+            path = self.root / self.paths[rows[i]]
+            try:
+                content = path.read_bytes()
+                pixels, seen.traits[i] = self._decoded(BytesIO(content), str(path), len(content))
+                seen.digests[i] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
+                if out is not None:
+                    out[i] = pixels
+            except OSError as error:
+                seen.problems[i] = f"cannot be read ({error.strerror})"
+            except OtherSizeError as error:
+                seen.other_sizes[i] = error.problem
+            except InputError as error:
+                seen.problems[i] = error.problem
+
+        _each(len(rows), look, threads)
+        return seen
+
+    def _decoded(self, source: Path | IO[bytes], name: str, length: int | None = None) -> tuple[Pixels, int]:
+        """The pixels of a file, and what there is to note of it."""
+        with opened(source, name, self.decoding, length) as image:
+            traits = traits_of(image)
             if self.resize:
                 # JPEG can be decoded at a fraction of its size: much faster for photographs, and never below twice ours.
                 image.draft(None, (2 * self.shape[2], 2 * self.shape[1]))
-            whole = image if image.mode == mode else image.convert(mode)
-            return _pixels(whole if (whole.height, whole.width) == self.shape[1:] else _square(whole, self.shape[1]))
+            with _large if image.width * image.height > LARGE_MEGAPIXELS * 10**6 else nullcontext():
+                whole = upright(image)
+                self._refuse_other_size(name, (whole.height, whole.width))
+                whole, transparent = in_mode(whole, "L" if self.shape[0] == 1 else "RGB", self.decoding)
+                if (whole.height, whole.width) != self.shape[1:]:
+                    whole = square(whole, self.shape[1], self.decoding.fit)
+                return _pixels(whole), traits | (TRANSPARENT if transparent else 0)
 
-    def _refuse_other_size(self, path: Path, size: tuple[int, int]) -> None:
+    def _refuse_other_size(self, name: str, size: tuple[int, int]) -> None:
         if size != self.shape[1:] and not self.resize:
             has, want = (f"{width}x{height}" for height, width in (size, self.shape[1:]))
-            raise InputError("image_size", 0, f"{path} is {has} pixels, but the first image is {want}", "Set image_size")
+            raise OtherSizeError("image_size", 0, f"{name} is {has} pixels, but the first image is {want}", "Set image_size")
 
 
-def header(source: Path | IO[bytes], name: str = "") -> Shape:
-    """(C, H, W) of an image file by its header; C is 1 for 8-bit grey and 3 for all else.
+class OtherSizeError(InputError):
+    """A file of another size than all must have."""
+
+
+def common_shape(headers: Iterable[Callable[[], Shape]], channels: int = 0) -> Shape:
+    """The shape (C, H, W) as which files are read: the first readable one's height and width; grey if all are, else RGB.
+
+    No more headers are looked at than it takes: of coloured images, one.
+
+    Args:
+        headers: of each file, in order, what reads its shape.
+        channels: as for `FileImages.of`.
 
     Raises:
-        InputError: no readable image of 8 bits a channel.
+        InputError: what is wrong with the first file, if none can be read.
     """
-    with _opened(source, name) as image:
-        return 1 if image.mode == "L" else 3, image.height, image.width
-
-
-@contextmanager
-def _opened(source: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
-    name = name or str(source)
-    try:
-        with Image.open(source, formats=_FORMATS) as image:
-            # Pillow itself only warns at this limit, and refuses at twice as much.
-            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise InputError("dataset", name, f"is too large: {image.width}x{image.height} pixels", "Shrink or remove it")
-            if image.mode[0] in "IF":
-                raise InputError("dataset", name, f"has more than 8 bits a channel (mode {image.mode})", "Convert it to 8 bits")
-            yield image
-    except InputError:
-        raise
-    except Image.DecompressionBombError:
-        raise InputError("dataset", name, "is too large: it may be a decompression bomb", "Shrink or remove it") from None
-    except Exception as error:  # Pillow's readers raise as many kinds as there are ways in which a file can be broken
-        raise InputError("dataset", name, f"is not a readable image ({error})", "Repair or remove it") from error
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, resized: shorter side and centre crop in one step."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    first: Shape | None = None
+    problem: InputError | None = None
+    for read in headers:
+        try:
+            shape = read()
+        except InputError as error:
+            problem = problem or error
+            continue
+        first = first or shape
+        if channels or shape[0] == 3:
+            return channels or 3, first[1], first[2]
+    if first is None:
+        raise problem or InputError("dataset", "", "holds no images", "Name another")
+    return first
 
 
 def _pixels(image: Image.Image) -> Pixels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from rco.core.documents import read_as, write_json
 from rco.core.errors import InputError
 from rco.data.dataset import Manifest
-from rco.data.images import FileImages, Shape
+from rco.data.decoding import Decoding
+from rco.data.image_file import Shape
+from rco.data.images import FileImages
 
 FILE = "inputs.json"
 
@@ -25,12 +27,14 @@ class Inputs:
         class_names: by the number of the logit.
         image_shape: (C, H, W); one channel is grey, three are RGB.
         mean, std: of each channel of pixels in 0..1.
+        decoding: how files become pixels.
     """
 
     class_names: tuple[str, ...]
     image_shape: Shape
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         channels, height, width = self.image_shape
@@ -44,7 +48,13 @@ class Inputs:
     @classmethod
     def of(cls, manifest: Manifest) -> Inputs:
         """Those of a prepared data set."""
-        return cls(class_names=manifest.class_names, image_shape=manifest.image_shape, mean=manifest.mean, std=manifest.std)
+        return cls(
+            class_names=manifest.class_names,
+            image_shape=manifest.image_shape,
+            mean=manifest.mean,
+            std=manifest.std,
+            decoding=manifest.decoding,
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Inputs:
@@ -76,5 +86,5 @@ class Inputs:
             raise InputError("image_shape", self.image_shape, "is neither grey nor RGB", "Image files have 1 or 3 channels")
         if height != width:
             raise InputError("image_shape", self.image_shape, "is not square", "Files are brought to a square")
-        files = FileImages(Path(), [str(path) for path in paths], self.image_shape, resize=True)
+        files = FileImages(Path(), [str(path) for path in paths], self.image_shape, resize=True, decoding=self.decoding)
         return files.read(np.arange(len(paths)), threads).astype(np.float32) / np.float32(255)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import cpu_count
@@ -19,19 +22,56 @@ from rco.core.documents import write_json
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.tensors import save_arrays
+from rco.data import account as accounts
+from rco.data.account import Account, Counted
 from rco.data.config import DataConfig
 from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file
-from rco.data.images import FileImages, Images, Pixels, Rows
+from rco.data.decoding import MOST_MEGAPIXELS, Decoding
+from rco.data.image_file import SIXTEEN, TRANSPARENT, TURNED
+from rco.data.images import FileImages, Images, Pixels, Rows, Survey
+from rco.data.normalisation import normalisation
+from rco.data.sources.files import ImageFiles
 from rco.data.sources.kinds import open_source
 from rco.data.sources.layout import Layout
 
-IN_MEMORY_GIB = 2
 _SAMPLED = 4096  # images from which the mean and deviation of a set of files are estimated
 _BLOCK = 256
+_NAMED = 5  # files in a message
+_CHECKED = 2048  # files that are decoded between two looks at the clock
+_PROGRESS_SECONDS = 10.0
+_CHANGED = TURNED | TRANSPARENT | SIXTEEN
+
+log = logging.getLogger(__name__)
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass
+class _Seen:
+    """What was seen of the images: of each part, in its order.
+
+    Attributes:
+        digests: of each image's content.
+        traits: as `rco.data.images.Survey`.
+        problems: row of the source -> what is wrong with the file.
+        other_sizes: likewise, of files that are not of the size that all must have.
+    """
+
+    digests: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
+    traits: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
+    other_sizes: dict[int, str] = field(default_factory=dict)
+
+    def add(self, part: str, rows: Rows, survey: Survey) -> None:
+        """Note what was seen of the part's `rows`."""
+        self.digests[part], self.traits[part] = survey.digests, survey.traits
+        self.problems |= {int(rows[i]): problem for i, problem in survey.problems.items()}
+        self.other_sizes |= {int(rows[i]): problem for i, problem in survey.other_sizes.items()}
 
 
 def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
     """Read a source, split it, and write the prepared data set to the folder `out`.
+
+    Every image is read once, and all that cannot be read are named together.
 
     Args:
         digest: what `source_digest` says; it is recorded.
@@ -43,31 +83,36 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
     (out / MANIFEST).unlink(missing_ok=True)  # it is written last: where there is one, the data set is whole
     with open_source(config, out) as source:
         images, layout = source.images, source.layout
-        splits = split(layout, config)
-        if layout.open_classes:
-            splits[OPEN] = layout.open_rows
-        gib = sum(map(len, splits.values())) * math.prod(images.shape) / 2**30
-        files = images if isinstance(images, FileImages) and gib > IN_MEMORY_GIB else None
-        if files:
-            root, (mean, std) = _write_files(files, layout, splits, out)
-        elif gib <= IN_MEMORY_GIB:
-            root, (mean, std) = "", _write_arrays(images, layout, splits, out)
-        else:
+        given = normalisation(config.image_mean, config.image_std, images.shape[0])
+        gib = (sum(map(len, layout.parts.values())) + len(layout.open_rows)) * math.prod(images.shape) / 2**30
+        in_files = isinstance(images, FileImages) and gib > config.in_memory_gib
+        if not in_files and gib > config.in_memory_gib:
             raise InputError(
                 "image_size",
                 config.image_size,
-                f"makes {config.dataset} {gib:.1f} GiB, but what is not an image folder must fit into {IN_MEMORY_GIB} GiB",
+                f"makes {config.dataset} {gib:.1f} GiB, but what is not an image folder must fit into "
+                f"{config.in_memory_gib:g} GiB (in_memory_gib)",
                 "Choose smaller images, or save the data set as an image folder",
             )
+        write = _write_files if in_files else _write_arrays
+        left_out: dict[int, str] = {}
+        splits, seen, (root, statistics) = _written(write, images, layout, config, out)
+        if seen.problems or seen.other_sizes:
+            left_out = _to_be_left_out(seen, images, config)
+            layout = layout.without(np.array(sorted(left_out), np.int64))
+            splits, seen, (root, statistics) = _written(write, images, layout, config, out)
+            if seen.problems or seen.other_sizes:
+                raise InputError("dataset", config.dataset, "changes while it is read", "Prepare it again when it is at rest")
+        mean, std = given or statistics
         validation = splits["val"]
         probe = stratified(layout.labels[validation], min(1.0, config.probe_size / len(validation)), (config.data_seed, 2))
         manifest = Manifest(
             source=config.dataset,
             source_digest=digest,
             digest="",
-            storage="files" if files else "arrays",
+            storage="files" if in_files else "arrays",
             root=root,
-            resize=files is not None and files.resize,
+            resize=isinstance(images, FileImages) and in_files and images.resize,
             num_classes=len(layout.class_names),
             class_names=layout.class_names,
             image_shape=images.shape,
@@ -76,10 +121,122 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
             sizes={part: len(rows) for part, rows in splits.items()},
             probe=tuple(probe.tolist()),
             open_classes=layout.open_classes,
+            decoding=images.decoding if isinstance(images, FileImages) and in_files else Decoding(),
+            account=_account(config, images, layout, splits, seen, left_out),
         )
-    manifest = replace(manifest, digest=_digest(manifest, out))
+        changed = sum(int(np.count_nonzero(traits & _CHANGED)) for traits in seen.traits.values())
+    manifest = replace(manifest, digest=_digest(manifest, out, changed))
     write_json(out / MANIFEST, manifest.written)
     return manifest
+
+
+def _written(
+    write: Callable[..., tuple[str, Statistics]], images: Images, layout: Layout, config: DataConfig, out: Path
+) -> tuple[dict[str, Rows], _Seen, tuple[str, Statistics]]:
+    """Split the layout and write its parts; of what cannot be read, nothing is written, but all of it is noted."""
+    splits, seen = split(layout, config), _Seen()
+    if layout.open_classes:
+        splits[OPEN] = layout.open_rows
+    return splits, seen, write(images, layout, splits, out, seen)
+
+
+def _to_be_left_out(seen: _Seen, images: Images, config: DataConfig) -> dict[int, str]:
+    """The rows that are left out, and why.
+
+    Raises:
+        InputError: files that cannot be read, and are not to be left out; files of other sizes.
+    """
+    paths = images.paths if isinstance(images, FileImages) else ()
+    if seen.other_sizes:
+        rows = sorted(seen.other_sizes)
+        if len(rows) == 1:
+            problem = seen.other_sizes[rows[0]]
+        else:
+            named = "; ".join(seen.other_sizes[row] for row in rows[:2])
+            problem = f"{len(rows):,} of {len(paths):,} images are not of the size of the first: {named}"
+            problem += "; ..." if len(rows) > 2 else ""
+        raise InputError("image_size", config.image_size, problem, "Set image_size, to which all are brought")
+    rows = sorted(seen.problems)
+    if not (isinstance(config.source, ImageFiles) and config.source.skip_broken):
+        named = "; ".join(f"{paths[row]} {seen.problems[row]}" for row in rows[:_NAMED])
+        more = f"; and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+        count = "1 image file" if len(rows) == 1 else f"{len(rows):,} image files"
+        raise InputError(
+            "dataset",
+            config.dataset,
+            f"{count} of {len(paths):,} cannot be used: {named}{more}",
+            "Repair or remove them, or set skip_broken = true, which leaves them out",
+        )
+    return seen.problems
+
+
+def _account(
+    config: DataConfig, images: Images, layout: Layout, splits: dict[str, Rows], seen: _Seen, left_out: dict[int, str]
+) -> Account:
+    paths = images.paths if isinstance(images, FileImages) else None
+    names = {part: _Names(paths, part, rows) for part, rows in splits.items()}
+    labels = {part: layout.labels[rows] for part, rows in splits.items()}
+    classes = dict(enumerate(layout.class_names))
+    opened = {label: name for name, label in layout.open_classes.items()}
+    notes = layout.notes
+    taken = notes.parts.get("train", "its images")
+    held_out = {
+        "test": f"held out of {taken}, test_fraction {config.test_fraction:g}",
+        "val": f"held out of {taken}, val_fraction {config.val_fraction:g}",
+        OPEN: "the open classes, from everywhere",
+        "train": "what is left",
+    }
+    repeated, relabelled = accounts.duplicates(seen.digests, labels, names)
+    files = dict[str, Counted]()
+    if isinstance(images, FileImages):
+        rows = np.concatenate(list(splits.values()))
+        traits = np.concatenate([seen.traits[part] for part in splits])
+        files = accounts.of_files(
+            traits,
+            _Names(images.paths, "", rows),
+            resized=images.resize,
+            background=images.decoding.alpha_background,
+            white=images.decoding.white_level,
+            fit=images.decoding.fit,
+        )
+    why = {reason: Counted.of(names_of) for reason, names_of in notes.left_out.items()}
+    if left_out and paths is not None:
+        why["they cannot be read (skip_broken)"] = Counted.of([f"{paths[row]} {left_out[row]}" for row in sorted(left_out)])
+    return Account(
+        parts={
+            part: accounts.part_account(
+                notes.parts.get(part, held_out.get(part, part)), labels[part], opened if part == OPEN else classes
+            )
+            for part in splits
+        },
+        class_order=notes.class_order or "the source's own",
+        classes=Counted.of(layout.class_names),
+        left_out=why,
+        files=files,
+        duplicates=repeated,
+        relabelled=relabelled,
+        remarks=notes.remarks,
+        normalisation=(
+            f"mean {', '.join(config.image_mean)}, deviation {', '.join(config.image_std)}, as image_mean and image_std say"
+            if config.image_mean
+            else "mean and deviation of the training images"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Names(Sequence[str]):
+    """What images are called: by their files, or by number."""
+
+    paths: Sequence[str] | None
+    part: str
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return f"{self.part} {i}" if self.paths is None else self.paths[self.rows[i]]
 
 
 def split(layout: Layout, config: DataConfig) -> dict[str, Rows]:
@@ -134,25 +291,59 @@ def channel_statistics(blocks: Iterable[Pixels]) -> tuple[tuple[float, ...], tup
     return tuple(mean), tuple(std)
 
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: Path) -> Statistics:
+def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen) -> tuple[str, Statistics]:
+    statistics: Statistics = (), ()
     for part, rows in splits.items():
-        pixels = images.read(rows, cpu_count())
+        if isinstance(images, FileImages):
+            pixels = np.empty((len(rows), *images.shape), np.uint8)
+            seen.add(part, rows, images.survey(rows, cpu_count(), pixels))
+        else:
+            pixels = images.read(rows, cpu_count())
+            seen.add(part, rows, Survey(_digests(pixels), np.zeros(len(rows), np.uint8)))
+        if seen.problems or seen.other_sizes:
+            continue  # of the other parts, all that is wrong is to be said, too
         save_arrays(out / f"{part}.safetensors", {"images": pixels, "labels": layout.labels[rows]})
         if part == "train":
             statistics = channel_statistics(pixels[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
-    return statistics
+    return "", statistics
 
 
-def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path) -> tuple[str, Statistics]:
-    images.check(cpu_count())
+def _joined(surveys: Sequence[Survey]) -> Survey:
+    """Surveys of consecutive images as one."""
+    problems, other_sizes, start = dict[int, str](), dict[int, str](), 0
+    for survey in surveys:
+        problems |= {start + i: problem for i, problem in survey.problems.items()}
+        other_sizes |= {start + i: problem for i, problem in survey.other_sizes.items()}
+        start += len(survey.digests)
+    digests, traits = (np.concatenate(arrays) for arrays in zip(*((s.digests, s.traits) for s in surveys), strict=True))
+    return Survey(digests, traits, problems, other_sizes)
+
+
+def _digests(pixels: Pixels) -> NDArray[np.uint64]:
+    """Of each image's content."""
+    found = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in pixels)
+    return np.frombuffer(b"".join(found), np.uint64)
+
+
+def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen) -> tuple[str, Statistics]:
+    total, done, began = sum(map(len, splits.values())), 0, time.monotonic()
+    said = began
+    for part, rows in splits.items():
+        surveys = []
+        for start in range(0, len(rows), _CHECKED):
+            surveys.append(images.survey(rows[start : start + _CHECKED], cpu_count()))
+            done += len(surveys[-1].digests)
+            if (now := time.monotonic()) - said > _PROGRESS_SECONDS:
+                log.info("decoded %s of %s images once, %.0f a second", f"{done:,}", f"{total:,}", done / (now - began))
+                said = now
+        seen.add(part, rows, _joined(surveys))
+    if seen.problems or seen.other_sizes:
+        return "", ((), ())
     train = splits["train"]
     sample = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(np.int64)]
     statistics = channel_statistics(images.read(sample[i : i + _BLOCK], cpu_count()) for i in range(0, len(sample), _BLOCK))
     root = str(images.root.resolve())
-    if images.root.is_relative_to(out):  # came out of a tar or a store, and would be gone when the source is closed
+    if images.root.is_relative_to(out):  # came out of an archive or a store, and would be gone when the source is closed
         root = "images"
         shutil.rmtree(out / root, ignore_errors=True)
         os.replace(images.root, out / root)
@@ -162,9 +353,16 @@ def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], ou
     return root, statistics
 
 
-def _digest(manifest: Manifest, folder: Path) -> str:
-    """Of what is in the data set, not of where it came from; files are known by their source's digest only."""
+def _digest(manifest: Manifest, folder: Path, changed: int) -> str:
+    """Of what is in the data set, not of where it came from; files are known by their source's digest only.
+
+    Args:
+        changed: how many files are not read as they are (turned, laid on a background, scaled to 8 bits).
+    """
     known = manifest.source_digest if manifest.storage == "files" else ""
-    document = replace(manifest, source="", root="", source_digest=known).written
+    decoding = replace(manifest.decoding, max_megapixels=MOST_MEGAPIXELS)  # it changes nothing in what is there
+    document = replace(manifest, source="", root="", source_digest=known, decoding=decoding, account=Account()).written
+    if changed and manifest.storage == "files":
+        document["changed"] = changed
     document["parts"] = {part: sha256_of(part_file(folder, manifest, part)) for part in manifest.sizes}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rco.core.errors import InputError
 from rco.core.files import atomically
+from rco.core.settings import jsonable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +106,7 @@ def to_onnx(student: Shipped, path: Path, *, probabilities: bool = False) -> Exp
     about = {
         "class_names": json.dumps(list(student.inputs.class_names)),
         "image_shape": json.dumps(list(student.inputs.image_shape)),
+        "decoding": json.dumps(jsonable(student.inputs.decoding)),
         "model": student.model,
         "sha256": student.sha256,
         "output": output,

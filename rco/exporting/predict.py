@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from rco.core.errors import InputError
+from rco.core.settings import from_dict
 from rco.core.storage.local import list_files
-from rco.data.images import SUFFIXES
+from rco.data.decoding import Decoding
+from rco.data.image_file import SUFFIXES
 from rco.data.inputs import Inputs
 from rco.exporting.formats import Answers, eager, metadata_of, open_onnx, require_onnx
 from rco.exporting.shipped import shipped
@@ -92,11 +94,12 @@ def predictor(where: str, home: Path, *, model: str = "") -> Iterator[Predictor]
         exported, about = open_onnx(path), metadata_of(path)
         try:
             names, shape = json.loads(about["class_names"]), json.loads(about["image_shape"])
+            decoding = from_dict(Decoding, json.loads(about["decoding"]))
             probabilities = about["output"] == "probabilities"
         except (KeyError, ValueError):
             raise InputError("student", where, "does not name its classes", "Write it with: rco export") from None
         plain = (0.0,) * shape[0], (1.0,) * shape[0]  # normalisation is inside
-        inputs = Inputs(class_names=tuple(names), image_shape=tuple(shape), mean=plain[0], std=plain[1])
+        inputs = Inputs(class_names=tuple(names), image_shape=tuple(shape), mean=plain[0], std=plain[1], decoding=decoding)
         yield Predictor(exported.answers, inputs, probabilities)
         return
     with shipped(where, home, model=model) as student:

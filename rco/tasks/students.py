@@ -35,7 +35,8 @@ def logged(row: Mapping[str, Any]) -> dict[str, float]:
 def data_summary(data: Dataset) -> dict[str, Any]:
     """The data set, as a record describes it."""
     m = data.manifest
-    return {"name": m.source, "source": m.source, "digest": m.digest, "num_classes": m.num_classes, "sizes": dict(m.sizes)}
+    summary = {"name": m.source, "source": m.source, "digest": m.digest, "num_classes": m.num_classes, "sizes": dict(m.sizes)}
+    return {**summary, "account": m.account.lines} if m.account.parts else summary
 
 
 def taken_up(points: ResumePoints, record: Record) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,5 +103,5 @@ def _mlflow_dataset(data: Mapping[str, Any]) -> Any:
         source_type=described["source_type"],
         source=described["source"],
         schema=described.get("schema"),
-        profile=described.get("profile"),
+        profile=json.dumps({name: data[name] for name in ("num_classes", "sizes", "account") if name in data}),
     )

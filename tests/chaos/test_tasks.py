@@ -22,17 +22,14 @@ from tests.unit.test_resume import FLAT
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
+def test_sigterm_is_answered_by_a_point_and_the_next_process_goes_on(tmp_path: Path, workers: int) -> None:
     """The whole process group gets it, as from the local runner: workers that decode images must not take the task down."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(100):
             Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
-    config = DataConfig(dataset=str(tmp_path / "images"), probe_size=4)
-    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)  # as with a data set that is too large
+    config = DataConfig(dataset=str(tmp_path / "images"), probe_size=4, in_memory_gib=0)  # a set that is too large
     prepare(config, tmp_path / "data", source_digest(config))
     data = {"dataset": str(tmp_path / "images"), "workers": workers, "teacher_batch_size": 8, "checkpoint_every": 1000}
     flat = {**FLAT, **data, "teacher_epochs": 1000, "anchor_epochs": [1000], "probe_size": 4}

@@ -30,6 +30,7 @@ from rco.core.errors import InputError
 from rco.data import augment
 from rco.data.config import AUGMENTATIONS, DataConfig
 from rco.data.dataset import Dataset, Manifest, Split
+from rco.data.decoding import Decoding
 from rco.data.images import ArrayImages, FileImages, header
 from rco.data.prepare import channel_statistics, prepare, split, stratified
 from rco.data.sources.class_folders import lay_out
@@ -171,7 +172,10 @@ def test_a_class_may_be_called_train() -> None:
         (["1.png", "2.png"], "not in class folders"),
         ([f"a/{i}.png" for i in range(9)], r"one class only \(a\)"),
         ([f"{c}/{i}.png" for c in "ab" for i in range(3)][:-1], "class 'b' has 2 images.* 3 or more"),
-        ([f"{p}/{c}/{i}.png" for p in ("train", "test") for c in "ab" for i in range(2)][:-2], "train and test differ.*: b"),
+        (
+            [*(f"{p}/{c}/{i}.png" for p in ("train", "test") for c in "ab" for i in range(3)), "test/c/1.png"],
+            r"has 1 class \(c\) in test that train does not have. Classes of train: a, b",
+        ),
         ([f"{p}/{c}/1.png" for p in ("train", "test") for c in "ab"], "class 'a' has 1 images.* 2 or more"),
         ([f"{p}/{c}/{i}.png" for p in ("val", "test") for c in "ab" for i in range(3)], "no train/CLASS folders"),
     ],
@@ -208,9 +212,20 @@ def test_every_other_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     assert np.array_equal(images.read(np.array([0]))[0], np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"0\.png.*8 bits"):
-        files(tmp_path, Image.fromarray(np.full((8, 8), 40_000, np.uint16)))
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, suffix: str) -> None:
+    levels = np.array([[0, 128, 129, 257], [2570, 40_000, 65_407, 65_535]], np.uint16)
+    images = files(tmp_path, Image.fromarray(levels), suffix=suffix)
+    assert images.shape == (1, 2, 4)
+    assert images.read(np.array([0]))[0, 0].tolist() == [[0, 0, 1, 1], [10, 156, 255, 255]]
+    twelve = replace(images, decoding=Decoding(white_level=4095))
+    assert twelve.read(np.array([0]))[0, 0].tolist() == [[0, 8, 8, 16], [160, 255, 255, 255]]
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    for pixels in (np.ones((8, 8), np.float32), np.full((8, 8), 70_000, np.int32)):
+        with pytest.raises(InputError, match=r"0\.tif.*whose range is not known"):
+            files(tmp_path, Image.fromarray(pixels), suffix="tif")
 
 
 def test_other_size_is_refused_by_name_of_file_and_setting(tmp_path: Path) -> None:
@@ -259,14 +274,29 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         images.check()
 
 
-def test_bombs_are_refused_at_the_limit_at_which_pillow_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(0, (12, 12)).save(tmp_path / "bomb.png")
-    for limit in (100, 10):  # Pillow warns; Pillow refuses
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.warns() if limit == 100 else pytest.MonkeyPatch.context(), pytest.raises(InputError, match="too large"):
-            header(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 144)
-    assert header(tmp_path / "bomb.png") == (3, 12, 12)
+def test_large_images_are_shrunk_up_to_a_limit_that_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(0, (120, 100)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow itself refuses at twice as much
+    images = FileImages.of(tmp_path, ["photo.png"], 10)
+    small = images.read(np.array([0]))
+    monkeypatch.undo()
+    assert np.array_equal(small, images.read(np.array([0])))
+    assert Image.MAX_IMAGE_PIXELS is not None, "Pillow's own limit is as it was"
+    low = Decoding(max_megapixels=0.0119)
+    for act in (
+        lambda: header(tmp_path / "photo.png", decoding=low),
+        lambda: replace(images, decoding=low).read(np.array([0])),
+    ):
+        with pytest.raises(InputError, match=r"photo.png.*is too large: 120x100 pixels.*Set max_megapixels = 1,"):
+            act()
+    assert header(tmp_path / "photo.png", decoding=Decoding(max_megapixels=0.012)) == (3, 100, 120)
+
+
+def test_bombs_are_refused(tmp_path: Path) -> None:
+    """Far more pixels than a file of this length has, above the limit at which Pillow warns."""
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(InputError, match="may be a decompression bomb"):
+        header(tmp_path / "bomb.png")
 
 
 def test_formats_that_start_programs_are_refused(tmp_path: Path) -> None:
@@ -621,10 +651,9 @@ def test_failed_preparation_leaves_no_data_set(tmp_path: Path, animals: Path) ->
         Dataset.open(tmp_path / "out")
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
-    with pytest.raises(InputError, match=r"image_size.*GiB"):
-        prepare(DataConfig(), tmp_path, "")
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"image_size.*GiB.*in_memory_gib"):
+        prepare(DataConfig(in_memory_gib=0), tmp_path, "")
 
 
 def test_unknown_part(tmp_path: Path, animals: Path) -> None:
@@ -648,11 +677,10 @@ assert not {{"torch", "torchvision", "sklearn", "boto3"}} & set(sys.modules)
 
 
 @pytest.fixture(params=["arrays", "files"])
-def dataset(request: pytest.FixtureRequest, tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+def dataset(request: pytest.FixtureRequest, tmp_path: Path, animals: Path) -> Dataset:
     """The animals, prepared either way."""
-    if request.param == "files":
-        monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
-    result = prepared(DataConfig(dataset=str(animals)), tmp_path / "out")
+    config = DataConfig(dataset=str(animals), in_memory_gib=0 if request.param == "files" else 2)
+    result = prepared(config, tmp_path / "out")
     assert result.manifest.storage == request.param
     return result
 
@@ -716,11 +744,10 @@ def test_batches_leave_the_global_generator_alone_and_can_be_trained_on(dataset:
     assert weight.grad is not None
 
 
-def test_files_and_arrays_are_the_same_to_training(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_arrays_are_the_same_to_training(tmp_path: Path, animals: Path) -> None:
     config = DataConfig(dataset=str(animals), image_size=6, probe_size=3)
     arrays = prepared(config, tmp_path / "arrays")
-    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
-    streamed = prepared(config, tmp_path / "files")
+    streamed = prepared(config.with_values(in_memory_gib=0), tmp_path / "files")
     assert (streamed.manifest.mean, streamed.manifest.std) == (arrays.manifest.mean, arrays.manifest.std)
     for workers in (0, 2):
         x, y = gathered(streamed.split("train"), seed=3, augment="crop-flip", workers=workers)
@@ -730,29 +757,24 @@ def test_files_and_arrays_are_the_same_to_training(tmp_path: Path, animals: Path
     assert torch.equal(gathered(streamed.probe())[0], gathered(arrays.probe())[0])
 
 
-def test_files_of_a_tar_stay_with_the_data_set(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
+def test_files_of_a_tar_stay_with_the_data_set(tmp_path: Path, animals: Path) -> None:
     path = tar_of(animals, tmp_path / "x.tar.gz", "around")
-    prepare(DataConfig(dataset=str(path)), tmp_path / "out", "")
+    prepare(DataConfig(dataset=str(path), in_memory_gib=0), tmp_path / "out", "")
     path.unlink()
     (tmp_path / "out").rename(tmp_path / "moved")
     assert len(gathered(Dataset.open(tmp_path / "moved").split("test"))[1]) == 6
 
 
-def test_files_that_are_elsewhere_must_be_there(tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
-    dataset = prepared(DataConfig(dataset=str(animals)), tmp_path / "out")
+def test_files_that_are_elsewhere_must_be_there(tmp_path: Path, animals: Path) -> None:
+    dataset = prepared(DataConfig(dataset=str(animals), in_memory_gib=0), tmp_path / "out")
     animals.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="not on this machine"):
         gathered(dataset.split("train"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_file_damaged_after_preparation_is_named(
-    workers: int, tmp_path: Path, animals: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
-    dataset = prepared(DataConfig(dataset=str(animals)), tmp_path / "out")
+def test_file_damaged_after_preparation_is_named(workers: int, tmp_path: Path, animals: Path) -> None:
+    dataset = prepared(DataConfig(dataset=str(animals), in_memory_gib=0), tmp_path / "out")
     for path in (animals / "owl").iterdir():
         path.write_bytes(path.read_bytes()[:90])
     with pytest.raises(InputError, match=r"owl/\d+\.png.*not a readable image"):

@@ -113,11 +113,9 @@ def pictures(root: Path, classes: dict[str, int]) -> Path:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
-    if streamed:
-        monkeypatch.setattr("rco.data.prepare.IN_MEMORY_GIB", 0)
+def test_folders(tmp_path: Path, streamed: bool) -> None:
     folder = pictures(tmp_path / "birds", {"crow": 6, "gull": 2, "kite": 6, "wren": 6})
-    data = prepared(tmp_path / "data", dataset=str(folder), open_classes=("gull",))
+    data = prepared(tmp_path / "data", dataset=str(folder), open_classes=("gull",), in_memory_gib=0 if streamed else 2)
     assert data.manifest.storage == ("files" if streamed else "arrays")
     assert data.manifest.open_classes == {"gull": 1}
     assert data.manifest.class_names == ("crow", "kite", "wren")

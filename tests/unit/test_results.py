@@ -188,7 +188,12 @@ class TestFound:
         monkeypatch.setenv("RCO_RESULTS", "")
         fresh = Ran(tmp_path / "fresh", digits, **wanted)
         assert trained == ["teacher", "stage 1", "stage 2"]
-        assert set(hashes(found.student)) == {"student.safetensors", "probe.safetensors", "objective.safetensors"}
+        assert set(hashes(found.student)) == {
+            "student.safetensors",
+            "probe.safetensors",
+            "objective.safetensors",
+            "inputs.json",
+        }
         assert hashes(found.student) == hashes(fresh.student)
         probe, manifest = "probe.safetensors", "manifest.json"
         ours, theirs = ({**hashes(w.route), manifest: ""} for w in (found, fresh))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rco.core.errors import InputError
@@ -63,6 +64,32 @@ def remove(uri: str) -> None:
         with ThreadPoolExecutor(REQUESTS) as pool:
             # One by one: not every store knows how to delete several.
             for_each(pool, keys, lambda key: with_retries(uri, lambda: client.delete_object(Bucket=bucket, Key=key)))
+
+
+def beginnings(uri: str, names: Sequence[str], length: int) -> list[bytes]:
+    """The first `length` bytes of objects in a store; of shorter ones, all.
+
+    Args:
+        names: relative to `uri`, which is a folder's.
+
+    Raises:
+        InputError: the store cannot be used, or an object is gone.
+    """
+    bucket, key = bucket_and_key(uri)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+
+    def begin(name: str) -> bytes:
+        try:
+            answer = client.get_object(Bucket=bucket, Key=prefix + name, Range=f"bytes=0-{length - 1}")
+        except client.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):  # of an object without a byte
+                return b""
+            raise
+        content: bytes = answer["Body"].read()
+        return content[:length]
+
+    with connection(uri) as client, ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(lambda name: with_retries(f"{S3}{bucket}/{prefix}{name}", lambda: begin(name)), names))
 
 
 def fingerprint(uri: str) -> str:

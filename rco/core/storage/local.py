@@ -20,8 +20,11 @@ _WAYS = 100  # to one folder, over links: two in each folder of a chain make mil
 _DEEPEST = 200
 
 
-def list_files(folder: Path) -> list[str]:
+def list_files(folder: Path, broken_links: list[str] | None = None) -> list[str]:
     """Relative POSIX paths of all files below `folder`, sorted. Links are followed, but not back to a folder above.
+
+    Args:
+        broken_links: receives the relative paths of links that lead nowhere, if it is given; else nothing is said of them.
 
     Raises:
         InputError: a folder that cannot be read, or links that lead to one folder in too many ways.
@@ -43,6 +46,8 @@ def list_files(folder: Path) -> list[str]:
                         )
                         raise InputError("uri", entry.path, problem, "Make the data set of plain files and folders")
                     visit(entry.path, f"{prefix}{entry.name}/", above | {real})
+                elif kind == "" and broken_links is not None and entry.is_symlink():
+                    broken_links.append(prefix + entry.name)
 
     with reads_of(folder):
         visit(str(folder), "", frozenset({os.path.realpath(folder)}))

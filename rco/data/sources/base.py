@@ -13,7 +13,8 @@ from rco.core.plugins import Plugin, Registry
 
 if TYPE_CHECKING:
     from rco.data.config import DataConfig
-    from rco.data.images import Images, Shape
+    from rco.data.image_file import Shape
+    from rco.data.images import Images
     from rco.data.sources.layout import Layout
 
 
@@ -24,7 +25,7 @@ class Info:
     Args:
         num_classes: how many classes, without the open ones.
         class_names: their names; empty if only reading the source tells them.
-        image_shape: (C, H, W), as the first image's header promises.
+        image_shape: (C, H, W), as the headers of the images promise: as many are looked at as it takes.
         counts: images of each part that the source has.
     """
 
@@ -83,7 +84,10 @@ SOURCES: Registry[SourceKind] = Registry(
     "source",
     SourceKind,  # type: ignore[type-abstract]
     package="rco.data.sources",
-    helpers=("base", "class_folders", "csv_rows", "kinds", "layout", "places", "published_files", "unpack"),
+    helpers=(
+        *("base", "class_folders", "class_order", "csv_rows", "files", "kinds", "layout", "parts", "places"),
+        *("published_files", "remote_headers", "tree", "unpack", "unzip"),
+    ),
     group="rco.sources",
     follows="dataset",
     otherwise="folder",

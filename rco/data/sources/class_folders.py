@@ -1,84 +1,126 @@
 """Images that lie in class folders.
 
-Image folders, tars of one, and S3 addresses of either are laid out in one of two ways (one folder around it all is allowed):
+Image folders, archives of one, and S3 addresses of either are laid out in one of two ways (folders around it all are seen
+through):
 
-    train/CLASS/*.jpg, test/CLASS/*.jpg     and, if you like, val/CLASS/*.jpg. A val/ without a test/ is the test part
+    train/CLASS/*.jpg, test/CLASS/*.jpg     and, if you like, val/CLASS/*.jpg, under any of their usual names
+                                            (`rco.data.sources.parts`). A val/ without a test/ is the test part
                                             (see `rco.data.sources.layout.laid_out_files`)
     CLASS/*.jpg                             validation and test part are held out
 
-Other files, and names that begin with a dot, are passed over.
+What is passed over is noted, by reason; names that begin with a dot are passed over in silence, as everywhere. What could be
+read in two ways, or would lose images that somebody thinks are used, is refused: `part_folders` says it then.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rco.core.errors import InputError
 from rco.core.storage.local import list_files
 from rco.data.config import DataConfig
-from rco.data.dataset import PARTS
-from rco.data.images import SUFFIXES, FileImages, Shape
-from rco.data.sources.base import Info, Source, resized
-from rco.data.sources.layout import Layout, laid_out_files
+from rco.data.image_file import SUFFIXES, Shape
+from rco.data.images import FileImages
+from rco.data.sources.base import SOURCES, Info, Source, resized
+from rco.data.sources.class_order import SORTED
+from rco.data.sources.files import ClassFolders, named_parts
+from rco.data.sources.layout import Layout, Notes, laid_out_files, named
 from rco.data.sources.places import as_dataset
+from rco.data.sources.tree import Tree
 
 
-def files_source(config: DataConfig, root: Path) -> Source:
-    """The source whose image files lie in class folders below `root`."""
+def files_source(config: DataConfig, root: Path, others: Sequence[str] = ()) -> Source:
+    """The source whose image files lie in class folders below `root`.
+
+    Args:
+        others: names of files that are not there because they are not images.
+    """
+    broken_links: list[str] = []
     with as_dataset():
-        layout, paths = lay_out(config.dataset, list_files(root), config.open_classes)
-    return Source(layout, FileImages.of(root, paths, config.image_size))
+        names = list_files(root, broken_links)
+        layout, paths = lay_out_as(config, [*names, *others], broken_links)
+    kind = folder_settings(config)
+    return Source(layout, FileImages.of(root, paths, config.image_size, kind.decoding, kind.image_channels))
+
+
+def folder_settings(config: DataConfig) -> ClassFolders:
+    """The settings of class folders; of another package's kind of source that has none, the defaults."""
+    kind = config.source if isinstance(config.source, ClassFolders) else SOURCES["folder"]()
+    assert isinstance(kind, ClassFolders)
+    return kind
+
+
+def lay_out_as(config: DataConfig, names: Iterable[str], broken_links: Sequence[str] = ()) -> tuple[Layout, list[str]]:
+    """`lay_out` with the settings of a data set."""
+    kind = folder_settings(config)
+    return lay_out(
+        config.dataset,
+        names,
+        config.open_classes,
+        part_folders=kind.part_folders,
+        class_order=kind.class_order,
+        broken_links=broken_links,
+    )
 
 
 def info_of(layout: Layout, shape: Shape, config: DataConfig) -> Info:
-    """What is known of a layout whose first image has this shape, (C, H, W)."""
+    """What is known of a layout whose images have this shape, (C, H, W)."""
     counts = {part: len(rows) for part, rows in layout.parts.items()}
     return Info(len(layout.class_names), layout.class_names, resized(shape, config), counts)
 
 
-def lay_out(source: str, names: Iterable[str], open_classes: Sequence[str] = ()) -> tuple[Layout, list[str]]:
+def lay_out(
+    source: str,
+    names: Iterable[str],
+    open_classes: Sequence[str] = (),
+    *,
+    part_folders: tuple[str, ...] = (),
+    class_order: Sequence[str] = (SORTED,),
+    broken_links: Sequence[str] = (),
+) -> tuple[Layout, list[str]]:
     """Tell classes and parts from the relative paths of files alone.
 
     Args:
         open_classes: see `laid_out`.
+        part_folders: as the setting.
+        class_order: likewise.
+        broken_links: relative paths of links that lead nowhere.
 
     Returns:
         the layout, and the paths that its rows stand for.
 
     Raises:
-        InputError: no images in class folders, or as `laid_out_files`.
+        InputError: no images in class folders, folders that could be read in two ways, or as `laid_out_files`.
     """
-    paths = sorted(PurePosixPath(name).parts for name in names if is_image(name))
-    if not paths:
+    tree = Tree(source, named_parts(tuple(part_folders)))
+    tree.sort(names, broken_links)
+    if not tree.images:
+        others = f", but {named(tree.others, 'other file', 'other files')}" if tree.others else ""
         raise InputError(
-            "dataset", source, f"holds no images ({', '.join(SUFFIXES)})", "Put them into one folder for each class"
+            "dataset", source, f"holds no images ({', '.join(SUFFIXES)}){others}", "Put them into one folder for each class"
         )
-    depth = 0
-    while len({p[depth] for p in paths}) == 1 and paths[0][depth] not in PARTS and min(len(p) for p in paths) > depth + 2:
-        depth += 1
-    split = any(p[depth] == "train" and len(p) > depth + 2 for p in paths)
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # part -> class -> paths
-    for path in paths:
-        *folders, _ = path[depth:]
-        if not split and folders:
-            found["train"][folders[0]].append("/".join(path))
-        elif split and len(folders) > 1 and folders[0] in PARTS:
-            found[folders[0]][folders[1]].append("/".join(path))
-    if not found:
-        raise InputError("dataset", source, "has images, but not in class folders", "Put them into one folder for each class")
-    if not split and set(found["train"]) <= set(PARTS):
-        raise InputError(
-            "dataset", source, "has no train/CLASS folders", "Lay it out as train/CLASS/*, test/CLASS/* or CLASS/*"
-        )
+    found = tree.parts()
+    _require_plain(source, found)
+    tree.require_no_lost_class(found)
+    folders = {part: tree.where[part] for part in found}
+    notes = Notes(
+        parts=folders,
+        left_out={why: tuple(left) for why, left in tree.left_out.items()},
+        remarks=tuple(tree.remarks),
+    )
+    return laid_out_files(
+        source,
+        found,
+        open_classes,
+        class_order=class_order,
+        notes=notes,
+        val_is_test=not tree.named,
+    )
+
+
+def _require_plain(source: str, found: Mapping[str, Mapping[str, object]]) -> None:
     for classes in found.values():
         for name in classes:
             if not name.isprintable():  # it goes into logs, tables and pictures
                 raise InputError("dataset", source, f"has a class folder whose name is not plain text: {name!r}", "Rename it")
-    return laid_out_files(source, found, open_classes)
-
-
-def is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

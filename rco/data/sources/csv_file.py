@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, ClassVar
 from rco.core.errors import InputError
 from rco.core.settings import no_credentials, setting
 from rco.core.storage.addresses import Entry, bucket_and_key, is_remote, local_path
-from rco.data.sources.base import SOURCES, Info, Source, SourceKind
+from rco.data.sources.base import SOURCES, Info, Source
 from rco.data.sources.csv_rows import MOST_BYTES, Columns, Complaints, Row, read_rows
+from rco.data.sources.files import ImageFiles
 from rco.data.sources.places import as_dataset, existing_file, has_csv_name, is_local_folder
 
 if TYPE_CHECKING:
     from rco.data.config import DataConfig
+    from rco.data.sources.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Listed:
 
 @SOURCES.register("csv")
 @dataclass(frozen=True, kw_only=True)
-class CsvFile(SourceKind):
+class CsvFile(ImageFiles):
     """A CSV file, local or in a store."""
 
     summary: ClassVar[str] = "a CSV file of paths and labels, or an s3:// address of one"
@@ -66,6 +68,7 @@ class CsvFile(SourceKind):
     csv_root: str = setting("", "folder or s3:// address that paths are relative to (empty: where the CSV file lies)")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("csv_path_column", "csv_label_column"):
             if not getattr(self, name).strip():
                 raise InputError(name, getattr(self, name), "is empty", "Name a column of the header")
@@ -79,6 +82,7 @@ class CsvFile(SourceKind):
         """Of the CSV file and of all files that it lists: see `rco.core.storage.contents.fingerprint`."""
         from rco.core.storage.contents import fingerprint
         from rco.core.storage.local import content_digest, digest_of, reads_of
+        from rco.data.sources.class_order import ordered_digest
 
         with as_dataset():
             listed = self._listed(config.dataset)
@@ -88,38 +92,41 @@ class CsvFile(SourceKind):
             else:
                 with reads_of(Path(listed.root)):
                     files = content_digest(Path(listed.root), listed.paths)
-            return digest_of([("list", fingerprint(config.dataset)), ("files", files)])
+            return ordered_digest(digest_of([("list", fingerprint(config.dataset)), ("files", files)]), self.class_order)
 
     def check(self, config: DataConfig) -> Info:
-        """Of images in a store, the first is fetched for that, to a temporary folder."""
-        from rco.core.storage.transfer import fetch
-        from rco.data.images import header
+        from rco.data.images import FileImages
         from rco.data.sources.class_folders import info_of
-        from rco.data.sources.layout import laid_out_files
+        from rco.data.sources.remote_headers import shape_of
 
-        with as_dataset(), TemporaryDirectory() as scratch:
+        with as_dataset():
             listed = self._listed(config.dataset)
-            layout, paths = laid_out_files(config.dataset, listed.found, config.open_classes)
+            layout, paths = self._laid_out(config, listed)
             if is_remote(listed.root):
-                image = fetch(f"{listed.root}/{paths[0]}", Path(scratch))
+                shape = shape_of(listed.root, paths, self)
             else:
-                image = Path(listed.root) / paths[0]
-            return info_of(layout, header(image, paths[0]), config)
+                shape = FileImages.of(Path(listed.root), paths, 0, self.decoding, self.image_channels).shape
+            return info_of(layout, shape, config)
 
     @contextmanager
     def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
         from rco.core.storage.transfer import fetch
         from rco.data.images import FileImages
-        from rco.data.sources.layout import laid_out_files
 
         with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
             with as_dataset():
                 listed = self._listed(config.dataset)
-                layout, paths = laid_out_files(config.dataset, listed.found, config.open_classes)
+                layout, paths = self._laid_out(config, listed)
                 root = Path(listed.root)
                 if is_remote(listed.root):
                     root = fetch(f"{listed.root}/", Path(temporary) / "fetched", only=set(paths))
-            yield Source(layout, FileImages.of(root, paths, config.image_size))
+            yield Source(layout, FileImages.of(root, paths, config.image_size, self.decoding, self.image_channels))
+
+    def _laid_out(self, config: DataConfig, listed: Listed) -> tuple[Layout, list[str]]:
+        from rco.data.sources.layout import Notes, laid_out_files
+
+        notes = Notes(parts={part: f"rows of {part}" if len(listed.found) > 1 else "all rows" for part in listed.found})
+        return laid_out_files(config.dataset, listed.found, config.open_classes, class_order=self.class_order, notes=notes)
 
     def _listed(self, dataset: str) -> Listed:
         columns = Columns(self.csv_path_column, self.csv_label_column, self.csv_part_column)
@@ -211,7 +218,7 @@ def _sorted_out(
     Raises:
         InputError: rows that cannot be images, or no rows to train on.
     """
-    from rco.data.images import SUFFIXES
+    from rco.data.image_file import SUFFIXES
 
     complaints, seen = Complaints(dataset), dict[str, Row]()
     found: dict[str, dict[str, list[str]]] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rco.core.errors import InputError
+from rco.data.sources.parts import plain_part
 
 MOST_BYTES = 2**30  # of a file: some ten million rows
 _LONGEST_LINE = 2**17  # characters; the csv module itself has this limit for a field
@@ -22,12 +23,6 @@ _SHOWN = 60  # characters of a cell in a message
 #: In place of a column's name: there is none.
 NONE = "none"
 _PART_COLUMNS = ("split", "part")
-_SPELLINGS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-_PARTS = {spelling: part for part, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
 class Row(NamedTuple):
@@ -202,7 +197,7 @@ def _read(
         return
     path, label = cells[at[0]].strip(), cells[at[1]].strip()
     written = "train" if at[2] is None else cells[at[2]].strip()
-    part = _PARTS.get(written.lower(), "")
+    part = plain_part(written)
     if not path:
         complaints.add(line, "has no path", "Write the image's path, or remove the line")
     if not label:
@@ -213,7 +208,7 @@ def _read(
         complaints.add(
             line,
             "has a part that is not train, val or test",
-            f"Write one of: {', '.join(_PARTS)}; or set csv_part_column, to {NONE} if parts are to be held out",
+            f"Write train, val (valid, validation, dev) or test; or set csv_part_column, to {NONE} if parts are to be held out",
             written or " ",
         )
     rows.append(Row(line, path, label, part))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
 from rco.core.storage.addresses import local_path
-from rco.data.sources.base import SOURCES, Info, Source, SourceKind
-from rco.data.sources.places import as_dataset, has_csv_name, has_tar_name, not_remote, not_there
+from rco.data.sources.base import SOURCES, Info, Source
+from rco.data.sources.files import ClassFolders
+from rco.data.sources.places import as_dataset, has_archive_name, has_csv_name, not_remote, not_there
 
 if TYPE_CHECKING:
     from rco.data.config import DataConfig
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @SOURCES.register("folder")
 @dataclass(frozen=True, kw_only=True)
-class Folder(SourceKind):
+class Folder(ClassFolders):
     """A local image folder; it takes what no other kind claims."""
 
     summary: ClassVar[str] = "an image folder"
@@ -30,20 +31,19 @@ class Folder(SourceKind):
     def digest(self, config: DataConfig) -> str:
         """See `rco.core.storage.contents.fingerprint`."""
         from rco.core.storage.contents import fingerprint
+        from rco.data.sources.class_order import ordered_digest
 
         _existing(config.dataset)
         with as_dataset():
-            return fingerprint(config.dataset)
+            return ordered_digest(fingerprint(config.dataset), self.class_order)
 
     def check(self, config: DataConfig) -> Info:
-        from rco.core.storage.local import list_files
-        from rco.data.images import header
-        from rco.data.sources.class_folders import info_of, lay_out
+        from rco.data.images import FileImages
+        from rco.data.sources.class_folders import files_source, info_of
 
-        folder = _existing(config.dataset)
-        with as_dataset():
-            layout, paths = lay_out(config.dataset, list_files(folder), config.open_classes)
-            return info_of(layout, header(folder / paths[0]), config)
+        source = files_source(config, _existing(config.dataset))
+        assert isinstance(source.images, FileImages)
+        return info_of(source.layout, source.images.shape, config)
 
     @contextmanager
     def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
@@ -57,9 +57,9 @@ def _existing(dataset: str) -> Path:
         path = local_path(dataset)
     if path.is_file():
         problem, remedy = "is a file, and source = folder reads folders", "Leave source = auto"
-        if not (has_tar_name(dataset) or has_csv_name(dataset)):
-            problem = "is a file, but not a tar or a CSV file by its name"
-            remedy = "Give a folder, or say what the file is: source = tar or source = csv"
+        if not (has_archive_name(dataset) or has_csv_name(dataset)):
+            problem = "is a file, but not a tar, a ZIP or a CSV file by its name"
+            remedy = "Give a folder, or say what the file is: source = tar, source = zip or source = csv"
         raise InputError("dataset", dataset, problem, remedy)
     if not path.is_dir():
         raise not_there(dataset)

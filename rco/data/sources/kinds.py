@@ -22,9 +22,10 @@ def source_digest(config: DataConfig) -> str:
 
 
 def check_source(config: DataConfig) -> Info:
-    """What is known of a source before anything expensive is done with it; only the first image's header is read.
+    """What is known of a source before anything expensive is done with it: headers are read, as many as it takes to tell how
+    many channels images have, and nothing is decoded.
 
-    A tar in an S3 store is downloaded for that, to a temporary folder.
+    An archive in an S3 store is downloaded for that, to a temporary folder.
 
     Raises:
         InputError: no such source, missing files, no images, a bad layout, or a class too small to be split.
@@ -36,7 +37,7 @@ def open_source(config: DataConfig, scratch: Path) -> AbstractContextManager[Sou
     """Read a source.
 
     Args:
-        scratch: the folder for files that come out of a store or a tar, while the source is open.
+        scratch: the folder for files that come out of a store or an archive, while the source is open.
 
     Raises:
         InputError: as `check_source`, a download that fails, or files that cannot be read.

@@ -1,9 +1,9 @@
-"""Which classes and parts a source has, and the open classes that are taken out of all parts."""
+"""Which classes and parts a source has, what was left out of it, and the open classes that are taken out of all parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -11,6 +11,24 @@ import numpy as np
 from rco.core.errors import InputError
 from rco.data.dataset import PARTS
 from rco.data.images import Rows
+from rco.data.sources.class_order import SORTED, ordered_classes
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a layout was made of, for people.
+
+    Args:
+        parts: part -> where its images come from.
+        left_out: why -> names of files or folders.
+        class_order: how the classes are numbered.
+        remarks: what else was decided, a sentence each.
+    """
+
+    parts: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    class_order: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,9 +42,10 @@ class Layout:
         parts: rows of each part that the source itself tells apart; "train" always, "val" and "test" if it has them.
         open_classes: name -> label of the classes that are held out whole; see `laid_out`.
         open_rows: their rows, whichever part the source has them in.
+        notes: what it was made of.
 
     Raises:
-        InputError: fewer than two classes, or a class with too few images to be in every part.
+        InputError: fewer than two classes, or a class with too few images to be in every part that is held out.
     """
 
     source: str
@@ -35,6 +54,7 @@ class Layout:
     parts: dict[str, Rows]
     open_classes: dict[str, int] = field(default_factory=dict)
     open_rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    notes: Notes = field(default_factory=Notes)
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -44,6 +64,8 @@ class Layout:
                 f"has one class only ({', '.join(self.class_names)})",
                 "Classification needs two or more",
             )
+        if empty := [part for part, rows in self.parts.items() if not len(rows)]:
+            raise InputError("dataset", self.source, f"has no image in its part {empty[0]}", "Leave the part out, or fill it")
         # Parts that are missing are held out from the training part.
         needed = 1 + len(set(PARTS) - set(self.parts))
         counts = np.bincount(self.labels[self.parts["train"]], minlength=len(self.class_names))
@@ -55,9 +77,25 @@ class Layout:
                 f"Each of the parts needs one of every class: give it {needed} or more, or leave the class out",
             )
 
+    def without(self, rows: Rows) -> Layout:
+        """The same without some rows: as if the source had never had these images.
+
+        Raises:
+            InputError: too few images are left.
+        """
+        parts = {part: kept[~np.isin(kept, rows)] for part, kept in self.parts.items()}
+        if empty := [part for part, kept in parts.items() if not len(kept)]:
+            raise InputError("dataset", self.source, f"has no image left in its part {empty[0]}", "Mend some of its files")
+        return replace(self, parts=parts, open_rows=self.open_rows[~np.isin(self.open_rows, rows)])
+
 
 def laid_out(
-    source: str, class_names: tuple[str, ...], labels: Rows, parts: dict[str, Rows], open_classes: Sequence[str] = ()
+    source: str,
+    class_names: tuple[str, ...],
+    labels: Rows,
+    parts: dict[str, Rows],
+    open_classes: Sequence[str] = (),
+    notes: Notes | None = None,
 ) -> Layout:
     """The layout of a source, with the open classes taken out of all its parts: nothing may be trained, chosen or normalised
     on them, so that all of their images are unseen. The remaining classes are numbered anew, in their order.
@@ -71,8 +109,9 @@ def laid_out(
         InputError: as `open_labels` and `Layout`, or an open class without two images.
     """
     held_out = open_labels(source, class_names, open_classes)
+    notes = notes or Notes()
     if not held_out:
-        return Layout(source, class_names, labels, parts)
+        return Layout(source, class_names, labels, parts, notes=notes)
     is_open = np.isin(labels, held_out)
     counts = np.bincount(labels, minlength=len(class_names))
     for label in held_out:
@@ -90,6 +129,7 @@ def laid_out(
         {part: rows[~is_open[rows]] for part, rows in parts.items()},
         {class_names[label]: label for label in held_out},
         np.flatnonzero(is_open),
+        notes,
     )
 
 
@@ -128,38 +168,61 @@ def open_labels(source: str, class_names: tuple[str, ...], open_classes: Sequenc
 
 
 def laid_out_files(
-    source: str, found: Mapping[str, Mapping[str, Sequence[str]]], open_classes: Sequence[str] = ()
+    source: str,
+    found: Mapping[str, Mapping[str, Sequence[str]]],
+    open_classes: Sequence[str] = (),
+    *,
+    class_order: Sequence[str] = (SORTED,),
+    notes: Notes | None = None,
+    val_is_test: bool = True,
 ) -> tuple[Layout, list[str]]:
-    """The layout of image files: classes in the order of their names. A "val" without a "test" (as ImageNet is handed out) is
-    the test part: validation images are then held out from the training part.
+    """The layout of image files. A "val" without a "test" (as ImageNet is handed out) is the test part: validation images are
+    then held out from the training part. Val and test may lack classes, but have no others than train.
 
     Args:
         found: part -> class -> paths; "train" is among the parts.
         open_classes: see `laid_out`.
+        class_order: see `rco.data.sources.class_order`.
+        notes: of where the parts come from; the rest is added.
+        val_is_test: whether a "val" without a "test" is the test part; else a test part is held out, too.
 
     Returns:
         the layout, and the paths that its rows stand for.
 
     Raises:
-        InputError: parts with different classes, or as `laid_out`.
+        InputError: classes that train does not have, or as `laid_out`.
     """
-    found = dict(found)
+    notes = notes or Notes(parts={part: part for part in found})
+    found, parts_from, remarks = dict(found), dict(notes.parts), list(notes.remarks)
+    known = {name for name, paths in found["train"].items() if paths}
     for part, classes in found.items():
-        if odd := sorted(set(classes) ^ set(found["train"])):
+        if odd := sorted(name for name, paths in classes.items() if paths and name not in known):
             raise InputError(
                 "dataset",
                 source,
-                f"train and {part} differ in their classes: {', '.join(odd[:5])}",
-                "Give every part all classes",
+                f"has {named(odd, 'class', 'classes')} in {parts_from.get(part, part)} that train does not have",
+                f"Classes of train: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''}. "
+                "Give train images of each, or take them out",
             )
-    if "val" in found and "test" not in found:
+    if val_is_test and "val" in found and "test" not in found:
         found["test"] = found.pop("val")
-    class_names = tuple(sorted(found["train"]))
+        parts_from["test"] = parts_from.pop("val", "val")
+        remarks.append(f"no test part: {parts_from['test']} is the test part, and validation images are held out from train")
+    class_names = ordered_classes(known, class_order, source)
     ordered, labels, parts = list[str](), list[int](), dict[str, Rows]()
     for part, classes in found.items():
         start = len(ordered)
         for label, name in enumerate(class_names):
-            ordered += classes[name]
-            labels += [label] * len(classes[name])
+            paths = classes.get(name, ())
+            ordered += paths
+            labels += [label] * len(paths)
         parts[part] = np.arange(start, len(ordered))
-    return laid_out(source, class_names, np.array(labels, np.int64), parts, open_classes), ordered
+    order = ", ".join(class_order) if len(class_order) < 2 else "as listed"
+    notes = replace(notes, parts=parts_from, class_order=order or SORTED, remarks=tuple(remarks))
+    return laid_out(source, class_names, np.array(labels, np.int64), parts, open_classes, notes), ordered
+
+
+def named(names: Sequence[str], one: str, many: str, shown: int = 5) -> str:
+    """Names in a sentence: their number, and the first few."""
+    listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+    return f"{len(names):,} {one if len(names) == 1 else many} ({listed})"

@@ -13,12 +13,23 @@ from rco.data.sources.base import SOURCES
 
 #: What the names of tars end in.
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+ZIP = ".zip"
 CSV = ".csv"
 
 
 def has_tar_name(address: str) -> bool:
     """Whether a file of this name would be a tar."""
     return address.lower().endswith(TARS)
+
+
+def has_zip_name(address: str) -> bool:
+    """Whether a file of this name would be a ZIP file."""
+    return address.lower().endswith(ZIP)
+
+
+def has_archive_name(address: str) -> bool:
+    """Whether a file of this name would be a tar or a ZIP file."""
+    return has_tar_name(address) or has_zip_name(address)
 
 
 def has_csv_name(address: str) -> bool:
@@ -61,7 +72,7 @@ def not_there(dataset: str) -> InputError:
     return InputError(
         "dataset",
         dataset,
-        "is neither a known data set nor an existing folder, tar or CSV file",
+        "is neither a known data set nor an existing folder, tar, ZIP or CSV file",
         (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(names)}; else give a path or an s3:// address",
     )
 

@@ -17,7 +17,7 @@ from rco.data.sources.base import SOURCES, Info, Source, SourceKind, resized
 
 if TYPE_CHECKING:
     from rco.data.config import DataConfig
-    from rco.data.images import Shape
+    from rco.data.image_file import Shape
 
 CIFAR_MD5 = {"CIFAR10": "c32a1d4ab5d03f1284b67883e8d87530", "CIFAR100": "03b5dce01913d631647c71ecec9e9cb8"}
 

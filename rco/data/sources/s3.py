@@ -1,4 +1,4 @@
-"""Image folders and tars in an S3 store."""
+"""Image folders and archives in an S3 store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.errors import InputError
 from rco.core.storage.addresses import is_remote
-from rco.data.sources.base import SOURCES, Info, Source, SourceKind
-from rco.data.sources.places import as_dataset, has_csv_name, has_tar_name
+from rco.data.sources.base import SOURCES, Info, Source
+from rco.data.sources.files import ClassFolders
+from rco.data.sources.places import as_dataset, has_archive_name, has_csv_name
 
 if TYPE_CHECKING:
     from rco.data.config import DataConfig
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 @SOURCES.register("s3")
 @dataclass(frozen=True, kw_only=True)
-class Remote(SourceKind):
-    """An S3 address of an image folder or of a tar."""
+class Remote(ClassFolders):
+    """An S3 address of an image folder or of an archive."""
 
-    summary: ClassVar[str] = "an s3:// address of an image folder or of a tar"
+    summary: ClassVar[str] = "an s3:// address of an image folder, a tar or a ZIP file"
 
     @classmethod
     def claims(cls, value: str) -> bool:
@@ -36,35 +37,37 @@ class Remote(SourceKind):
     def digest(self, config: DataConfig) -> str:
         """See `rco.core.storage.contents.fingerprint`."""
         from rco.core.storage.contents import fingerprint
+        from rco.data.sources.class_order import ordered_digest
 
         with as_dataset():
-            return fingerprint(config.dataset)
+            return ordered_digest(fingerprint(config.dataset), self.class_order)
 
     def check(self, config: DataConfig) -> Info:
-        """A tar is downloaded for that, to a temporary folder; of a folder, one image."""
+        """An archive is downloaded for that, to a temporary folder; of a folder, the first image, and while all are grey, the
+        next ones."""
         from rco.core.storage.contents import listing
         from rco.core.storage.transfer import fetch
-        from rco.data.images import header
-        from rco.data.sources.class_folders import info_of, lay_out
-        from rco.data.sources.unpack import check_tar
+        from rco.data.sources.class_folders import info_of, lay_out_as
+        from rco.data.sources.remote_headers import shape_of
+        from rco.data.sources.unpack import check_archive
 
         address = config.dataset
         with as_dataset(), TemporaryDirectory() as scratch:
-            if has_tar_name(address):
-                return check_tar(config, fetch(address, Path(scratch)))
-            layout, paths = lay_out(address, (entry.name for entry in listing(address)), config.open_classes)
-            first = fetch(f"{address.rstrip('/')}/{paths[0]}", Path(scratch))
-            return info_of(layout, header(first, paths[0]), config)
+            if has_archive_name(address):
+                return check_archive(config, fetch(address, Path(scratch)))
+            layout, paths = lay_out_as(config, (entry.name for entry in listing(address)))
+            return info_of(layout, shape_of(address.rstrip("/"), paths, self), config)
 
     @contextmanager
     def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
         from rco.core.storage.transfer import fetch
         from rco.data.sources.class_folders import files_source
-        from rco.data.sources.unpack import extract
+        from rco.data.sources.unpack import extracted_source
 
         with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
             with as_dataset():
                 root = fetch(config.dataset, Path(temporary) / "fetched")
-            if has_tar_name(config.dataset):
-                root = extract(root, Path(temporary) / "extracted", config.dataset)
-            yield files_source(config, root)
+            if has_archive_name(config.dataset):
+                yield extracted_source(config, root, Path(temporary) / "extracted")
+            else:
+                yield files_source(config, root)

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 from rco.core.storage.addresses import is_remote
-from rco.data.sources.base import SOURCES, Info, Source, SourceKind
+from rco.data.sources.base import SOURCES, Info, Source
+from rco.data.sources.files import ClassFolders
 from rco.data.sources.places import as_dataset, existing_file, has_tar_name, is_local_folder, not_remote
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @SOURCES.register("tar")
 @dataclass(frozen=True, kw_only=True)
-class Tar(SourceKind):
+class Tar(ClassFolders):
     """A local tar of an image folder."""
 
     summary: ClassVar[str] = "a tar of an image folder"
@@ -34,21 +35,21 @@ class Tar(SourceKind):
     def digest(self, config: DataConfig) -> str:
         """See `rco.core.storage.contents.fingerprint`."""
         from rco.core.storage.contents import fingerprint
+        from rco.data.sources.class_order import ordered_digest
 
         existing_file(config.dataset)
         with as_dataset():
-            return fingerprint(config.dataset)
+            return ordered_digest(fingerprint(config.dataset), self.class_order)
 
     def check(self, config: DataConfig) -> Info:
-        from rco.data.sources.unpack import check_tar
+        from rco.data.sources.unpack import check_archive
 
-        return check_tar(config, existing_file(config.dataset))
+        return check_archive(config, existing_file(config.dataset))
 
     @contextmanager
     def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
-        from rco.data.sources.class_folders import files_source
-        from rco.data.sources.unpack import extract
+        from rco.data.sources.unpack import extracted_source
 
         path = existing_file(config.dataset)
         with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
-            yield files_source(config, extract(path, Path(temporary) / "extracted", config.dataset))
+            yield extracted_source(config, path, Path(temporary) / "extracted")

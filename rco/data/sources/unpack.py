@@ -1,6 +1,7 @@
-"""What is in a tar of an image folder.
+"""What is in an archive of an image folder: a tar or a ZIP file.
 
-A tar is read as a stream of bounded length, by pieces of bounded size, and nothing but plain files comes out of it.
+A tar is read as a stream of bounded length, by pieces of bounded size; a ZIP file (`unzip`) says beforehand how much is in it.
+Nothing but plain files comes out of either.
 """
 
 from __future__ import annotations
@@ -15,50 +16,112 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
 from lzma import LZMAError
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from rco.core.errors import InputError
 from rco.data.config import DataConfig
-from rco.data.images import Shape, header
-from rco.data.sources.base import Info
-from rco.data.sources.class_folders import info_of, is_image, lay_out
+from rco.data.image_file import Shape, header
+from rco.data.images import common_shape
+from rco.data.sources import unzip
+from rco.data.sources.base import Info, Source
+from rco.data.sources.class_folders import files_source, folder_settings, info_of, lay_out_as
+from rco.data.sources.places import ZIP
+from rco.data.sources.tree import is_image
 
-#: Names the GiB that a tar may unpack to, where the usual limit is too low.
+#: Names the GiB that an archive may unpack to, where the usual limit is too low.
 MOST_UNPACKED = "RCO_MOST_UNPACKED"
 _LONGEST_READ = 2**20  # tarfile reads files by less, and at once only headers with long names
+_IN_MEMORY = 2**24  # bytes of a file whose header is read
+_LEAST_MEMBER = 2**13  # bytes that a member costs at least: it may become a file
+_COLOURED = 64  # headers of images in colour after which no more are read: in all but odd archives one of them counts
 
 
-def check_tar(config: DataConfig, path: Path) -> Info:
-    """What is known of the tar at `path`; only its first image is opened, and only that image's header."""
-    names, shape = _names_and_shape(path, config.dataset)
-    layout, _ = lay_out(config.dataset, names, config.open_classes)
-    return info_of(layout, shape, config)
+class Member(NamedTuple):
+    """A file in an archive.
+
+    Attributes:
+        name: its path.
+        size: in bytes, unpacked.
+        copy: writes its content into a file, and goes to its beginning; of what is not an image by its name, nothing.
+    """
+
+    name: str
+    size: int
+    copy: Callable[[IO[bytes]], None]
+
+
+def check_archive(config: DataConfig, path: Path) -> Info:
+    """What is known of the archive at `path`: names, and the headers of as many images as tell how all are read."""
+    for most in (_COLOURED, None):
+        names, headers = _names_and_headers(path, config, most)
+        layout, paths = lay_out_as(config, names)
+        known = [headers[name] for name in paths if name in headers]
+        if known or most is None:
+            break
+    return info_of(layout, common_shape(known, folder_settings(config).image_channels), config)
+
+
+def extracted_source(config: DataConfig, path: Path, into: Path) -> Source:
+    """The source that is in the archive at `path`, whose images are written below `into`."""
+    others: list[str] = []
+    return files_source(config, extract(path, into, config.dataset, others), others)
 
 
 @contextmanager
-def _tar(path: Path, address: str) -> Iterator[Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]]:
-    """The image files of a tar: name, member, tar.
+def _members(path: Path, address: str) -> Iterator[Iterator[Member]]:
+    """The files of an archive.
+
+    Raises:
+        InputError: it cannot be read, or holds more than it may.
+    """
+    if address.lower().endswith(ZIP):
+        with unzip.members(path, address) as (archive, found):
+            most = _most_unpacked(path)
+            if sum(info.file_size for _, info in found) > most or len(found) * _LEAST_MEMBER > most:
+                raise _too_large(path, address, f"{most / 2**30:.3g} GiB, or {len(found):,} files")
+            yield _zipped(archive, found, address)
+    else:
+        with _tar(path, address) as members:
+            yield members
+
+
+def _zipped(archive: Any, found: list[tuple[str, Any]], address: str) -> Iterator[Member]:
+    for name, info in found:
+        if is_image(name) and not unzip.is_plain(info):
+            raise InputError("dataset", address, f"has a member that is a link: {name!r}", "Make it of plain files")
+        yield Member(name, info.file_size, partial(unzip.copy, archive, info))
+
+
+def _too_large(path: Path, address: str, what: object) -> InputError:
+    return InputError(
+        "dataset",
+        address,
+        f"unpacks to more than {what}, from {path.stat().st_size / 2**20:.3g} MiB: it may be a bomb",
+        f"If it is not, set {MOST_UNPACKED} to the GiB that it may have",
+    )
+
+
+@contextmanager
+def _tar(path: Path, address: str) -> Iterator[Iterator[Member]]:
+    """The files of a tar.
 
     A tar is read as a stream of bounded length, by pieces of bounded size, and nothing but plain files comes out of it.
     """
     try:
         with _decompressed(path) as stream, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
-            yield _images_of(tar, stream, address)
+            yield _files_of(tar, stream, address)
             # All members have been read, and with them the empty block that ends a tar: tarfile would not mind its absence.
             if stream.tell() != tar.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it breaks off")
     except InputError:
         raise
     except _TooLargeError as error:
-        raise InputError(
-            "dataset",
-            address,
-            f"unpacks to more than {error}, from {path.stat().st_size / 2**20:.3g} MiB: it may be a bomb",
-            f"If it is not, set {MOST_UNPACKED} to the GiB that it may have",
-        ) from None
+        raise _too_large(path, address, error) from None
     # What the decompressors and the reader of headers make of damage; names that no file can have; no room.
     except (
         tarfile.TarError,
@@ -77,21 +140,23 @@ def _tar(path: Path, address: str) -> Iterator[Iterator[tuple[str, tarfile.TarIn
         raise InputError("dataset", address, f"is not a readable tar ({reason})", "Copy or make it again") from error
 
 
-def _images_of(
-    tar: tarfile.TarFile, stream: _Decompressed, address: str
-) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+def _files_of(tar: tarfile.TarFile, stream: _Decompressed, address: str) -> Iterator[Member]:
     while (member := tar.next()) is not None:
         cast(Any, tar).members.clear()  # it would remember all of them, and there may be millions
         stream.count_member()
-        if not is_image(member.name) or member.isdir():
+        if member.isdir():
+            continue
+        # What is absolute is taken as relative, as tar itself does; ".." begins with a dot, so that it is no image's folder.
+        name = member.name.lstrip("/")
+        if not is_image(member.name):
+            yield Member(name, member.size, lambda file: None)
             continue
         if not member.isreg() or member.issparse():
             kind = "a link" if member.islnk() or member.issym() else "no plain file"
             raise InputError(
                 "dataset", address, f"has a member that is {kind}: {member.name!r}", "Make it with tar --hard-dereference -h"
             )
-        # What is absolute is taken as relative, as tar itself does; ".." begins with a dot, so that it is no image's folder.
-        yield member.name.lstrip("/"), member, tar
+        yield Member(name, member.size, partial(_copy, tar, member))
 
 
 class _TooLargeError(Exception):
@@ -108,7 +173,7 @@ class _Decompressed:
     def count_member(self) -> None:
         """Members cost more than their bytes: each may become a file. An honest one has some hundred bytes, however packed."""
         self.members += 1
-        if self.members * 2**13 > self.most:
+        if self.members * _LEAST_MEMBER > self.most:
             raise _TooLargeError(f"{self.members:,} members")
 
     def _require(self, position: int) -> None:
@@ -143,38 +208,63 @@ def _decompressed(path: Path) -> Iterator[_Decompressed]:
 
 
 def _most_unpacked(path: Path) -> float:
-    """Bytes that a tar may unpack to: images hardly shrink, so a hundred times its own size, and 1 GiB in any case."""
+    """Bytes that an archive may unpack to: images hardly shrink, so a hundred times its own size, and 1 GiB in any case."""
     setting = os.environ.get(MOST_UNPACKED, "")
     try:
         return float(setting) * 2**30 if setting else max(2**30, 100 * path.stat().st_size)
     except ValueError:
-        raise InputError(MOST_UNPACKED, setting, "is not a number", "Give the GiB that a tar may unpack to") from None
+        raise InputError(MOST_UNPACKED, setting, "is not a number", "Give the GiB that an archive may unpack to") from None
 
 
-def _names_and_shape(path: Path, address: str) -> tuple[list[str], Shape]:
-    """Names of the image files in a tar, and the shape of the first."""
+def _names_and_headers(path: Path, config: DataConfig, most: int | None) -> tuple[list[str], dict[str, Callable[[], Shape]]]:
+    """Names of the files in an archive; of its images, by their paths, what gives their shapes or says what is wrong.
+
+    Args:
+        most: images in colour after which no more headers are read; None: all are.
+    """
+    decoding = folder_settings(config).decoding
     names: list[str] = []
-    shape: Shape = (0, 0, 0)
-    with _tar(path, address) as images:
-        for name, member, tar in images:
-            if not names:
-                with TemporaryFile() as file:
-                    _copy(tar, member, file)
-                    shape = header(file, name)
-            names.append(name)
-    return names, shape
+    headers: dict[str, Callable[[], Shape]] = {}
+    coloured = 0
+    with _members(path, config.dataset) as members:
+        for member in members:
+            names.append(member.name)
+            if not is_image(member.name) or (most is not None and coloured >= most):
+                continue
+            with BytesIO() if member.size <= _IN_MEMORY else TemporaryFile() as file:
+                member.copy(file)
+                try:
+                    shape = header(file, member.name, decoding)
+                except InputError as error:
+                    headers[str(PurePosixPath(member.name))] = partial(_refuse, error)
+                else:
+                    headers[str(PurePosixPath(member.name))] = partial(tuple, shape)  # type: ignore[assignment]
+                    coloured += shape[0] == 3
+    return names, headers
 
 
-def extract(path: Path, into: Path, address: str) -> Path:
-    """Write the image files of a tar below `into`. A file is made, never followed or overwritten."""
+def _refuse(error: InputError) -> Shape:
+    raise error
+
+
+def extract(path: Path, into: Path, address: str, others: list[str] | None = None) -> Path:
+    """Write the image files of an archive below `into`. A file is made, never followed or overwritten.
+
+    Args:
+        others: receives the names of all other files, if it is given.
+    """
     into.mkdir(parents=True)
-    with _tar(path, address) as images:
-        for name, member, tar in images:
-            target = into / name
+    with _members(path, address) as members:
+        for member in members:
+            if not is_image(member.name):
+                if others is not None:
+                    others.append(member.name)
+                continue
+            target = into / member.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # the later of two members of one name holds
             with open(target, "xb") as file:
-                _copy(tar, member, file)
+                member.copy(file)
     return into
 
 
