@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
+from rco.models.importing import read_network
 from rco.models.predict import accuracy, predict
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.weights import load_weights, read_state
 from rco.training.config import ComputeConfig
+
+log = logging.getLogger("rco")
 
 
 def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
@@ -60,13 +63,16 @@ def import_route(
     folder: Path,
     *,
     decay_epochs: Sequence[int] = (),
+    choice: str = "",
 ) -> Route:
-    """Make a route from checkpoints of any training.
+    """Make a route from checkpoints of any training. What was done to their names, or chosen in them, is logged.
 
     Args:
-        files: (epoch, file) in increasing order of epochs. Each file is a state dict: safetensors, or a torch file that
-            is read with `weights_only`. A single file gives a route of one anchor, which is plain distillation.
+        files: (epoch, file) in increasing order of epochs. Each file is a checkpoint: safetensors, or a torch file, of which
+            nothing but tensors is taken. A single file gives a route of one anchor, which is plain distillation.
+        spec: its stem may be `auto`; then it is the one that fits the weights.
         decay_epochs: epochs after which that training decayed its learning rate, if known.
+        choice: where the weights are in a file with several networks: see `rco.models.checkpoints.find_weights`.
 
     Raises:
         InputError: epochs out of order, an unreadable file, weights that do not fit `spec`.
@@ -76,12 +82,17 @@ def import_route(
         raise InputError("epochs", epochs, "must increase, from 1 or more", "Name the checkpoints in the order of the training")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = []
+    notes: dict[str, list[str]] = {}
     for epoch, path in files:
-        model = spec.build()
-        load_weights(model, read_state(path), path)
+        found = read_network(path, spec, choice=choice)
+        model, spec = found.model, found.spec
+        for note in found.notes:
+            notes.setdefault(note, []).append(path.name)
         file = checkpoint_file(epoch)
         digest = save_network(folder / file, model, spec, epoch=epoch)
         checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
+    for note, names in notes.items():
+        log.warning("%s%s: %s", names[0], f" and {len(names) - 1} more" if len(names) > 1 else "", note)
     return _write_measured(checkpoints, data, spec, compute, folder, decay_epochs, ())
 
 
