@@ -75,6 +75,10 @@ class _Storage:
     start: int
     count: int
 
+    @property
+    def bytes(self) -> int:
+        return self.count * _BYTES[self.dtype]
+
 
 @dataclass(eq=False)
 class StoredTensor:
@@ -103,11 +107,13 @@ class StoredTensor:
         assert self.content is not None
         try:
             flat = self.content.tensor()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise TorchFileError(str(error)) from None
-        size = _BYTES[self.storage.dtype]
-        flat = flat[self.storage.start * size : (self.storage.start + self.storage.count) * size]
-        return torch.as_strided(flat.view(getattr(torch, self.dtype)), self.shape, self.strides, self.offset)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+            raise TorchFileError(f"it is damaged: {str(error)[:100]}") from None
+        start = self.storage.start * _BYTES[self.storage.dtype]
+        flat = flat[start : start + self.storage.bytes // _BYTES[self.dtype] * _BYTES[self.dtype]]
+        flat = flat.view(getattr(torch, self.dtype))
+        # as_strided counts from the beginning of the storage, not of the view.
+        return torch.as_strided(flat, self.shape, self.strides, int(flat.storage_offset()) + self.offset)
 
 
 def read_torch_file(path: Path) -> Any:
@@ -126,7 +132,7 @@ def read_torch_file(path: Path) -> Any:
     except (PickleError, zipfile.BadZipFile, NotImplementedError) as error:
         raise TorchFileError(str(error)) from None
     except (RuntimeError, EOFError, zlib.error) as error:  # encrypted, cut off, or damaged inside
-        raise TorchFileError(f"is a damaged archive ({str(error)[:100]})") from None
+        raise TorchFileError(f"it is a damaged archive ({str(error)[:100]})") from None
 
 
 class _Tensors:
@@ -174,8 +180,10 @@ class _Tensors:
             raise TorchFileError("a tensor's shape is not one")
         if len(shape) > _MOST_DIMENSIONS or not all(_is_size(number) for number in (offset, *shape, *strides)):
             raise TorchFileError("a tensor's shape is not one")
-        held = storage.count * _BYTES[storage.dtype] // _BYTES[dtype]
+        held = storage.bytes // _BYTES[dtype]
         elements = math.prod(shape)
+        if math.prod(max(size, 1) for size in shape) >= 2**63:
+            raise TorchFileError("a tensor's shape is not one")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if (last >= held if elements else offset > held) or elements > self.most:
             raise TorchFileError(f"a tensor of shape {shape[:8]} is larger than its storage")
