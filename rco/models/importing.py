@@ -56,14 +56,16 @@ def settle_stem(content: Any, spec: NetworkSpec, source: object, *, choice: str 
     The stem `auto` stays if its network fits.
 
     Raises:
-        InputError: another stem than the user's fits.
+        InputError: another stem than the user's fits, or none, as `find_weights`.
     """
     networks = _networks_by_stem(spec)
     if len(networks) < 2:
         return spec, ()
     fitting = [stem for stem, network in networks.items() if _fits(content, network, source, choice)]
     chosen = spec.stem if spec.stem != "auto" else next(s for s in networks if str(networks[s]) == str(_blank(spec)))
-    if not fitting or fitting == [chosen]:
+    if not fitting:  # say how they differ from the nearest
+        find_weights(content, [network.state_dict() for network in networks.values()], source, choice=choice)
+    if fitting == [chosen]:
         return spec, ()
     if chosen in fitting:
         return spec, (f"these shapes fit both stems, {' and '.join(fitting)}; {chosen} is taken: name the stem if it was not",)

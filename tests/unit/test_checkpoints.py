@@ -185,26 +185,19 @@ def test_other_classes_are_refused_in_words(tmp_path: Path, wrapper: str) -> Non
     ("changed", "words"),
     [
         ({"conv1.weight": torch.ones(4, 3, 3, 3)}, r"has other shapes: conv1\.weight: \(4, 3, 3, 3\) for \(4, 1, 3, 3\)"),
-        ({"more.weight": torch.ones(1)}, r"has unknown more\.weight\."),
-        ({"fc.weight": torch.ones(5, 4)}, r"has other shapes: fc\.weight: \(5, 4\) for \(3, 4\)\."),
+        ({"more.weight": torch.ones(1)}, r"has unknown more\.weight"),
+        ({"fc.weight": torch.ones(3, 5)}, r"has other shapes: fc\.weight: \(3, 5\) for \(3, 4\)"),
     ],
 )
 def test_other_networks_are_refused_in_words(tmp_path: Path, changed: State, words: str) -> None:
     state = {**network().state_dict(), **changed}
-    if "fc.weight" in changed:  # not what other classes look like: the bias would differ, too
-        state["bn1.bias"] = torch.ones(9)
-        words = words.removesuffix(r"\.")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=rf"{words} \(in model\)"):
         load_checkpoint(network(), saved({"model": state}, tmp_path / "a.pt"))
-    import re
-
-    assert re.search(words.removesuffix(r"\."), str(error.value).replace("bn1.bias: (9,) for (4,), ", ""))
-    assert "(in model)" in str(error.value)
 
 
 def test_a_prefix_that_some_names_share_is_said(tmp_path: Path) -> None:
     state = prefixed("module.student.", network().state_dict()) | prefixed("module.teacher.", network().state_dict())
-    with pytest.raises(InputError, match=r"lacks conv1\.weight.*; names begin with student and teacher"):
+    with pytest.raises(InputError, match=r"lacks conv1\.weight.*; names begin with module.student and module.teacher"):
         load_checkpoint(network(), saved(state, tmp_path / "a.pt"))
 
 
