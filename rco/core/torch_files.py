@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import sys
 import zipfile
 import zlib
@@ -41,6 +42,20 @@ _BYTES = {
     **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8},
     **{"float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1},
 }
+
+
+# What zipfile makes of archives that are damaged, encrypted or cut off, of names that are no text, and of numbers that are none.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    OverflowError,
+    LookupError,
+)
 
 
 class TorchFileError(ValueError):
@@ -107,8 +122,10 @@ class StoredTensor:
         assert self.content is not None
         try:
             flat = self.content.tensor()
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-            raise TorchFileError(f"it is damaged: {str(error)[:100]}") from None
+        except TorchFileError:
+            raise
+        except _BROKEN as error:
+            raise TorchFileError(f"it is a damaged archive: {str(error)[:100]}") from None
         start = self.storage.start * _BYTES[self.storage.dtype]
         flat = flat[start : start + self.storage.bytes // _BYTES[self.dtype] * _BYTES[self.dtype]]
         flat = flat.view(getattr(torch, self.dtype))
@@ -129,10 +146,12 @@ def read_torch_file(path: Path) -> Any:
         with open(path, "rb") as file:
             archive = file.read(4) == b"PK\3\4"
         return _read_archive(path) if archive else _read_old(path)
-    except (PickleError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (TorchFileError, FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except PickleError as error:
         raise TorchFileError(str(error)) from None
-    except (RuntimeError, EOFError, zlib.error) as error:  # encrypted, cut off, or damaged inside
-        raise TorchFileError(f"it is a damaged archive ({str(error)[:100]})") from None
+    except _BROKEN as error:
+        raise TorchFileError(f"it is a damaged archive: {str(error)[:100]}") from None
 
 
 class _Tensors:

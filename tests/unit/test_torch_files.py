@@ -264,6 +264,16 @@ def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path) -> None:
         read_torch_file(path)["a"].load()
 
 
+def test_an_archive_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = saved({"a": torch.ones(2)}, tmp_path / "a.pt")
+    content = bytearray(path.read_bytes())
+    content[7] |= 8  # the flag that says that the name is UTF-8, in the first record's own header
+    content[content.index(b"data.pkl")] = 0x80
+    path.write_bytes(content)
+    with pytest.raises(TorchFileError, match="damaged archive"):
+        read_torch_file(path)
+
+
 def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.jit.script(nn.Linear(2, 2)).save(str(path))
