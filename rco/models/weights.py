@@ -6,15 +6,14 @@ A file is data, wherever it is from: no pickle is ever run.
 from __future__ import annotations
 
 import hashlib
-import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rco.core.errors import InputError
 from rco.core.tensors import load_state
-from rco.models.keymaps.choose import choose
+from rco.models.checkpoints import find_weights, read_content, read_plainly
+from rco.models.keymaps.choose import choose, key_maps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,106 +94,58 @@ def import_weights(model: nn.Module, state: Mapping[str, Tensor], source: object
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a state dict from a safetensors file or a torch file; no objects are unpickled.
+    """Read a state dict from a safetensors file or a torch file, where no network says which names it should have.
 
-    What trainers put around it is removed: the keys "state_dict", "model" and "model_state_dict", and a "module." prefix.
+    The one mapping of names to tensors is taken, or where there are several the raw one of the wrappers' usual names; a prefix
+    of trainers before all names comes off. See `rco.models.checkpoints.find_weights` for a network that is known.
 
     Raises:
-        InputError: the file is missing, is not a state dict, or would need unpickling.
+        InputError: the file is missing or damaged, or holds no or several state dicts.
     """
-    if path.suffix == ".safetensors":
-        state: Any = load_state(path)[0]
-    else:
-        state = _read_plain(path)
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and hasattr(v, "shape") for k, v in state.items())
-    ):
-        raise InputError("checkpoint", str(path), "holds no state dict", "Save model.state_dict(), best as safetensors")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return read_plainly(read_content(path), path)
 
 
 def read_epoch(path: Path) -> int | None:
     """The epoch that is written in a checkpoint beside its weights, under the name "epoch"; None: there is none.
 
     Raises:
-        InputError: the file cannot be read as `read_state` reads it.
+        InputError: as `read_content`.
     """
-    if path.suffix == ".safetensors":
-        content: Any = load_state(path)[1]
-    else:
-        content = _read_plain(path)
+    content = load_state(path)[1] if path.suffix == ".safetensors" else read_content(path)
     epoch = content.get("epoch") if isinstance(content, dict) else None
     return epoch if type(epoch) is int and epoch >= 0 else None
 
 
-def _read_plain(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError("checkpoint", str(path), "is missing", "Check the path")
-    try:
-        return _read_torch_file(path)
-    except Exception as error:  # a broken file can raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(
-            "checkpoint",
-            str(path),
-            f"cannot be read as plain weights ({reason})",
-            "Save model.state_dict(), best as safetensors",
-        ) from None
+def load_checkpoint(model: nn.Module, path: Path, *, image_size: int = 0, choice: str = "") -> tuple[str, ...]:
+    """Copy the weights of anyone's checkpoint into a module; they may be in other types, and without counters of batch norms.
 
+    Args:
+        image_size: as for `import_weights`; 0: not known.
+        choice: as for `rco.models.checkpoints.find_weights`.
 
-def _read_torch_file(path: Path) -> Any:
-    """Read a torch file without unpickling objects.
+    Returns:
+        What to tell the user, a sentence each.
 
     Raises:
-        ValueError: the file is an archive that is larger unpacked than packed, or needs more than a state dict does.
-        Exception: torch cannot read it.
+        InputError: as `read_content`, `find_weights` and `import_weights`.
     """
-    import warnings
-    import zipfile
-
-    import torch
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch stores the members of its archives uncompressed.
-            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it is an archive that grows when it is read")
-            programs = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl")]
-        for program in programs:
-            _require_plain(program)
-    else:  # torch's format until 2020: a number, a version, a description, the state dict, its storages
-        content = io.BytesIO(path.read_bytes())  # a length in the file cannot make this read past its end
-        for _ in range(4):
-            _require_plain(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about old protocols
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return load_content(model, read_content(path), path, image_size=image_size, choice=choice)
 
 
-_PLAIN = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch\.storage \w+Storage"
-    r"|torch (Size|device|b?float\d+|double|half|float|u?int\d+|long|int|short|bool|complex\d+)"
-)
+def load_content(model: nn.Module, content: Any, source: object, *, image_size: int = 0, choice: str = "") -> tuple[str, ...]:
+    """As `load_checkpoint`, of what `rco.models.checkpoints.read_content` yields.
 
-
-def _require_plain(program: IO[bytes]) -> None:
-    """Read one pickle without running it, and refuse what a state dict does not need.
-
-    torch's own check is not enough: it lets a pickle of two dozen bytes make a tensor or an array of any length, and so ask for
-    all memory.
-
-    Raises:
-        ValueError: `program` is not a pickle, or names something that a state dict does not need.
+    Args:
+        source: the file, for messages.
     """
-    import pickletools
+    namings = namings_of(model)
+    found = find_weights(content, namings, source, choice=choice)
+    complete = next(naming for naming in namings if found.state.keys() <= naming.keys())
+    import_weights(model, {**complete, **found.state}, source, image_size=image_size)
+    return found.notes
 
-    for code, argument, _ in pickletools.genops(program):
-        if code.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"it is not a state dict ({code.name})")
-        if code.name == "GLOBAL" and not _PLAIN.fullmatch(str(argument)):
-            raise ValueError(f"it holds {str(argument).replace(' ', '.')}, which a state dict does not need")
+
+def namings_of(model: nn.Module) -> list[dict[str, Tensor]]:
+    """The tensors of a module in our names, and in those of the literature's code if it knows such a network."""
+    ours = model.state_dict()
+    return [dict(ours), *({theirs: ours[name] for name, theirs in known.names.items()} for known in key_maps(ours))]

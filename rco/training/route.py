@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import tempfile
@@ -15,12 +16,14 @@ import numpy as np
 
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
+from rco.models.importing import read_network
 from rco.models.predict import accuracy
 from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.weights import import_weights, read_state
 from rco.training.config import ComputeConfig
 from rco.training.distributed import answers
+
+log = logging.getLogger("rco")
 
 
 def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
@@ -64,15 +67,19 @@ def import_route(
     folder: Path,
     *,
     decay_epochs: Sequence[int] = (),
+    choice: str = "",
 ) -> Route:
-    """Make a route from checkpoints of any training. The folder is whole, or it is not there.
+    """Make a route from checkpoints of any training. The folder is whole, or it is not there. What was done to the weights'
+    names, or chosen among them, is logged.
 
     Args:
-        files: (epoch, file) in increasing order of epochs. Each file is a state dict: safetensors, or a torch file that
-            is read with `weights_only`. A single file gives a route of one anchor, which is plain distillation. Epochs that
+        files: (epoch, file) in increasing order of epochs. Each file is a checkpoint: safetensors, or a torch file, of which
+            nothing but tensors is taken. A single file gives a route of one anchor, which is plain distillation. Epochs that
             are counted from 0 become those that are counted from 1, which a route has.
+        spec: its stem may be `auto`; then it is the one that fits the weights.
         folder: is not there yet, or empty.
         decay_epochs: epochs after which that training decayed its learning rate, if known, counted like those of the files.
+        choice: where the weights are in a file with several networks: see `rco.models.checkpoints.find_weights`.
 
     Raises:
         InputError: epochs out of order, an unreadable file, weights that do not fit `spec`, a folder with something in it.
@@ -81,15 +88,20 @@ def import_route(
     if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 0:
         raise InputError("epochs", epochs, "must increase, from 0 or more", "Name the checkpoints in the order of the training")
     first = 1 if epochs[0] == 0 else 0
+    notes: dict[str, list[str]] = {}
     with _made_whole(folder) as scratch:
         checkpoints = []
         for counted, path in files:
             epoch = counted + first
-            model = spec.build()
-            import_weights(model, read_state(path), path, image_size=spec.image_size)
+            found = read_network(path, spec, choice=choice)
+            model, spec = found.model, found.spec
+            for note in found.notes:
+                notes.setdefault(note, []).append(path.name)
             file = checkpoint_file(epoch)
             digest = save_network(scratch / file, model, spec, epoch=epoch)
             checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
+        for note, names in notes.items():
+            log.warning("%s%s: %s", names[0], f" and {len(names) - 1} more" if len(names) > 1 else "", note)
         _write_measured(checkpoints, data, spec, compute, scratch, [epoch + first for epoch in decay_epochs], ())
     return Route.open(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import bz2
 import contextlib
 import functools
@@ -11,11 +12,13 @@ import io
 import json
 import lzma
 import os
+import pickle
 import shutil
 import struct
 import tarfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +50,6 @@ from rco.data.sources.kinds import check_source, open_source, source_digest
 from rco.data.sources.published import PUBLISHED, Published
 from rco.models.route import Anchor, Checkpoint, Route
 from rco.models.spec import NetworkSpec, load_network, save_network
-from rco.models.weights import require_fit
 from rco.tracking.record import Record
 from tests.fuzz.harness import Reader
 from tests.fuzz.mutations import changed, damaged, json_texts
@@ -137,7 +139,88 @@ _PICKLES = [
     b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\0)tR.",
     b"\x80\x02" + b"(" * 5000 + b".",
     b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
+    b"\x80\x02(" + b"N" * 2000 + b"lq\0" + b"ccollections\nOrderedDict\nh\0\x85R0" * 2000 + b".",
+    b"\x80\x02}X\1\0\0\0a" + b"2\x86" * 60 + b"X\1\0\0\0bs.",
+    b"\x80\x02}N" + b"2\x86" * 60 + b"K\1s.",
+    b"\x80\x02]q\0" + b"h\0a" * 2000 + b".",
+    b"\x80\x02}q\0" + b"X\1\0\0\0ah\0s" * 50 + b".",
+    b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    b"\x80\x02X\xff\xff\xff\x7f.",
 ]
+#: Opcodes, whole objects of a checkpoint among them, that are strung together at random.
+_OPCODES = [
+    *(
+        b"(",
+        b"t",
+        b"l",
+        b"d",
+        b"]",
+        b"}",
+        b")",
+        b"\x8f",
+        b"\x90",
+        b"\x91",
+        b"N",
+        b"\x88",
+        b"0",
+        b"1",
+        b"2",
+        b"a",
+        b"e",
+        b"s",
+        b"u",
+    ),
+    *(
+        b"q\0",
+        b"q\1",
+        b"h\0",
+        b"h\1",
+        b"\x94",
+        b"R",
+        b"b",
+        b"o",
+        b"\x81",
+        b"\x92",
+        b"\x93",
+        b"Q",
+        b"Px\n",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+    ),
+    *(
+        b"K\0",
+        b"K\4",
+        b"J\xff\xff\xff\xff",
+        b"\x8a\x08\0\0\0\0\0\0\0\x40",
+        b"X\1\0\0\x000",
+        b"U\1\xff",
+        b"C\1a",
+        b"X\7\0\0\0storage",
+    ),
+    *(
+        b"ctorch\nFloatStorage\n",
+        b"ctorch\nByteStorage\n",
+        b"ctorch.storage\nUntypedStorage\n",
+        b"ctorch\nfloat32\n",
+        b"ctorch\nSize\n",
+    ),
+    *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_tensor_v3\n", b"ctorch._utils\n_rebuild_parameter\n"),
+    *(b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ccollections\nOrderedDict\n", b"ccollections\nCounter\n", b"cos\nsystem\n"),
+    *(
+        b"X\5\0\0\0model",
+        b"X\x09\0\0\0model_ema",
+        b"X\x0e\0\0\0net.1.weight_x",
+        b"ios\nsystem\n",
+        b"crco_fuzz_canary\nfactory\n",
+    ),
+    b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ",
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQK\0K\4\x85K\1\x85\x89Nt",
+]
+
+
+def _programs() -> st.SearchStrategy[bytes]:
+    return st.lists(st.sampled_from(_OPCODES), max_size=40).map(lambda codes: b"\x80\x02" + b"".join(codes) + b".")
 
 
 def _packed(records: dict[str, bytes], compression: int) -> bytes:
@@ -157,7 +240,7 @@ def _torch_zip(draw: st.DrawFn, whole: bytes) -> bytes:
     records[name] = draw(st.one_of(damaged(records[name]), damaged(records[name], 1), other))
     if draw(st.booleans()):
         pickled = next(n for n in sorted(records) if n.endswith("data.pkl"))
-        records[pickled] = draw(st.one_of(st.sampled_from(_PICKLES), damaged(records[pickled])))
+        records[pickled] = draw(st.one_of(st.sampled_from(_PICKLES), damaged(records[pickled]), _programs()))
     return _packed(records, draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
 
 
@@ -165,17 +248,26 @@ def _torch_files(seeds: Path) -> st.SearchStrategy[bytes]:
     import torch
 
     state = SPEC.build(0).state_dict()
-    torch.save({"epoch": 3, "state_dict": state}, seeds / "a.pt")
-    torch.save(state, seeds / "old.pt", _use_new_zipfile_serialization=False)
-    new, old = (seeds / "a.pt").read_bytes(), (seeds / "old.pt").read_bytes()
+    averaged = {f"module.{name}": tensor.half() for name, tensor in state.items()}
+    others = {"args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "scheduler": Counter([30]), "seen": torch.arange(4)}
+    contents = ({"epoch": 3, "state_dict": state}, {**others, "model": state, "model_ema": averaged})
+    files = []
+    for content in contents:
+        for new in (True, False):
+            torch.save(content, seeds / "a.pt", _use_new_zipfile_serialization=new)
+            files.append((seeds / "a.pt").read_bytes())
+    head = b"".join(pickle.dumps(document, 2) for document in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
     hostile = st.sampled_from([hostile_pickle(seeds.parent / "sentinels" / "owned"), *_PICKLES])
-    return st.one_of(_torch_zip(new), _torch_zip(new), damaged(new), damaged(old), hostile)
+    behind_head = st.one_of(hostile, _programs()).map(lambda program: head + program + b"\x80\x02]X\1\0\0\x000a." + bytes(40))
+    return st.one_of(*map(_torch_zip, files[::2]), *map(damaged, files), hostile, behind_head)
 
 
 def _read_state(path: Path) -> object:
-    from rco.models.weights import read_state
+    from rco.models.weights import load_checkpoint, read_state
 
-    return require_fit(SPEC.build(), read_state(path), path)
+    with contextlib.suppress(InputError):
+        read_state(path)
+    return load_checkpoint(SPEC.build(), path)
 
 
 # --- documents ---

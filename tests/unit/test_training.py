@@ -157,7 +157,7 @@ class TestRoute:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr("rco.training.route.predict", fail)
+            patched.setattr("rco.training.route.answers", fail)
             with pytest.raises(KeyboardInterrupt):
                 import_route(files, data, TEACHER, CPU, tmp_path / "new")
         assert sorted(tmp_path.rglob("*")) == before
@@ -182,6 +182,24 @@ class TestRoute:
         assert made.decay_epochs == (5,)
         with pytest.raises(InputError, match="must increase, from 0 or more"):
             import_route([(-1, files[0][1])], data, TEACHER, CPU, tmp_path / "other")
+
+    def test_what_was_done_to_foreign_names_is_said_once(
+        self, route: Route, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for k in range(3):
+            state = load_network(route.folder / route.checkpoints[k].file).state_dict()
+            content = {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "model_ema": state}
+            torch.save(content, tmp_path / f"{k}.pt")
+        files = [(k + 1, tmp_path / f"{k}.pt") for k in range(3)]
+        made = import_route(files, data, TEACHER, CPU, tmp_path / "made")
+        assert [c.val_accuracy for c in made.checkpoints] == [c.val_accuracy for c in route.checkpoints[:3]]
+        assert caplog.messages == [
+            "0.pt and 2 more: the raw weights (model) are taken; there are averaged ones, too (model_ema)",
+            "0.pt and 2 more: 'module.' before every name was taken off",
+        ]
+        caplog.clear()
+        import_route(files[:1], data, TEACHER, CPU, tmp_path / "averaged", choice="model_ema")
+        assert caplog.messages == ["0.pt: the weights are averaged ones (model_ema)"]
 
     def test_adopted_route_is_measured_again_only_on_other_data(self, route: Route, data: Dataset, tmp_path: Path) -> None:
         copy = adopt_route(route, data, TEACHER, CPU, tmp_path / "copy")

@@ -14,6 +14,11 @@ _FAMILIES = (resnet, wide_resnet, vgg, mobilenetv2, torchvision_resnet)
 _PREFIXES = ("", "student.")
 
 
+def key_maps(ours: Collection[str]) -> list[KeyMap]:
+    """The maps of the families that a network with these names may be of."""
+    return [found for family in _FAMILIES if (found := family.key_map(ours))]
+
+
 def choose(ours: Collection[str], given: Collection[str]) -> KeyMap | None:
     """The map that brings a file's names closest to a network's.
 
@@ -26,9 +31,8 @@ def choose(ours: Collection[str], given: Collection[str]) -> KeyMap | None:
     """
     known = set(given)
     best, most = None, len(known.intersection(ours))
-    for family in _FAMILIES:
-        found = family.key_map(ours)
-        for prefix in _PREFIXES if found else ():
+    for found in key_maps(ours):
+        for prefix in _PREFIXES:
             candidate = replace(found, names={name: prefix + theirs for name, theirs in found.names.items()})
             if (common := len(known.intersection(candidate.names.values()))) > most:
                 best, most = candidate, common
