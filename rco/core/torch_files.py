@@ -44,7 +44,7 @@ _BYTES = {
 }
 
 
-# What zipfile makes of archives that are damaged, encrypted or cut off, of names that are no text, and of numbers that are none.
+# What zipfile makes of archives that are damaged, encrypted or cut off, and of names and numbers in them that are none.
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -171,6 +171,7 @@ class _Tensors:
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
             "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
             "torch.nn.parameter.Parameter": lambda *given: given[0] if given else Inert("torch.nn.parameter.Parameter"),
+            "torch._tensor._rebuild_from_type": self._of_subclass,
             "torch._tensor._rebuild_from_type_v2": self._of_subclass,
         }
 

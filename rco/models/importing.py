@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rco.core.errors import InputError
 from rco.models.checkpoints import find_weights, read_content
 from rco.models.spec import NetworkSpec
-from rco.models.weights import load_weights
+from rco.models.weights import load_content
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,10 +44,7 @@ def read_network(path: Path, spec: NetworkSpec, *, choice: str = "") -> Imported
     content = read_content(path)
     settled, notes = settle_stem(content, spec, path, choice=choice)
     model = settled.build()
-    expected = model.state_dict()
-    found = find_weights(content, [expected], path, choice=choice)
-    load_weights(model, {**expected, **found.state}, path)
-    return ImportedNetwork(model, settled, (*found.notes, *notes))
+    return ImportedNetwork(model, settled, (*load_content(model, content, path, choice=choice), *notes))
 
 
 def settle_stem(content: Any, spec: NetworkSpec, source: object, *, choice: str = "") -> tuple[NetworkSpec, tuple[str, ...]]:

@@ -87,7 +87,16 @@ def load_checkpoint(model: nn.Module, path: Path, *, choice: str = "") -> tuple[
     Raises:
         InputError: as `read_content` and `find_weights`.
     """
+    return load_content(model, read_content(path), path, choice=choice)
+
+
+def load_content(model: nn.Module, content: Any, source: object, *, choice: str = "") -> tuple[str, ...]:
+    """As `load_checkpoint`, of what `rco.models.checkpoints.read_content` yields.
+
+    Args:
+        source: the file, for messages.
+    """
     expected = model.state_dict()
-    found = find_weights(read_content(path), [expected], path, choice=choice)
-    load_weights(model, {**expected, **found.state}, path)
+    found = find_weights(content, [expected], source, choice=choice)
+    load_weights(model, {**expected, **found.state}, source)
     return found.notes
