@@ -22,7 +22,7 @@ from rco.core.words import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_DEPTH, _MOST_PLACES = 4, 10_000  # of dicts in dicts that are looked at
+_MOST_DEPTH, _MOST_PLACES = 4, 1000  # of dicts in dicts that are looked at
 _MOST_PREFIX = 8  # parts of a prefix
 _AVERAGED = re.compile(r"(^|[_.])(ema|averaged?|swa|avg)([_.]|$)", re.IGNORECASE)
 _OPTIMIZER = re.compile(r"optim|momentum_buffer|exp_avg", re.IGNORECASE)
@@ -228,7 +228,8 @@ def _notes(state: Mapping[str, Tensor], expected: Shaped, place: str, prefix: st
     if prefix:
         notes.append(f"{prefix!r} before every name was taken off")
     if missing := [name for name in expected if name not in state]:
-        notes.append(f"{counted(len(missing), 'counter')} of batch norms are missing ({missing[0]}) and begin at 0")
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        notes.append(f"counters of batch norms that are not there stay as they are: {missing[0]}{more}")
     cast = sorted({_type(tensor) for name, tensor in state.items() if tensor.dtype != expected[name].dtype})
     if cast:
         notes.append(f"weights in {', '.join(cast)} become the network's type")

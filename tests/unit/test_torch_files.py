@@ -41,7 +41,8 @@ def saved(content: Any, path: Path, new: bool = True) -> Path:
 
 
 def bits(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    plain = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
+    return plain.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def require_same(read: StoredTensor, expected: Tensor) -> None:
