@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.models.weights import load_weights, read_state
 from rco.training.config import ComputeConfig
+from rco.training.doubts import doubts
+
+log = logging.getLogger(__name__)
 
 
 def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
@@ -98,12 +102,14 @@ def _write_measured(
     probe = np.asarray(data.manifest.probe)
     validation = data.split("val")
     with_accuracy, probe_logits = [], []
-    labels = np.empty(0, dtype=np.int64)
+    labels, logits = np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.float32)
     for c in checkpoints:
         model = load_network(folder / c.file, expected_sha256=c.sha256, spec=spec).to(compute.device)
         logits, labels = predict(model, validation, device=compute.device, precision=compute.precision, workers=compute.workers)
         with_accuracy.append(dataclasses.replace(c, val_accuracy=accuracy(logits, labels)))
         probe_logits.append(logits[probe])
+    for doubt in doubts(logits, labels, data.manifest.class_names):
+        log.warning("warning: %s", doubt)
     return Route.write(
         folder,
         network=spec,
