@@ -108,7 +108,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead resume pipeline students; do \
+	@status=0; for part in step growth overhead resume pipeline students prepare; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -130,6 +130,10 @@ bench-resume: $(VENV)/.dev ## measure what resume points cost
 .PHONY: bench-pipeline
 bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everything else
 	@$(BIN)/python benchmarks/pipeline.py $(ARGS)
+
+.PHONY: bench-prepare
+bench-prepare: $(VENV)/.dev ## measure the preparation of a data set that is too large for memory
+	@$(BIN)/python benchmarks/prepare_data.py $(ARGS)
 
 .PHONY: bench-students
 bench-students: $(VENV)/.dev ## measure whether several students train faster as one batched program

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rco.core.errors import InputError
 from rco.data.decoding import Decoding
@@ -69,6 +69,9 @@ def opened(source: Path | IO[bytes], name: str, decoding: Decoding, length: int 
             yield image
     except InputError:
         raise
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        reason = "its content is of no format that is read"
+        raise InputError("dataset", name, f"is not a readable image ({reason})", "Repair or remove it") from error
     except Exception as error:  # Pillow's readers raise as many kinds as there are ways in which a file can be broken
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError("dataset", name, f"is not a readable image ({reason})", "Repair or remove it") from error

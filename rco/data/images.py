@@ -146,7 +146,7 @@ class FileImages:
 
         def decode(i: int) -> None:
             path = self.root / self.paths[rows[i]]
-            out[i] = self._decoded(path, str(path))[0]
+            out[i] = _pixels(self._decoded(path, str(path))[0])
 
         _each(len(rows), decode, threads)
         return out
@@ -163,10 +163,10 @@ class FileImages:
             path = self.root / self.paths[rows[i]]
             try:
                 content = path.read_bytes()
-                pixels, seen.traits[i] = self._decoded(BytesIO(content), str(path), len(content))
+                image, seen.traits[i] = self._decoded(BytesIO(content), str(path), len(content))
                 seen.digests[i] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
                 if out is not None:
-                    out[i] = pixels
+                    out[i] = _pixels(image)
             except OSError as error:
                 seen.problems[i] = f"cannot be read ({error.strerror})"
             except OtherSizeError as error:
@@ -177,8 +177,8 @@ class FileImages:
         _each(len(rows), look, threads)
         return seen
 
-    def _decoded(self, source: Path | IO[bytes], name: str, length: int | None = None) -> tuple[Pixels, int]:
-        """The pixels of a file, and what there is to note of it."""
+    def _decoded(self, source: Path | IO[bytes], name: str, length: int | None = None) -> tuple[Image.Image, int]:
+        """The image in a file as it is read, and what there is to note of it."""
         with opened(source, name, self.decoding, length) as image:
             traits = traits_of(image)
             if self.resize:
@@ -190,7 +190,8 @@ class FileImages:
                 whole, transparent = in_mode(whole, "L" if self.shape[0] == 1 else "RGB", self.decoding)
                 if (whole.height, whole.width) != self.shape[1:]:
                     whole = square(whole, self.shape[1], self.decoding.fit)
-                return _pixels(whole), traits | (TRANSPARENT if transparent else 0)
+                whole.load()
+                return whole, traits | (TRANSPARENT if transparent else 0)
 
     def _refuse_other_size(self, name: str, size: tuple[int, int]) -> None:
         if size != self.shape[1:] and not self.resize:

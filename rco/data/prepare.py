@@ -50,12 +50,14 @@ class _Seen:
     """What was seen of the images: of each part, in its order.
 
     Attributes:
+        rows: which they are.
         digests: of each image's content.
         traits: as `rco.data.images.Survey`.
         problems: row of the source -> what is wrong with the file.
         other_sizes: likewise, of files that are not of the size that all must have.
     """
 
+    rows: dict[str, Rows] = field(default_factory=dict)
     digests: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
     traits: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
@@ -63,9 +65,16 @@ class _Seen:
 
     def add(self, part: str, rows: Rows, survey: Survey) -> None:
         """Note what was seen of the part's `rows`."""
-        self.digests[part], self.traits[part] = survey.digests, survey.traits
+        self.rows[part], self.digests[part], self.traits[part] = rows, survey.digests, survey.traits
         self.problems |= {int(rows[i]): problem for i, problem in survey.problems.items()}
         self.other_sizes |= {int(rows[i]): problem for i, problem in survey.other_sizes.items()}
+
+    def of(self, rows: Rows) -> Survey:
+        """What was seen of some rows, whichever part they were in."""
+        known, digests, traits = (np.concatenate(list(arrays.values())) for arrays in (self.rows, self.digests, self.traits))
+        order = np.argsort(known)
+        at = order[np.searchsorted(known, rows, sorter=order)]
+        return Survey(digests[at], traits[at])
 
 
 def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
@@ -96,11 +105,11 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
             )
         write = _write_files if in_files else _write_arrays
         left_out: dict[int, str] = {}
-        splits, seen, (root, statistics) = _written(write, images, layout, config, out)
+        splits, seen, (root, statistics) = _written(write, images, layout, config, out, None)
         if seen.problems or seen.other_sizes:
             left_out = _to_be_left_out(seen, images, config)
             layout = layout.without(np.array(sorted(left_out), np.int64))
-            splits, seen, (root, statistics) = _written(write, images, layout, config, out)
+            splits, seen, (root, statistics) = _written(write, images, layout, config, out, seen)
             if seen.problems or seen.other_sizes:
                 raise InputError("dataset", config.dataset, "changes while it is read", "Prepare it again when it is at rest")
         mean, std = given or statistics
@@ -131,13 +140,22 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
 
 
 def _written(
-    write: Callable[..., tuple[str, Statistics]], images: Images, layout: Layout, config: DataConfig, out: Path
+    write: Callable[..., tuple[str, Statistics]],
+    images: Images,
+    layout: Layout,
+    config: DataConfig,
+    out: Path,
+    before: _Seen | None,
 ) -> tuple[dict[str, Rows], _Seen, tuple[str, Statistics]]:
-    """Split the layout and write its parts; of what cannot be read, nothing is written, but all of it is noted."""
+    """Split the layout and write its parts; where something cannot be read, nothing is written, but all of it is noted.
+
+    Args:
+        before: what was seen of all files, if they have been read.
+    """
     splits, seen = split(layout, config), _Seen()
     if layout.open_classes:
         splits[OPEN] = layout.open_rows
-    return splits, seen, write(images, layout, splits, out, seen)
+    return splits, seen, write(images, layout, splits, out, seen, before)
 
 
 def _to_be_left_out(seen: _Seen, images: Images, config: DataConfig) -> dict[int, str]:
@@ -201,7 +219,7 @@ def _account(
         )
     why = {reason: Counted.of(names_of) for reason, names_of in notes.left_out.items()}
     if left_out and paths is not None:
-        why["they cannot be read (skip_broken)"] = Counted.of([f"{paths[row]} {left_out[row]}" for row in sorted(left_out)])
+        why["they cannot be read (skip_broken)"] = Counted.of([paths[row] for row in sorted(left_out)])
     return Account(
         parts={
             part: accounts.part_account(
@@ -291,7 +309,9 @@ def channel_statistics(blocks: Iterable[Pixels]) -> tuple[tuple[float, ...], tup
     return tuple(mean), tuple(std)
 
 
-def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen) -> tuple[str, Statistics]:
+def _write_arrays(
+    images: Images, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen, before: _Seen | None
+) -> tuple[str, Statistics]:
     statistics: Statistics = (), ()
     for part, rows in splits.items():
         if isinstance(images, FileImages):
@@ -306,6 +326,30 @@ def _write_arrays(images: Images, layout: Layout, splits: dict[str, Rows], out: 
         if part == "train":
             statistics = channel_statistics(pixels[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
     return "", statistics
+
+
+class _Progress:
+    """Says how far the reading of many files is, every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.began = self.said = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Count files that were read."""
+        self.done += count
+        if (now := time.monotonic()) - self.said > _PROGRESS_SECONDS:
+            rate = self.done / (now - self.began)
+            log.info("decoded %s of %s images once, %.0f a second", f"{self.done:,}", f"{self.total:,}", rate)
+            self.said = now
+
+
+def _surveyed(images: FileImages, rows: Rows, progress: _Progress) -> Survey:
+    surveys = []
+    for start in range(0, len(rows), _CHECKED):
+        surveys.append(images.survey(rows[start : start + _CHECKED], cpu_count()))
+        progress.add(len(surveys[-1].digests))
+    return _joined(surveys)
 
 
 def _joined(surveys: Sequence[Survey]) -> Survey:
@@ -325,18 +369,12 @@ def _digests(pixels: Pixels) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(found), np.uint64)
 
 
-def _write_files(images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen) -> tuple[str, Statistics]:
-    total, done, began = sum(map(len, splits.values())), 0, time.monotonic()
-    said = began
+def _write_files(
+    images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen, before: _Seen | None
+) -> tuple[str, Statistics]:
+    progress = _Progress(sum(map(len, splits.values())))
     for part, rows in splits.items():
-        surveys = []
-        for start in range(0, len(rows), _CHECKED):
-            surveys.append(images.survey(rows[start : start + _CHECKED], cpu_count()))
-            done += len(surveys[-1].digests)
-            if (now := time.monotonic()) - said > _PROGRESS_SECONDS:
-                log.info("decoded %s of %s images once, %.0f a second", f"{done:,}", f"{total:,}", done / (now - began))
-                said = now
-        seen.add(part, rows, _joined(surveys))
+        seen.add(part, rows, before.of(rows) if before else _surveyed(images, rows, progress))
     if seen.problems or seen.other_sizes:
         return "", ((), ())
     train = splits["train"]

@@ -22,6 +22,7 @@ from rco.models.route import Checkpoint, Route, checkpoint_file
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.training.config import ComputeConfig
 from rco.training.distributed import answers
+from rco.training.doubts import doubts
 
 log = logging.getLogger("rco")
 
@@ -145,12 +146,14 @@ def _write_measured(
     probe = np.asarray(data.manifest.probe)
     validation = data.split("val")
     with_accuracy, probe_logits = [], []
-    labels = np.empty(0, dtype=np.int64)
+    labels, logits = np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.float32)
     for c in checkpoints:
         model = load_network(folder / c.file, expected_sha256=c.sha256, spec=spec).to(compute.device)
         logits, labels = answers(model, validation, compute)
         with_accuracy.append(dataclasses.replace(c, val_accuracy=accuracy(logits, labels)))
         probe_logits.append(logits[probe])
+    for doubt in doubts(logits, labels, data.manifest.class_names):
+        log.warning("warning: %s", doubt)
     return Route.write(
         folder,
         network=spec,

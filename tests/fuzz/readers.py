@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import bz2
 import contextlib
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -45,7 +46,9 @@ from rco.core.storage.transfer import fetch
 from rco.core.tensors import load_arrays, load_metadata, save_arrays
 from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Manifest
+from rco.data.decoding import Decoding
 from rco.data.images import FileImages, header
+from rco.data.sources.class_order import ordered_classes
 from rco.data.sources.kinds import check_source, open_source, source_digest
 from rco.data.sources.published import PUBLISHED, Published
 from rco.models.route import Anchor, Checkpoint, Route
@@ -356,7 +359,7 @@ def _dataset_cases(seeds: Path) -> st.SearchStrategy[tuple[Path, str, bytes]]:
     prepare(config, seeds / "data", "x")
     arrays = seeds / "data"
     manifest = json.loads((arrays / "manifest.json").read_text())
-    files = {**manifest, "storage": "files", "root": "images"}
+    files = {**manifest, "storage": "files", "root": "images", "decoding": dataclasses.asdict(Decoding(fit="pad"))}
     (seeds / "data" / "images").mkdir()
     for i in range(manifest["sizes"]["val"]):
         (seeds / "data" / "images" / f"{i}.png").write_bytes(_png(i))
@@ -904,6 +907,10 @@ def _read_settings(case: tuple[str, bytes], folder: Path) -> None:
 # --- images, and what holds them ---
 
 
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
+
+
 def _image_seeds() -> list[tuple[str, bytes]]:
     rng = np.random.default_rng(0)
     whole = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
@@ -914,6 +921,8 @@ def _image_seeds() -> list[tuple[str, bytes]]:
         *(("tif", mode, {"compression": c}) for mode in ("RGB", "L", "CMYK", "I;16", "F") for c in (None, "tiff_lzw")),
         *(("bmp", mode, {}) for mode in ("RGB", "1", "P")),
         *(("webp", mode, {}) for mode in ("RGB", "RGBA")),
+        *(("avif", mode, {}) for mode in ("RGB", "RGBA")),
+        *((suffix, "RGB", {"exif": _TURNED}) for suffix in ("jpg", "png", "webp", "tif", "avif")),
         *(("ppm", mode, {}) for mode in ("RGB", "L")),
     ]
     names = {"jpg": "JPEG", "tif": "TIFF"}
@@ -1054,6 +1063,52 @@ def _tar_cases(seeds: Path) -> st.SearchStrategy[bytes]:
     )
 
 
+@st.composite
+def _zips(draw: st.DrawFn, outside: Path, pictures: list[bytes]) -> bytes:
+    """Archives of the pictures, more or less honest in their names, kinds, flags and sizes; then some with bytes damaged."""
+    file, honest = io.BytesIO(), draw(st.booleans())
+    names = _NAMES[:2] if honest else [*_NAMES, f"{outside}/owned{{}}.png"]
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in range(draw(st.integers(6, 12) if honest else st.integers(0, 14))):
+            name = (names[i % 2] if i < 8 else draw(st.sampled_from(names))).format(i)
+            info = zipfile.ZipInfo(name.encode(errors="replace").decode()[:200])
+            info.compress_type = draw(
+                st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+            )
+            info.create_system = draw(st.sampled_from([0, 3]))
+            if i >= 8 and not honest:
+                info.external_attr = draw(st.sampled_from([0o120777, 0o100644, 0o040755, 0o010644, 0o060644, 0])) << 16
+            archive.writestr(info, draw(st.sampled_from(pictures if honest or i < 8 else [*pictures, b"", b"x", bytes(2**16)])))
+    whole = bytearray(file.getvalue())
+    if not honest and draw(st.booleans()):
+        start = whole.find(b"PK\1\2")
+        for _ in range(draw(st.integers(1, 3)) if start >= 0 else 0):  # of the first entry in the directory
+            whole[start + draw(st.integers(4, 45))] = draw(st.integers(0, 255))
+    return bytes(whole) if draw(st.integers(0, 2)) else draw(damaged(bytes(whole), 3))
+
+
+def _zip_bombs() -> list[bytes]:
+    """Small archives that are large inside: one file, and many entries that share one."""
+    bombs = []
+    for name, count in (("cat/0.png", 1), ("cat/{}.png", 3000)):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("cat/x.png", bytes(2**26))
+            (info,) = archive.infolist()
+            for i in range(count):
+                twin = zipfile.ZipInfo(name.format(i))
+                for field in ("compress_type", "CRC", "compress_size", "file_size", "header_offset"):
+                    setattr(twin, field, getattr(info, field))
+                archive.filelist.append(twin)
+        bombs.append(file.getvalue())
+    return bombs
+
+
+def _zip_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    made, bombs = _zips(seeds.parent / "sentinels", [_png(0), _png(1), _png(2), _png(3)]), _zip_bombs()
+    return st.integers(0, 100).flatmap(lambda n: st.sampled_from(bombs) if n == 100 else made)
+
+
 def _prepare(source: Path | str, folder: Path) -> None:
     config = DataConfig(dataset=str(source))
     check_source(config)
@@ -1065,6 +1120,24 @@ def _prepare(source: Path | str, folder: Path) -> None:
 
 def _read_tar(path: Path) -> None:
     _prepare(path, path.parent)
+
+
+_ORDERS = [
+    b"cat\ndog\n",
+    b'["cat", "dog"]',
+    b'{"cat": 0, "dog": 1}',
+    b'{"0": "cat", "1": ["n1", "dog"]}',
+    b'{"0": "dog", "1": "cat"}',
+]
+
+
+def _order_cases(seeds: Path) -> st.SearchStrategy[bytes]:
+    documents = st.one_of(*(json_texts(json.loads(text)) for text in _ORDERS[1:]))
+    return st.one_of(st.sampled_from(_ORDERS), documents, st.sampled_from(_ORDERS).flatmap(lambda text: damaged(text)))
+
+
+def _read_order(path: Path) -> None:
+    assert sorted(ordered_classes(("cat", "dog"), (str(path),), "x")) == ["cat", "dog"]
 
 
 _CELLS = [
@@ -1233,6 +1306,10 @@ class _Store:
     def head_object(self, *, Key: str, **about: Any) -> dict[str, Any]:  # noqa: N803
         (found, *_) = [o for o in self.objects if o.key == Key]
         return {"ContentLength": len(found.content), **dict(found.told)}
+
+    def get_object(self, *, Bucket: str, Key: str, Range: str) -> dict[str, Any]:  # noqa: N803
+        (found, *_) = [o for o in self.objects if o.key == Key]
+        return {"Body": io.BytesIO(found.content)}
 
     def download(self, bucket: str, key: str, path: str, subscribers: Any) -> Any:
         (found, *_) = [o for o in self.objects if o.key == key]
@@ -1406,6 +1483,8 @@ READERS = {
     "recipe": Reader(_recipe_cases, _file("mine.yaml", _read_recipe)),
     "settings": Reader(_setting_cases, _read_settings),
     "tar": Reader(_tar_cases, _file("data.tar", _read_tar), r"data\.tar|\.source-\w+(/extracted(/.+)?)?"),
+    "zip": Reader(_zip_cases, _file("data.zip", _read_tar), r"data\.zip|\.source-\w+(/extracted(/.+)?)?"),
+    "class-order": Reader(_order_cases, _file("order", _read_order)),
     "csv": Reader(lambda _: _csv_texts(), _read_csv, r"pictures(/.+)?|scratch(/.+)?"),
     "image": Reader(_image_cases, _read_image),
     "folder": Reader(_folder_cases, _read_folder),

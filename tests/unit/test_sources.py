@@ -524,6 +524,20 @@ class TestCsvInAStore:
         assert len(list((tmp_path / "out" / "images").rglob("*.*"))) == 12
         assert len(next(Dataset.open(tmp_path / "out").split("train").batches(100, workers=0))[0]) == manifest.sizes["train"]
 
+    def test_channels_are_told_from_as_many_headers_as_it_takes(self, birds: Path, tmp_path: Path, store: Any) -> None:
+        from rco.core.storage.transfer import upload
+
+        for path in birds.rglob("*.png"):
+            if path.stem != "19":
+                Image.open(path).convert("L").save(path)
+        upload(birds, "s3://bucket/mixed")
+        store.put_object(Bucket="bucket", Key="mixed/kite/empty.png", Body=b"")
+        for i, name in enumerate(("mixed", "mixed/list.csv")):
+            config = DataConfig.of(dataset=f"s3://bucket/{name}", skip_broken=True)
+            assert check_source(config).image_shape == (3, 8, 8)
+            assert prepare(config, tmp_path / f"out{i}", "x").image_shape == (3, 8, 8)
+            assert check_source(config.with_values(image_channels=1)).image_shape == (1, 8, 8)
+
     def test_digest_follows_the_list_and_the_files(self, store: Any) -> None:
         config = of("s3://bucket/data/list.csv")
         seen = [source_digest(config)]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rco.core.errors import InputError
 from rco.core.storage.addresses import S3, Entry, bucket_and_key, existing_path, is_remote, local_path
 from rco.core.storage.local import content_digest, digest_of, list_files, reads_of
-from rco.core.storage.retries import with_retries
+from rco.core.storage.retries import code_and_status, with_retries
 from rco.core.storage.s3 import REQUESTS, connection, for_each, iterate_objects, list_objects
 
 
@@ -75,18 +75,20 @@ def beginnings(uri: str, names: Sequence[str], length: int) -> list[bytes]:
     Raises:
         InputError: the store cannot be used, or an object is gone.
     """
+    from botocore.exceptions import ClientError
+
     bucket, key = bucket_and_key(uri)
     prefix = f"{key.rstrip('/')}/" if key else ""
 
     def begin(name: str) -> bytes:
         try:
             answer = client.get_object(Bucket=bucket, Key=prefix + name, Range=f"bytes=0-{length - 1}")
-        except client.exceptions.ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):  # of an object without a byte
+        except ClientError as error:
+            if code_and_status(error)[1] == 416:  # of an object without a byte
                 return b""
             raise
-        content: bytes = answer["Body"].read()
-        return content[:length]
+        content: bytes = answer["Body"].read(length)  # some stores answer with all of it
+        return content
 
     with connection(uri) as client, ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(lambda name: with_retries(f"{S3}{bucket}/{prefix}{name}", lambda: begin(name)), names))

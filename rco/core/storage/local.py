@@ -20,11 +20,12 @@ _WAYS = 100  # to one folder, over links: two in each folder of a chain make mil
 _DEEPEST = 200
 
 
-def list_files(folder: Path, broken_links: list[str] | None = None) -> list[str]:
+def list_files(folder: Path, broken_links: list[str] | None = None, empty_folders: list[str] | None = None) -> list[str]:
     """Relative POSIX paths of all files below `folder`, sorted. Links are followed, but not back to a folder above.
 
     Args:
         broken_links: receives the relative paths of links that lead nowhere, if it is given; else nothing is said of them.
+        empty_folders: likewise, of folders with nothing in them.
 
     Raises:
         InputError: a folder that cannot be read, or links that lead to one folder in too many ways.
@@ -34,7 +35,9 @@ def list_files(folder: Path, broken_links: list[str] | None = None) -> list[str]
 
     def visit(path: str, prefix: str, above: frozenset[str]) -> None:
         with os.scandir(path) as entries:
+            empty = True
             for entry in entries:
+                empty = False
                 kind = _kind(entry)
                 if kind == "file":
                     found.append(prefix + entry.name)
@@ -48,6 +51,8 @@ def list_files(folder: Path, broken_links: list[str] | None = None) -> list[str]
                     visit(entry.path, f"{prefix}{entry.name}/", above | {real})
                 elif kind == "" and broken_links is not None and entry.is_symlink():
                     broken_links.append(prefix + entry.name)
+            if empty and empty_folders is not None:
+                empty_folders.append(prefix.rstrip("/"))
 
     with reads_of(folder):
         visit(str(folder), "", frozenset({os.path.realpath(folder)}))

@@ -36,10 +36,10 @@ def files_source(config: DataConfig, root: Path, others: Sequence[str] = ()) -> 
     Args:
         others: names of files that are not there because they are not images.
     """
-    broken_links: list[str] = []
+    broken_links, empty_folders = list[str](), list[str]()
     with as_dataset():
-        names = list_files(root, broken_links)
-        layout, paths = lay_out_as(config, [*names, *others], broken_links)
+        names = list_files(root, broken_links, empty_folders)
+        layout, paths = lay_out_as(config, [*names, *others], broken_links, empty_folders)
     kind = folder_settings(config)
     return Source(layout, FileImages.of(root, paths, config.image_size, kind.decoding, kind.image_channels))
 
@@ -51,7 +51,9 @@ def folder_settings(config: DataConfig) -> ClassFolders:
     return kind
 
 
-def lay_out_as(config: DataConfig, names: Iterable[str], broken_links: Sequence[str] = ()) -> tuple[Layout, list[str]]:
+def lay_out_as(
+    config: DataConfig, names: Iterable[str], broken_links: Sequence[str] = (), empty_folders: Sequence[str] = ()
+) -> tuple[Layout, list[str]]:
     """`lay_out` with the settings of a data set."""
     kind = folder_settings(config)
     return lay_out(
@@ -61,6 +63,7 @@ def lay_out_as(config: DataConfig, names: Iterable[str], broken_links: Sequence[
         part_folders=kind.part_folders,
         class_order=kind.class_order,
         broken_links=broken_links,
+        empty_folders=empty_folders,
     )
 
 
@@ -78,6 +81,7 @@ def lay_out(
     part_folders: tuple[str, ...] = (),
     class_order: Sequence[str] = (SORTED,),
     broken_links: Sequence[str] = (),
+    empty_folders: Sequence[str] = (),
 ) -> tuple[Layout, list[str]]:
     """Tell classes and parts from the relative paths of files alone.
 
@@ -86,6 +90,7 @@ def lay_out(
         part_folders: as the setting.
         class_order: likewise.
         broken_links: relative paths of links that lead nowhere.
+        empty_folders: relative paths of folders with nothing in them.
 
     Returns:
         the layout, and the paths that its rows stand for.
@@ -94,7 +99,7 @@ def lay_out(
         InputError: no images in class folders, folders that could be read in two ways, or as `laid_out_files`.
     """
     tree = Tree(source, named_parts(tuple(part_folders)))
-    tree.sort(names, broken_links)
+    tree.sort(names, broken_links, empty_folders)
     if not tree.images:
         others = f", but {named(tree.others, 'other file', 'other files')}" if tree.others else ""
         raise InputError(

@@ -49,7 +49,7 @@ class Tree:
     remarks: list[str] = field(default_factory=list)
     depth: int = 0
 
-    def sort(self, names: Iterable[str], broken_links: Sequence[str]) -> None:
+    def sort(self, names: Iterable[str], broken_links: Sequence[str], empty_folders: Sequence[str]) -> None:
         """Tell images from other files by their names."""
         for name in sorted(names):
             parts = PurePosixPath(name).parts
@@ -63,6 +63,8 @@ class Tree:
                 why = f"they end in {ending}, which is not read" if ending else "their names have no ending"
                 self.left_out[why].append(name)
         self.images.sort()
+        if empty := [name for name in sorted(empty_folders) if name and not is_hidden(PurePosixPath(name).parts)]:
+            self.left_out["folders with nothing in them"] += empty
         links = [name for name in sorted(broken_links) if not is_hidden(PurePosixPath(name).parts)]
         if links:
             self.left_out["links that lead nowhere"] += links
