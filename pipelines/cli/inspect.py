@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +15,6 @@ from rco.core.errors import InputError
 from rco.core.settings import jsonable
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".pth.tar")
-_OF_CHECKPOINTS = "pipelines.cli.inspect_checkpoint"
 
 
 @click.command(name="inspect")
@@ -34,9 +31,9 @@ def inspect(target: str, flags: dict[str, Any], as_json: bool) -> None:
         if flags:
             name = next(iter(flags))
             raise InputError(name, flags[name], "means nothing for a checkpoint", "Leave it out")
-        if find_spec(_OF_CHECKPOINTS) is None:
-            raise InputError("target", target, "is a checkpoint, which this version cannot inspect", "Name a data set")
-        importlib.import_module(_OF_CHECKPOINTS).show(Path(target), as_json)
+        from pipelines.cli.inspect_checkpoint import show
+
+        show(Path(target), as_json)
         return
     from rco.data.prepare import prepare
     from rco.data.sources.kinds import check_source, source_digest
