@@ -22,12 +22,17 @@ from rco.core.errors import InputError
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="folder for the route")
 @click.option("--decay-epochs", default="", help="epochs after which that training decayed its learning rate")
 @click.option("--dataset", required=True, help="as in `rco run`: the data set that the students will learn from")
-@parameter_options(name for name, p in PARAMETERS.items() if "source" in (name, p.chooser))
+@parameter_options(
+    name for name, p in PARAMETERS.items() if "source" in (name, p.chooser) or name in ("image_mean", "image_std")
+)
 @click.option("--image-size", type=int, default=0, show_default=True)
 @click.option("--teacher", required=True, help="the model that the checkpoints are weights of")
 @click.option("--teacher-stem", default="auto", show_default=True)
 @click.option("--teacher-embedding-dim", type=int, default=0, show_default=True)
 @click.option("--open-classes", default="", help="as in `rco run`: classes that this teacher was not trained on")
+@click.option(
+    "--weights", default="", metavar="PLACE", help="of several networks in a file, where the one is that is meant: model_ema"
+)
 def import_route(
     checkpoints: tuple[Path, ...],
     epochs: str,
@@ -40,10 +45,11 @@ def import_route(
     teacher_stem: str,
     teacher_embedding_dim: int,
     open_classes: str,
+    weights: str,
 ) -> None:
     """Make a route from the CHECKPOINTS of a training that is over: a folder of them, or files.
 
-    Each is a state dict: safetensors, or a torch file read with weights_only. Their epochs are found in their names
+    Each is a safetensors or torch file of any trainer, of which tensors alone are taken. Their epochs are found in their names
     (ckpt_epoch_40.pth, epoch_40, model_40.pt) or in the files, unless --epochs gives them. One checkpoint gives plain
     distillation. The last line says how to use the route.
     """
@@ -71,12 +77,13 @@ def import_route(
         data = Dataset.open(Path(scratch) / "data")
         spec = NetworkSpec.of(ModelConfig(model=teacher, stem=teacher_stem, embedding_dim=teacher_embedding_dim), data.manifest)
         click.echo(f"measuring {len(files)} checkpoints of {teacher}")
-        route = routes.import_route(files, data, spec, compute, output, decay_epochs=integers("decay_epochs", decay_epochs))
+        decays = integers("decay_epochs", decay_epochs)
+        route = routes.import_route(files, data, spec, compute, output, decay_epochs=decays, choice=weights)
     if route.epochs[0] != files[0][0]:
         click.echo(f"these epochs are counted from 0, a route's from 1: {files[0][0]} is {route.epochs[0]}, and so on")
     for c, (_, path) in zip(route.checkpoints, files, strict=True):
         click.echo(f"  epoch {c.epoch}: validation accuracy {100 * c.val_accuracy:.2f} % ({path.name})")
-    networks = {"teacher": teacher, "teacher_stem": teacher_stem, "teacher_embedding_dim": teacher_embedding_dim}
+    networks = {"teacher": teacher, "teacher_stem": route.network.stem, "teacher_embedding_dim": teacher_embedding_dim}
     if open_classes:  # which are found by embeddings: the students need them too
         networks["student_embedding_dim"] = teacher_embedding_dim
     command = _command({"route": output, **networks, **given})
