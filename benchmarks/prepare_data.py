@@ -2,8 +2,8 @@
 
     make bench-prepare
 
-JPEG photographs are made first (random, smooth, 320 x 240 pixels), as many as make 2.5 GiB of 224 x 224 pixels in colour. Preparing
-runs in a process of its own, whose peak memory is what the system says of it.
+JPEG photographs are made first (random, smooth, 320 x 240 pixels), as many as make 2.5 GiB of 224 x 224 pixels in colour.
+Preparing runs in a process of its own, whose peak memory is what the system says of it.
 """
 
 from __future__ import annotations
