@@ -129,7 +129,7 @@ def _account(
     classes = dict(enumerate(layout.class_names))
     opened = {label: name for name, label in layout.open_classes.items()}
     notes = layout.notes
-    taken = notes.parts.get("train", "its images")
+    taken = notes.parts.get("train", "the training images")
     held_out = {
         "test": f"held out of {taken}, test_fraction {config.test_fraction:g}",
         "val": f"held out of {taken}, val_fraction {config.val_fraction:g}",
