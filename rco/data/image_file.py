@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +23,10 @@ SUFFIXES = (
     *(".jfif", ".jpe", ".jif", ".mpo", ".pbm", ".pnm", ".dib", ".apng", ".avif"),
 )
 # What those suffixes promise, and nothing else: some of Pillow's other readers start programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
+_FORMATS = (
+    *("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP"),
+    *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),  # older versions have it not
+)
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _FEW_BYTES = 1000  # pixels in one byte of a file: above Pillow's own limit, a file that has more is a bomb

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,51 +28,15 @@ from rco.data.decoding import MOST_MEGAPIXELS, Decoding
 from rco.data.image_file import SIXTEEN, TRANSPARENT, TURNED
 from rco.data.images import FileImages, Images, Pixels, Rows, Survey
 from rco.data.normalisation import normalisation
-from rco.data.sources.files import ImageFiles
+from rco.data.seen import Progress, Seen, digests_of, surveyed, to_be_left_out
 from rco.data.sources.kinds import open_source
 from rco.data.sources.layout import Layout
 
 _SAMPLED = 4096  # images from which the mean and deviation of a set of files are estimated
 _BLOCK = 256
-_NAMED = 5  # files in a message
-_CHECKED = 2048  # files that are decoded between two looks at the clock
-_PROGRESS_SECONDS = 10.0
 _CHANGED = TURNED | TRANSPARENT | SIXTEEN
 
-log = logging.getLogger(__name__)
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-@dataclass
-class _Seen:
-    """What was seen of the images: of each part, in its order.
-
-    Attributes:
-        rows: which they are.
-        digests: of each image's content.
-        traits: as `rco.data.images.Survey`.
-        problems: row of the source -> what is wrong with the file.
-        other_sizes: likewise, of files that are not of the size that all must have.
-    """
-
-    rows: dict[str, Rows] = field(default_factory=dict)
-    digests: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
-    traits: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    problems: dict[int, str] = field(default_factory=dict)
-    other_sizes: dict[int, str] = field(default_factory=dict)
-
-    def add(self, part: str, rows: Rows, survey: Survey) -> None:
-        """Note what was seen of the part's `rows`."""
-        self.rows[part], self.digests[part], self.traits[part] = rows, survey.digests, survey.traits
-        self.problems |= {int(rows[i]): problem for i, problem in survey.problems.items()}
-        self.other_sizes |= {int(rows[i]): problem for i, problem in survey.other_sizes.items()}
-
-    def of(self, rows: Rows) -> Survey:
-        """What was seen of some rows, whichever part they were in."""
-        known, digests, traits = (np.concatenate(list(arrays.values())) for arrays in (self.rows, self.digests, self.traits))
-        order = np.argsort(known)
-        at = order[np.searchsorted(known, rows, sorter=order)]
-        return Survey(digests[at], traits[at])
 
 
 def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
@@ -107,7 +69,7 @@ def prepare(config: DataConfig, out: Path, digest: str) -> Manifest:
         left_out: dict[int, str] = {}
         splits, seen, (root, statistics) = _written(write, images, layout, config, out, None)
         if seen.problems or seen.other_sizes:
-            left_out = _to_be_left_out(seen, images, config)
+            left_out = to_be_left_out(seen, images, config)
             layout = layout.without(np.array(sorted(left_out), np.int64))
             splits, seen, (root, statistics) = _written(write, images, layout, config, out, seen)
             if seen.problems or seen.other_sizes:
@@ -145,51 +107,21 @@ def _written(
     layout: Layout,
     config: DataConfig,
     out: Path,
-    before: _Seen | None,
-) -> tuple[dict[str, Rows], _Seen, tuple[str, Statistics]]:
+    before: Seen | None,
+) -> tuple[dict[str, Rows], Seen, tuple[str, Statistics]]:
     """Split the layout and write its parts; where something cannot be read, nothing is written, but all of it is noted.
 
     Args:
         before: what was seen of all files, if they have been read.
     """
-    splits, seen = split(layout, config), _Seen()
+    splits, seen = split(layout, config), Seen()
     if layout.open_classes:
         splits[OPEN] = layout.open_rows
     return splits, seen, write(images, layout, splits, out, seen, before)
 
 
-def _to_be_left_out(seen: _Seen, images: Images, config: DataConfig) -> dict[int, str]:
-    """The rows that are left out, and why.
-
-    Raises:
-        InputError: files that cannot be read, and are not to be left out; files of other sizes.
-    """
-    paths = images.paths if isinstance(images, FileImages) else ()
-    if seen.other_sizes:
-        rows = sorted(seen.other_sizes)
-        if len(rows) == 1:
-            problem = seen.other_sizes[rows[0]]
-        else:
-            named = "; ".join(seen.other_sizes[row] for row in rows[:2])
-            problem = f"{len(rows):,} of {len(paths):,} images are not of the size of the first: {named}"
-            problem += "; ..." if len(rows) > 2 else ""
-        raise InputError("image_size", config.image_size, problem, "Set image_size, to which all are brought")
-    rows = sorted(seen.problems)
-    if not (isinstance(config.source, ImageFiles) and config.source.skip_broken):
-        named = "; ".join(f"{paths[row]} {seen.problems[row]}" for row in rows[:_NAMED])
-        more = f"; and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
-        count = "1 image file" if len(rows) == 1 else f"{len(rows):,} image files"
-        raise InputError(
-            "dataset",
-            config.dataset,
-            f"{count} of {len(paths):,} cannot be used: {named}{more}",
-            "Repair or remove them, or set skip_broken = true, which leaves them out",
-        )
-    return seen.problems
-
-
 def _account(
-    config: DataConfig, images: Images, layout: Layout, splits: dict[str, Rows], seen: _Seen, left_out: dict[int, str]
+    config: DataConfig, images: Images, layout: Layout, splits: dict[str, Rows], seen: Seen, left_out: dict[int, str]
 ) -> Account:
     paths = images.paths if isinstance(images, FileImages) else None
     names = {part: _Names(paths, part, rows) for part, rows in splits.items()}
@@ -197,7 +129,7 @@ def _account(
     classes = dict(enumerate(layout.class_names))
     opened = {label: name for name, label in layout.open_classes.items()}
     notes = layout.notes
-    taken = notes.parts.get("train", "its images")
+    taken = notes.parts.get("train", "the training images")
     held_out = {
         "test": f"held out of {taken}, test_fraction {config.test_fraction:g}",
         "val": f"held out of {taken}, val_fraction {config.val_fraction:g}",
@@ -310,7 +242,7 @@ def channel_statistics(blocks: Iterable[Pixels]) -> tuple[tuple[float, ...], tup
 
 
 def _write_arrays(
-    images: Images, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen, before: _Seen | None
+    images: Images, layout: Layout, splits: dict[str, Rows], out: Path, seen: Seen, before: Seen | None
 ) -> tuple[str, Statistics]:
     statistics: Statistics = (), ()
     for part, rows in splits.items():
@@ -319,7 +251,7 @@ def _write_arrays(
             seen.add(part, rows, images.survey(rows, cpu_count(), pixels))
         else:
             pixels = images.read(rows, cpu_count())
-            seen.add(part, rows, Survey(_digests(pixels), np.zeros(len(rows), np.uint8)))
+            seen.add(part, rows, Survey(digests_of(pixels), np.zeros(len(rows), np.uint8)))
         if seen.problems or seen.other_sizes:
             continue  # of the other parts, all that is wrong is to be said, too
         save_arrays(out / f"{part}.safetensors", {"images": pixels, "labels": layout.labels[rows]})
@@ -328,53 +260,12 @@ def _write_arrays(
     return "", statistics
 
 
-class _Progress:
-    """Says how far the reading of many files is, every few seconds."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.began = self.said = time.monotonic()
-
-    def add(self, count: int) -> None:
-        """Count files that were read."""
-        self.done += count
-        if (now := time.monotonic()) - self.said > _PROGRESS_SECONDS:
-            rate = self.done / (now - self.began)
-            log.info("decoded %s of %s images once, %.0f a second", f"{self.done:,}", f"{self.total:,}", rate)
-            self.said = now
-
-
-def _surveyed(images: FileImages, rows: Rows, progress: _Progress) -> Survey:
-    surveys = []
-    for start in range(0, len(rows), _CHECKED):
-        surveys.append(images.survey(rows[start : start + _CHECKED], cpu_count()))
-        progress.add(len(surveys[-1].digests))
-    return _joined(surveys)
-
-
-def _joined(surveys: Sequence[Survey]) -> Survey:
-    """Surveys of consecutive images as one."""
-    problems, other_sizes, start = dict[int, str](), dict[int, str](), 0
-    for survey in surveys:
-        problems |= {start + i: problem for i, problem in survey.problems.items()}
-        other_sizes |= {start + i: problem for i, problem in survey.other_sizes.items()}
-        start += len(survey.digests)
-    digests, traits = (np.concatenate(arrays) for arrays in zip(*((s.digests, s.traits) for s in surveys), strict=True))
-    return Survey(digests, traits, problems, other_sizes)
-
-
-def _digests(pixels: Pixels) -> NDArray[np.uint64]:
-    """Of each image's content."""
-    found = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in pixels)
-    return np.frombuffer(b"".join(found), np.uint64)
-
-
 def _write_files(
-    images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path, seen: _Seen, before: _Seen | None
+    images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path, seen: Seen, before: Seen | None
 ) -> tuple[str, Statistics]:
-    progress = _Progress(sum(map(len, splits.values())))
+    progress = Progress(sum(map(len, splits.values())))
     for part, rows in splits.items():
-        seen.add(part, rows, before.of(rows) if before else _surveyed(images, rows, progress))
+        seen.add(part, rows, before.of(rows) if before else surveyed(images, rows, progress))
     if seen.problems or seen.other_sizes:
         return "", ((), ())
     train = splits["train"]
