@@ -22,7 +22,8 @@ class DataConfig(Settings):
 
     dataset: str = setting(
         "digits",
-        "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | an image folder, a tar, a ZIP file, a CSV | an s3:// address of one",
+        "digits | mnist | fashionmnist | cifar10 | cifar100 | svhn | "
+        "an image folder, a tar, a ZIP file, a CSV | an s3:// address of one",
     )
     source: SourceKind = plugin_setting(SOURCES, AUTO, "what kind of source the data set is")
     image_size: int = setting(
