@@ -74,7 +74,7 @@ golden: $(VENV)/.dev ## compare what this tree does with what BASE=REV did: weig
 	@$(BIN)/python -m tests.golden --base '$(BASE)' $(ARGS)
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev ## run the tests that kill and interrupt whole local runs, and move and clean their homes
+test-faults: $(VENV)/.dev ## run the tests that kill and interrupt whole local runs and the workers of a task, and move and clean their homes
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/chaos $(ARGS)
 
 .PHONY: audit
