@@ -11,12 +11,13 @@ from typing import Any
 
 from rco.config.branches import Comparison
 from rco.config.plugins import require
+from rco.core.errors import InputError
 from rco.core.words import counted
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
 from rco.tasks.validate import costs_of_anchors
 from rco.tracking.context import Context, forgiving
-from rco.tracking.runs import open_parent
+from rco.tracking.runs import end_open_runs, open_parent
 from rco.training import results
 
 
@@ -52,7 +53,11 @@ def check(
         log.info("%s", cost)
     context = Context.from_environment()
     if comparison.reference.services.check_services:
-        require_services(context, functools.partial(open_parent, context, **settings.filing.parent))
+        try:
+            require_services(context, functools.partial(open_parent, context, **settings.filing.parent))
+        except InputError:
+            _end(context)
+            raise
     elif context.active:
         with forgiving("The parent run"):
             open_parent(context, **settings.filing.parent)
@@ -60,6 +65,13 @@ def check(
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     mention_results()
     return settings.outputs()
+
+
+def _end(context: Context) -> None:
+    """End the run in MLflow, if it was opened: no task comes after a check that fails."""
+    if context.active:
+        with forgiving("The end of the pipeline run"):
+            end_open_runs(context, "FAILED")
 
 
 def mention_results() -> None:

@@ -123,7 +123,10 @@ def count_attempt(client: MlflowClient, run: Run) -> None:
 
 
 def end_open_runs(context: Context, status: str) -> int:
-    """End every run of this pipeline run that is still RUNNING; returns their number."""
+    """End every run of this pipeline run that is still RUNNING; returns their number.
+
+    One that has succeeded in the end, when it was retried, has a parent that says so.
+    """
     client = context.client()
     parent = find_parent(context, client)
     if parent is None:
@@ -132,4 +135,6 @@ def end_open_runs(context: Context, status: str) -> int:
     open_runs = [run for run in runs if run.info.status == "RUNNING"]
     for run in open_runs:
         client.set_terminated(run.info.run_id, status)
+    if status == "FINISHED" and parent.info.status in ("FAILED", "KILLED"):
+        client.set_terminated(parent.info.run_id, status)
     return len(open_runs)
