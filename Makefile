@@ -108,7 +108,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead resume pipeline students; do \
+	@status=0; for part in step growth overhead resume pipeline students workflow; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -134,6 +134,10 @@ bench-pipeline: $(VENV)/.dev ## measure a whole local run: training, and everyth
 .PHONY: bench-students
 bench-students: $(VENV)/.dev ## measure whether several students train faster as one batched program
 	@$(BIN)/python benchmarks/many_students.py $(ARGS)
+
+.PHONY: bench-workflow
+bench-workflow: $(VENV)/.run ## count pods and bytes of the workflows that a cluster keeps (no time is measured)
+	@$(BIN)/python benchmarks/workflow.py $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports

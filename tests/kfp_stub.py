@@ -446,7 +446,8 @@ class KfpStub:
             if not run.state_history or run.state_history[-1].state != state:
                 run.state_history = [*(run.state_history or ()), api.V2beta1RuntimeStatus(state=state, update_time=_now())]
             ended = state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-            run.finished_at = (run.finished_at or _now()) if ended else _EPOCH
+            before = run.finished_at if run.finished_at not in (None, _EPOCH) else _now()
+            run.finished_at = before if ended else _EPOCH
             late = self.freezes is not None and look >= self.freezes
             if late:
                 tasks = script[min(self.freezes or 0, len(script) - 1)][1]
@@ -509,7 +510,7 @@ class _Nodes:
         for path, state in tasks.items():
             for full in self._task(path, state):
                 inner.setdefault(full.rpartition(".")[0], []).append(full)
-        around = {full: children for full, children in inner.items()}
+        around = dict(inner)
         for full in [*around]:
             while "." in full:  # the nodes that these lie in
                 outer = re.sub(r"\.exit-handler-1\.onExit(\(0\))?$", "", full)

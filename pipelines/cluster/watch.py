@@ -107,8 +107,8 @@ class Watcher:
                     self.show(f"{self.service.address or 'KFP'} is back")
                 away, missing, renewed = None, 0, False
                 over = state_of(run) in RUN_ENDED
-                again = after is not None and run.finished_at == after and time.monotonic() - begun < _RETRY_SEEN
-                if not (over and again):
+                before = state_of(run) != RUN_SUCCEEDED and after is not None and run.finished_at == after
+                if not (over and before and time.monotonic() - begun < _RETRY_SEEN):
                     self._look(run, over)
                     if over:
                         return run

@@ -30,7 +30,7 @@ _POD, _VARIABLE, _REFERENCE, _VOLUME = 1_980, 60, 150, 350
 # Of what the task is given, as text in text: for each input and output.
 _STRUCT, _SCALAR, _RETURNED, _ARTIFACT_IN, _ARTIFACT_OUT = 750, 70, 50, 1_080, 600
 # Of the status, beside the texts: a driver of a DAG, a DAG's node, a node of a task; and all nodes around the pipeline.
-_DAG_DRIVER, _DAG_NODE, _NODE, _AROUND = 1_640, 800, 120, 9_500
+_DAG_DRIVER, _DAG_NODE, _NODE, _AROUND = 1_640, 800, 120, 4_750
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,37 @@ class Workflow:
         return self.spec + self.status
 
 
-def workflow_of(path: Path) -> Workflow:
-    """The workflow of a compiled pipeline, as `rco compile` writes it."""
+def workflow_of(path: Path, *, doubled: bool = True) -> Workflow:
+    """The workflow of a compiled pipeline, as `rco compile` writes it.
+
+    Args:
+        doubled: whether KFP's own defaults are in force, which make every node a retry node.
+    """
     documents = [document for document in yaml.load_all(path.read_bytes(), Loader=_LOADER) if document is not None]
-    return count(documents[0], documents[1] if len(documents) > 1 else {})
+    return count(documents[0], documents[1] if len(documents) > 1 else {}, doubled=doubled)
 
 
-def count(pipeline: dict[str, Any], platform: dict[str, Any]) -> Workflow:
+def count(pipeline: dict[str, Any], platform: dict[str, Any], *, doubled: bool = True) -> Workflow:
     """The workflow of a pipeline.
 
     Args:
         pipeline, platform: the two documents of a package.
+        doubled: as for `workflow_of`.
     """
+    twice = 2 if doubled else 1
     components, root = pipeline["components"], pipeline["root"]
     executors = pipeline["deploymentSpec"]["executors"]
     kubernetes = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
     spec = _TEMPLATES + _escaped(root)
-    status = 2 * (_escaped(root) + _DAG_DRIVER) + _AROUND
-    pods, nodes = 1, 8  # the root and its driver, the workflow itself, the exit hook: two nodes each
+    status = twice * (_escaped(root) + _DAG_DRIVER + _AROUND)
+    pods, nodes = 1, 4 * twice  # the root and its driver, the workflow itself, the exit hook
     shared: set[str] = set()
     for task in _tasks(root, components):
         component = components[task["componentRef"]["name"]]
         if "dag" in component:
             spec += _escaped(component) + _escaped(task) + _DAG
-            status += 2 * (_escaped(component) + _escaped(task) + _DAG_DRIVER) + 2 * _DAG_NODE
-            pods, nodes = pods + 1, nodes + 4
+            status += twice * (_escaped(component) + _escaped(task) + _DAG_DRIVER + _DAG_NODE)
+            pods, nodes = pods + 1, nodes + 2 * twice
             continue
         label = component["executorLabel"]
         container, placed = executors[label]["container"], kubernetes.get(label, {})
@@ -89,8 +95,9 @@ def count(pipeline: dict[str, Any], platform: dict[str, Any]) -> Workflow:
             spec += _escaped(container) + _escaped(component)
         patch = _patch(component, task, container, placed)
         given = sum(map(_escaped, (component, task, container, placed)))
-        status += 2 * (given + patch + _NODE) + 4 * (patch + _NODE)
-        pods, nodes = pods + 2, nodes + 6
+        executors_of = twice + (2 if doubled or "retryPolicy" in task else 1)  # a node for the task, and its pod with its tries
+        status += twice * (given + patch + _NODE) + executors_of * (patch + _NODE)
+        pods, nodes = pods + 2, nodes + twice + executors_of
     return Workflow(pods=pods, nodes=nodes, spec=spec, status=status)
 
 
