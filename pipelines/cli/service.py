@@ -43,7 +43,7 @@ def connect(target: Target) -> Any:
     """The service; what may not work with it is said on standard error."""
     import kfp
 
-    from pipelines.cluster.service import Service
+    from pipelines.cluster.service import OLDEST, Service
 
     _quiet()
     service = Service(target.endpoint, target.namespace)
@@ -52,6 +52,8 @@ def connect(target: Target) -> Any:
         warning = (
             f"KFP there is {service.version}, older than the {kfp.__version__} that compiles: it may refuse what is new to it"
         )
+        if service.older_than(OLDEST):
+            warning += "; runs fail at their first stage: nested pipelines hand on artifacts from 2.5 on"
         click.echo(f"rco: {warning}", err=True)
     if target.namespace and not service.multi_user:
         click.echo(f"rco: KFP there serves one user; the namespace {target.namespace} is not used", err=True)
@@ -60,8 +62,14 @@ def connect(target: Target) -> Any:
 
 def _quiet() -> None:
     """Keep the libraries' own words off the screen: what goes wrong is told once, in ours."""
-    for name in ("urllib3", "google.auth"):
+    for name in ("urllib3", "google.auth", "kubernetes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # KFP's client logs it for every request in a pod without a token that is meant for it, where none is needed.
+    logging.getLogger().addFilter(_is_of_interest)
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("Failed to read a token", "Failed to set up default credentials"))
 
 
 def upload_package(service: Any, package: Any, err: bool = False) -> Any:

@@ -29,6 +29,8 @@ from rco.core.errors import InputError
 
 T = TypeVar("T")
 
+#: The first KFP whose nested pipelines hand on artifacts, as the stages and branches of ours do.
+OLDEST = (2, 5)
 _SECRET = ("existing_token", "other_client_secret", "cookies", "proxy")
 _LOG_END = 2**18  # of a log; what went wrong is at its end
 _TIMEOUT = (10, 60)  # seconds to connect, and between two parts of an answer

@@ -13,6 +13,7 @@ from rco.config.branches import Comparison
 from rco.config.plugins import require
 from rco.core.errors import InputError
 from rco.core.words import counted
+from rco.tasks.left_open import close_left_open
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
 from rco.tasks.validate import costs_of_anchors
@@ -53,25 +54,17 @@ def check(
         log.info("%s", cost)
     context = Context.from_environment()
     if comparison.reference.services.check_services:
-        try:
-            require_services(context, functools.partial(open_parent, context, **settings.filing.parent))
-        except InputError:
-            _end(context)
-            raise
+        require_services(context, functools.partial(open_parent, context, **settings.filing.parent))
     elif context.active:
         with forgiving("The parent run"):
             open_parent(context, **settings.filing.parent)
+    if context.active:
+        with forgiving("The end of earlier pipeline runs"):
+            close_left_open(context)
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     mention_results()
     return settings.outputs()
-
-
-def _end(context: Context) -> None:
-    """End the run in MLflow, if it was opened: no task comes after a check that fails."""
-    if context.active:
-        with forgiving("The end of the pipeline run"):
-            end_open_runs(context, "FAILED")
 
 
 def mention_results() -> None:
@@ -89,8 +82,21 @@ def require_services(context: Context, open_parent: Callable[[], str]) -> None:
     """
     from rco.tasks import services
 
-    checks = services.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
-    for finding in services.require(checks):
+    opened: list[str] = []
+
+    def opening() -> str:
+        opened.append(open_parent())
+        return opened[-1]
+
+    checks = services.services(context if context.active else replace(context, tracking_uri=""), open_run=opening)
+    try:
+        findings = services.require(checks)
+    except InputError:
+        if opened:  # no task comes after a check that fails
+            with forgiving("The end of the pipeline run"):
+                end_open_runs(context, "FAILED")
+        raise
+    for finding in findings:
         log.info("%s: %s", finding.name, finding.found)
         if finding.next_step:
             log.warning("%s", finding.next_step)

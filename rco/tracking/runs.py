@@ -122,6 +122,16 @@ def count_attempt(client: MlflowClient, run: Run) -> None:
     client.set_tag(run.info.run_id, "rco.attempts", str(int(run.data.tags.get("rco.attempts", 1)) + 1))
 
 
+def open_parents(context: Context) -> list[str]:
+    """The other pipeline runs that are still RUNNING in the experiment of this one, the newest first."""
+    client = context.client()
+    own = require_parent(context, client)
+    where = "tags.`rco.kind` = 'pipeline' AND attributes.status = 'RUNNING'"
+    runs = client.search_runs([own.info.experiment_id], where, max_results=1000)
+    found = [run.data.tags.get("rco.pipeline_run", "") for run in runs if run.info.run_id != own.info.run_id]
+    return [run for run in found if run]
+
+
 def end_open_runs(context: Context, status: str) -> int:
     """End every run of this pipeline run that is still RUNNING; returns their number.
 

@@ -756,6 +756,22 @@ def test_an_older_service_is_warned_of(stub: KfpStub, rco: Callable[..., Result]
         done = rco("submit", "--no-wait")
         assert done.exit_code == 0
         assert (f"KFP there is {tag}, older than" in done.output) == warned
+        assert ("nested pipelines hand on artifacts from 2.5 on" in done.output) == warned
+
+
+def test_a_pod_without_a_token_is_no_error(
+    stub: KfpStub, rco: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    done = rco("submit", "--no-wait")
+    logging.error("Failed to read a token from file '%s' (%s).", "/var/run/secrets/kubeflow/pipelines/token", "x")
+    assert "Failed to read" not in done.output + "".join(capfd.readouterr())
+    # Nor is there a link without a host.
+    service = Service(stub.address)
+    service.address = ""
+    monkeypatch.delenv("KF_PIPELINES_UI_ENDPOINT", raising=False)
+    assert service.link("runs/details/1") == ""
 
 
 def test_what_the_service_says_of_what_it_refuses_is_passed_on(stub: KfpStub, rco: Callable[..., Result]) -> None:

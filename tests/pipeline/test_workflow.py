@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
+from kfp import dsl
 
 from pipelines.cluster.workflow import LARGEST, workflow_of
 from pipelines.compile import compile_to
@@ -50,3 +52,17 @@ def test_a_larger_pipeline_has_a_larger_workflow(tmp_path: Path) -> None:
     sizes = [workflow_of(compile_to(tmp_path / "rco.yaml", Shape.of_run(stages))) for stages in (1, 2)]
     assert sizes[1].pods - sizes[0].pods == 5  # the stage, and two tasks with their drivers
     assert sizes[0].total < sizes[1].total
+
+
+def test_the_largest_confusion_matrix_is_far_below_what_kfp_takes() -> None:
+    """Its backend refuses tasks with more than 4 MiB of metrics: those of some 600 classes (kubeflow/pipelines#11949)."""
+    from rco.tasks.evaluate import _READABLE
+
+    def size(classes: int) -> int:
+        metrics = dsl.ClassificationMetrics(name="confusion", uri="", metadata={})
+        names = [f"a class with quite a long name {number:04d}" for number in range(classes)]
+        metrics.log_confusion_matrix(names, [[1_000_000] * classes] * classes)
+        return len(json.dumps(metrics.metadata))
+
+    assert size(_READABLE) < 2**22 / 10
+    assert size(1000) > 2**22
