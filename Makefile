@@ -108,7 +108,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead resume pipeline students prepare; do \
+	@status=0; for part in step growth overhead resume pipeline students prepare workflow; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -142,6 +142,10 @@ bench-students: $(VENV)/.dev ## measure whether several students train faster as
 .PHONY: gpu
 gpu: ## prove on a GPU what has never run there, in 8 minutes, with python3 as it is; ARGS="--data CIFAR10.tar --minutes 8"
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+
+.PHONY: bench-workflow
+bench-workflow: $(VENV)/.run ## count pods and bytes of the workflows that a cluster keeps (no time is measured)
+	@$(BIN)/python benchmarks/workflow.py $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports

@@ -14,5 +14,7 @@ def close_run(status: dsl.PipelineTaskFinalStatus):
     """
     from rco.tasks.report import close_run
 
-    # Which of them a pipeline ends with depends on the version of the backend, and on whether its tasks were cached.
-    close_run(succeeded=status.state in ("SUCCEEDED", "COMPLETE", "CACHED"))
+    # Which of them a pipeline ends with depends on the version of the backend, and on whether its tasks were cached. Some say
+    # RUNNING of one that has succeeded (kubeflow/pipelines#11979, #13321).
+    known = {"SUCCEEDED": True, "COMPLETE": True, "CACHED": True, "FAILED": False, "CANCELED": False, "CANCELLED": False}
+    close_run(succeeded=known.get(status.state))

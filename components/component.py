@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from kfp import dsl
-from kfp.dsl import base_component
-
-from components.image import IMAGE
+if TYPE_CHECKING:
+    from kfp.dsl import base_component
 
 TaskClass = Literal["check", "data", "train", "light"]
 
@@ -22,10 +21,12 @@ class Policy:
         task_class: what they are given on a cluster (`pipelines.cluster.deployment`).
         cached: whether a task with equal inputs may take the results of an earlier one. Not, if it looks at what a source of
             data or the tracking server holds now: what it did before says nothing.
+        module: that has its code in the image; empty: it was made for a pipeline, which must bring it along.
     """
 
     task_class: TaskClass
     cached: bool
+    module: str = ""
 
 
 #: Of every component that was imported, by the name that KFP gives it.
@@ -38,10 +39,17 @@ def component(task_class: TaskClass, *, cached: bool = True) -> Callable[[Callab
     Args:
         task_class, cached: as in `Policy`.
     """
+    if os.environ.get("_KFP_RUNTIME") == "true":  # this is a task's process (`components.__main__`): the function is wanted
+        return lambda function: function
+
+    from kfp import dsl
+
+    from components.image import IMAGE
 
     def make(function: Callable[..., Any]) -> base_component.BaseComponent:
         made = dsl.component(base_image=IMAGE, install_kfp_package=False)(function)
-        POLICIES[made.name] = Policy(task_class, cached)
+        written = function.__module__ == f"components.{function.__name__}"
+        POLICIES[made.name] = Policy(task_class, cached, function.__name__ if written else "")
         return made
 
     return make

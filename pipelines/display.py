@@ -1,4 +1,4 @@
-"""What a person sees of a local run: lines, in a terminal a bar as well, and at the end a table."""
+"""What a person sees of a run, here or elsewhere: lines, in a terminal a bar or a table as well, and at the end a table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pipelines.cluster.tasks import Task, Tasks
     from rco.tasks.services import Finding
 
 _EPOCH = re.compile(r"^\s*(?P<what>.+?): epoch (?P<done>\d+)/(?P<total>\d+), (?P<rest>.*)$")
@@ -65,24 +67,75 @@ class Display:
 
 
 class Watching:
-    """Shows a run elsewhere: lines with the time of day; in a terminal, below them, how long it has been."""
+    """Shows a run elsewhere: lines with the time of day; in a terminal, below them, its tasks as a table that lives."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+    def __init__(self, console: Console | None = None, *, on_error: bool = False) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, stderr=on_error)
+        self.begun = time.monotonic()
+        self.tasks: Tasks | None = None
+        self.live = Live(get_renderable=self._table, console=self.console, transient=True, refresh_per_second=2)
 
     def __enter__(self) -> Watching:
-        self.progress.start()
-        self.progress.add_task("waiting (Ctrl-C leaves the run running)", total=None)
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
+        if self.console.is_terminal:
+            self.live.stop()
+            if self.tasks is not None and self.tasks.tasks:
+                self.console.print(task_table(self.tasks, len(self.tasks.tasks)), soft_wrap=False)
 
     def show(self, line: str) -> None:
         """Take one line of progress."""
         self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False)
+
+    def draw(self, tasks: Tasks) -> None:
+        """Take all tasks as they now are."""
+        self.tasks = tasks
+
+    def _table(self) -> RenderableType:
+        minutes, seconds = divmod(int(time.monotonic() - self.begun), 60)
+        waited = Text(f"{minutes}:{seconds:02d}  (Ctrl-C leaves the run running)", style="dim")
+        if self.tasks is None or not self.tasks.tasks:
+            return waited
+        return Group(task_table(self.tasks, max(3, self.console.height - 8)), waited)
+
+
+_ENDED = ("succeeded", "from the cache", "failed", "not run")
+_TASK_COLOURS = {"failed": "bold red", "succeeded": "green", "from the cache": "green", "running": "cyan"}
+
+
+def task_table(tasks: Tasks, most: int) -> Table:
+    """The tasks of a run, each once, in the order of its graph.
+
+    Args:
+        most: rows that there is room for: what has begun and not ended comes first, then what has ended last.
+    """
+    table = Table("within", "task", "state", "tries", "took")
+    rows = list(tasks.tasks)
+    if len(rows) > most:
+        order = sorted(rows, key=lambda task: (task.state in _ENDED, task.state == "waiting", -_ended_at(task)))
+        kept = {id(task) for task in order[: most - 1]}
+        rows = [task for task in rows if id(task) in kept]
+    for task in rows:
+        within, _, name = task.label.rpartition(" ")
+        took = "" if task.seconds is None else _clock(task.seconds)
+        state = Text(task.state, style=_TASK_COLOURS.get(task.state, "dim"))
+        table.add_row(Text(within), Text(name), state, str(task.attempts or ""), took)
+    if len(rows) < len(tasks.tasks):
+        table.add_row("", Text(f"and {len(tasks.tasks) - len(rows)} more", style="dim"), "", "", "")
+    return table
+
+
+def _ended_at(task: Task) -> float:
+    return task.since.timestamp() if task.since is not None else 0.0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def print_comparison(summary: dict[str, Any], home: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from components.image import ROOT, content_hash
 from pipelines.local.run import Home
@@ -55,6 +56,7 @@ def checks(
         asked["S3"] = partial(skip, "S3", "no address is named (--s3 s3://BUCKET/PREFIX, RCO_RESUME, RCO_ARTIFACT_ROOT)")
     found |= asked
     found["Kubeflow"] = partial(kubeflow, endpoint, namespace)
+    found["workflows"] = partial(workflows, endpoint)
     found["image"] = partial(image, os.environ.get("RCO_IMAGE", ""))
     return found
 
@@ -123,7 +125,7 @@ def kubeflow(endpoint: str | None, namespace: str | None = None) -> list[Finding
         return skip("Kubeflow", "no endpoint is named (--endpoint, KFP_ENDPOINT); local runs need none")
     import kfp
 
-    from pipelines.cluster.service import Pace, Service, ServiceError
+    from pipelines.cluster.service import OLDEST, Pace, Service, ServiceError
 
     def finding(status: str, found: str, next_step: str = "") -> list[Finding]:
         return [Finding(name="Kubeflow", status=status, found=found, next_step=next_step)]
@@ -139,7 +141,59 @@ def kubeflow(endpoint: str | None, namespace: str | None = None) -> list[Finding
         return finding(FAIL, f"{error.parameter} {error.problem}", error.remedy)
     facts = f"{service.address}: KFP {service.version or 'of unknown version'}"
     facts += f", namespace {service.namespace}" if service.namespace else ""
+    if service.older_than(OLDEST):
+        found = f"{facts}, older than {OLDEST[0]}.{OLDEST[1]}: nested pipelines do not hand on artifacts there"
+        return finding(FAIL, found, "Update it: a run fails at its first stage")
+    plugin = _plugin(service)
+    facts += f"; {plugin}" if plugin else ""
     numbers = re.match(r"(\d+)\.(\d+)", kfp.__version__)
     if numbers and service.older_than((int(numbers[1]), int(numbers[2]))):
         return finding(WARN, f"{facts}, older than the {kfp.__version__} that compiles", "It may refuse what is new: update it")
     return finding(OK, f"{facts}; lets this user in")
+
+
+def _plugin(service: Any) -> str:
+    """What KFP's MLflow plugin did in the last run, if there is one."""
+    from pipelines.cluster.service import ServiceError
+
+    mine = {"namespace": service.namespace} if service.namespace else {}
+    try:
+        answer = service.call(service.client.runs.run_service_list_runs, page_size=1, sort_by="created_at desc", **mine)
+    except ServiceError:
+        return ""
+    outputs = (answer.runs[0].plugins_output or {}) if answer.runs else {}
+    if "mlflow" not in outputs:
+        return ""
+    state = str(outputs["mlflow"].state or "").lower().replace("_", " ")
+    return f"its MLflow plugin is on ({state}): where it sets MLFLOW_TRACKING_URI, tasks track there"
+
+
+def workflows(endpoint: str | None, namespace: str = "kubeflow") -> list[Finding]:
+    """Which failures the cluster tries again, and how long it keeps workflows, if Kubernetes lets this user read it.
+
+    Args:
+        endpoint: of Kubeflow Pipelines; without one it is not checked.
+        namespace: of KFP itself.
+    """
+    if not endpoint:
+        return skip("workflows", "no endpoint of Kubeflow is named")
+    from pipelines.cluster import controller
+    from pipelines.cluster.watch import duration
+
+    defaults = controller.ask(namespace)
+    if defaults is None:
+        return skip(
+            "workflows", f"{controller.CONFIG_MAP} in {namespace} cannot be read from here: which failures are tried again?"
+        )
+    kept = controller.kept_for(defaults)
+    facts = (
+        f"a workflow is deleted, with the logs of its pods, {duration(kept)} after its end" if kept else "workflows are kept"
+    )
+    policy = controller.policy(defaults)
+    if policy in ("OnError", "OnTransientError"):
+        found = f"{policy} is the policy of all retries: a task that dies or times out is not tried again; {facts}"
+        step = (
+            "docs/deployment.md#retries-on-kfp-as-it-comes says what an administrator changes; or rco submit --retry-failed N"
+        )
+        return [Finding(name="workflows", status=WARN, found=found, next_step=step)]
+    return [Finding(name="workflows", status=OK, found=f"failures are tried again as the deployment file says; {facts}")]

@@ -173,8 +173,8 @@ def make_pipeline(shape: Shape, *, cluster: Cluster | None = None) -> base_compo
     Args:
         shape: its branches (`rco.tasks.validate.shape_of`, or `Shape.of_run`).
         cluster: what it is compiled for; None: this machine. On a cluster an exit task closes the MLflow runs however the
-            pipeline ends. Locally the runner does that, which also sees interruptions; and KFP returns no outputs from
-            inside an exit handler.
+            tasks after the check end. Locally the runner does that, which also sees interruptions; and KFP returns no outputs
+            from inside an exit handler.
     """
     place: Place = cluster.place if cluster else place_locally
     walks = {
@@ -188,8 +188,9 @@ def make_pipeline(shape: Shape, *, cluster: Cluster | None = None) -> base_compo
     def pipeline(*arguments: Any) -> Any:
         parameters = dict(zip([field.name for field in shape.form], arguments, strict=True))
         guard = dsl.ExitHandler(place(close_run())) if cluster else contextlib.nullcontext()
+        # Outside: KFP writes all parameters twice more for a task inside. A check that fails ends its own run in MLflow.
+        settings = place(checks(**shape.constants, **parameters)).outputs
         with guard:
-            settings = place(checks(**shape.constants, **parameters)).outputs
             dataset = place(prepare_data(settings=settings["data"])).outputs["dataset"]
             teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))
             route = {name: teacher.outputs[name] for name in ("route", "route_index")}

@@ -2,7 +2,8 @@
 
 It is not KFP: it keeps what it is sent and runs nothing; a run goes through the states of a script, one a look. Messages are
 kfp-server-api's models in their own serialisation, and packages are read with KFP's protos. What it refuses, with which
-status and in which of the two forms of error, is what the service does as far as its source tells.
+status and in which of the two forms of error, is what the service does as far as its source tells. What it says of tasks has
+the shape that a real KFP 2.17 has (tests/recorded): see `_Nodes`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import re
 import secrets
 import socket
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -34,19 +34,22 @@ LOGIN_PAGE = "<!DOCTYPE html><html><head><title>dex</title></head><body><form>Lo
 UI_PAGE = "<!doctype html><html><head><title>Kubeflow Pipelines</title></head><body></body></html>"
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)  # what the service says of a time that is not yet
 
-#: What a run does: its state, and the states of its tasks, at every look.
+#: What a run does: its state, and the states of its tasks, at every look. A task is named by its path below the root ("check",
+#: "stage-1/select-anchors"; all but the check lie in exit-handler-1). Its state is one of the service's, or STARTING (its
+#: driver runs), WAITING (its pod does), CACHED, NOT_RUN; "FAILED*3" after three pods.
 Script = Sequence[tuple[str, Mapping[str, str]]]
 SUCCEEDS: Script = (
     ("PENDING", {}),
+    ("RUNNING", {"check": "STARTING"}),
     ("RUNNING", {"check": "RUNNING"}),
-    ("RUNNING", {"check": "SUCCEEDED", "prepare-data": "SKIPPED", "train-teacher": "RUNNING"}),
-    ("SUCCEEDED", {"check": "SUCCEEDED", "prepare-data": "SKIPPED", "train-teacher": "SUCCEEDED"}),
+    ("RUNNING", {"check": "SUCCEEDED", "prepare-data": "CACHED", "train-teacher": "RUNNING"}),
+    ("SUCCEEDED", {"check": "SUCCEEDED", "prepare-data": "CACHED", "train-teacher": "SUCCEEDED", "close-run": "SUCCEEDED"}),
 )
 FAILS: Script = (
     ("RUNNING", {"check": "RUNNING"}),
-    ("FAILED", {"check": "SUCCEEDED", "train-teacher": "FAILED"}),
+    ("FAILED", {"check": "SUCCEEDED", "train-teacher": "FAILED", "report": "NOT_RUN", "close-run": "SUCCEEDED"}),
 )
-ENDLESS: Script = (("RUNNING", {"train-teacher": "RUNNING"}),)
+ENDLESS: Script = (("RUNNING", {"check": "SUCCEEDED", "train-teacher": "RUNNING"}),)
 
 
 @dataclass
@@ -155,6 +158,10 @@ class KfpStub:
         tag: the version that the UI's healthz tells.
         prefix: of all paths.
         script: of runs to come.
+        again: what a run does after it was tried again.
+        doubled: whether KFP's defaults are in force, which make every node a retry node.
+        freezes: looks after which the list of tasks does not change; the workflow is larger than 1 MB then.
+        logs: path of a task -> the log of its last pod. Others are gone.
         page: the most entries of a list in one answer.
         address: set while it listens.
     """
@@ -166,6 +173,10 @@ class KfpStub:
     tag: str = ""
     prefix: str = ""
     script: Script = SUCCEEDS
+    again: Script = SUCCEEDS
+    doubled: bool = True
+    freezes: int | None = None
+    logs: dict[str, str] = field(default_factory=dict)
     page: int = 100
     address: str = ""
     faults: list[Fault] = field(default_factory=list)
@@ -224,7 +235,10 @@ class KfpStub:
         route("POST", "/runs", self._create_run)
         route("GET", "/runs/<id>", self._look_at_run)
         route("POST", "/runs/<id>:terminate", self._terminate)
+        route("POST", "/runs/<id>:retry", self._retry)
         route("DELETE", "/runs/<id>", self._delete_run)
+        path = f"{self.prefix}/apis/v1alpha1/runs/<id>/nodes/<node>/log"
+        app.add_url_rule(path, "log", self._guarded(self._log))
         app.add_url_rule("/dex/auth/local/login", "login", lambda: LOGIN_PAGE, methods=["GET", "POST"])
         app.register_error_handler(404, lambda _: (json.dumps({"code": 5, "message": "Not Found", "details": []}), 404))
         return app
@@ -424,34 +438,49 @@ class KfpStub:
             if id not in self.runs:
                 raise RefusalError(404, f"Run {id} not found")
             script = self.scripts[id]
-            state, tasks = script[min(self.looks[id], len(script) - 1)]
+            look = self.looks[id]
+            state, tasks = script[min(look, len(script) - 1)]
             self.looks[id] += 1
             run = self.runs[id]
             run.state = state
-            details = [node for name, state in tasks.items() for node in self._nodes(name, state)]
-            around = [
-                ("wf-abcde", "route-constrained-optimization-abcde"),
-                ("wf-abcde-1", "root"),
-                ("wf-abcde-2", "root-driver"),
-            ]
-            details += [_node(pod, name, state) for pod, name in around]
+            if not run.state_history or run.state_history[-1].state != state:
+                run.state_history = [*(run.state_history or ()), api.V2beta1RuntimeStatus(state=state, update_time=_now())]
+            ended = state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+            before = run.finished_at if run.finished_at not in (None, _EPOCH) else _now()
+            run.finished_at = before if ended else _EPOCH
+            late = self.freezes is not None and look >= self.freezes
+            if late:
+                tasks = script[min(self.freezes or 0, len(script) - 1)][1]
+            details = _Nodes("route-constrained-optimization-abcde", self.doubled).of(tasks)
+            if late:  # tasks that began since then: known to KFP's database, not by Argo's list
+                began = _BEGUN + datetime.timedelta(hours=1)
+                details.append(api.V2beta1PipelineTaskDetail(task_id="late", start_time=began, end_time=began))
             run.run_details = api.V2beta1RunDetails(task_details=details) if tasks else None
             return self._say(run)
 
-    def _nodes(self, name: str, state: str) -> list[Any]:
-        """What the service tells of a task: nodes of Argo's workflow."""
-        pod = f"route-constrained-optimization-abcde-system-container-impl-{zlib.crc32(name.encode())}"
-        return [
-            _node(f"{name}-d", f"{name}-driver", "SUCCEEDED"),
-            _node(f"{name}-c", name, state),
-            _node(pod, "executor", state),
-        ]
+    def _log(self, id: str, node: str) -> Any:
+        nodes = _Nodes("route-constrained-optimization-abcde", self.doubled)
+        for path, text in self.logs.items():
+            if node in nodes.pods(path):
+                return flask.Response(text, mimetype="text/plain")
+        raise RefusalError(500, f"InternalServerError: pod of node {node} not found")
 
     def _terminate(self, id: str) -> Any:
         with self._lock:
             if id not in self.runs:
                 raise RefusalError(404, f"Run {id} not found")
-            self.scripts[id], self.looks[id] = (("CANCELING", {}), ("CANCELED", {})), 0
+            _, tasks = self.scripts[id][min(self.looks[id], len(self.scripts[id]) - 1)]
+            stopped = {name: "FAILED" if state == "RUNNING" else state for name, state in tasks.items()}
+            self.scripts[id], self.looks[id] = (("CANCELING", tasks), ("FAILED", stopped)), 0  # it says FAILED, not CANCELED
+        return flask.jsonify({})
+
+    def _retry(self, id: str) -> Any:
+        with self._lock:
+            if id not in self.runs:
+                raise RefusalError(404, f"Run {id} not found")
+            if self.runs[id].state != "FAILED":
+                raise RefusalError(400, "Workflow must be Failed/Error to retry")
+            self.scripts[id], self.looks[id] = self.again, 0
         return flask.jsonify({})
 
     def _delete_run(self, id: str) -> Any:
@@ -460,18 +489,120 @@ class KfpStub:
         return flask.jsonify({})
 
 
-def _node(pod: str, name: str, state: str) -> Any:
-    ended = state in ("SUCCEEDED", "FAILED", "SKIPPED")
-    begun = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
-    return api.V2beta1PipelineTaskDetail(
-        task_id=f"id-{pod}",
-        display_name=name,
-        pod_name=pod,
-        state=state,
-        create_time=begun,
-        start_time=begun,
-        end_time=begun + datetime.timedelta(seconds=150) if ended else _EPOCH,
-    )
+_BEGUN = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+_TOOK = datetime.timedelta(seconds=150)
+
+
+@dataclass
+class _Nodes:
+    """What KFP 2.17 tells of the nodes of a workflow: no pod's name, no error, no id but those of children. Every node is there
+    twice with KFP's own defaults, as it and as its try `(0)`; drivers, executors and the nodes around them are listed as well.
+    """
+
+    workflow: str
+    doubled: bool
+    entries: list[Any] = field(default_factory=list)
+
+    def of(self, tasks: Mapping[str, str]) -> list[Any]:
+        """The entries for tasks, by their paths and states."""
+        self.entries = []
+        inner: dict[str, list[str]] = {}
+        for path, state in tasks.items():
+            for full in self._task(path, state):
+                inner.setdefault(full.rpartition(".")[0], []).append(full)
+        around = dict(inner)
+        for full in [*around]:
+            while "." in full:  # the nodes that these lie in
+                outer = re.sub(r"\.exit-handler-1\.onExit(\(0\))?$", "", full)
+                outer = full.rpartition(".")[0] if outer == full else outer
+                around.setdefault(outer, [])
+                full = outer
+        for full, children in around.items():
+            self._dag(full, children)
+        return self.entries
+
+    def pods(self, path: str) -> list[str]:
+        """Ids of the nodes that are pods of a task."""
+        base = f"{self._full(path)}.executor"
+        return [self._id(f"{base}({number})") for number in range(9)] + ([] if self.doubled else [self._id(base)])
+
+    def _full(self, path: str) -> str:
+        parts = path.split("/")
+        if parts == ["close-run"]:
+            parts = ["exit-handler-1.onExit", "close-run"]
+        elif parts != ["check"]:
+            parts = ["exit-handler-1", *parts]
+        end = "(0)" if self.doubled else ""
+        return ".".join(f"{part}{end}" for part in (self.workflow, "root", *parts))
+
+    def _id(self, full: str) -> str:
+        digest = 2166136261
+        for byte in full.encode():
+            digest = ((digest ^ byte) * 16777619) % 2**32
+        return self.workflow if full == self.workflow else f"{self.workflow}-{digest}"
+
+    def _add(self, name: str, state: str | None, children: Sequence[str] = (), *, at: int = 0, instant: bool = False) -> None:
+        begun = _BEGUN + datetime.timedelta(seconds=at)
+        over = state not in ("RUNNING", "PENDING")
+        self.entries.append(
+            api.V2beta1PipelineTaskDetail(
+                task_id=f"id-{len(self.entries)}",
+                display_name=name,
+                state=state,
+                create_time=_BEGUN,
+                start_time=begun,
+                end_time=(begun if instant or state is None else begun + _TOOK) if over else _EPOCH,
+                child_tasks=[api.PipelineTaskDetailChildTask(pod_name=self._id(child)) for child in children] or None,
+            )
+        )
+
+    def _pair(self, full: str, state: str | None, children: Sequence[str], *, at: int, instant: bool = False) -> None:
+        """A node, and its try if there is one."""
+        name = re.sub(r"\(0\)$", "", full.rpartition(".")[2])
+        name = "exit-handler-1.onExit" if name == "onExit" else name
+        if full.endswith("(0)"):
+            self._add(name, state, [full], at=at, instant=instant)
+            self._add(f"{name}(0)", state, children, at=at, instant=instant)
+        else:
+            self._add(name, state, children, at=at, instant=instant)
+
+    def _task(self, path: str, state: str) -> list[str]:
+        """The entries of one task; returns the full names of its nodes."""
+        state, _, number = state.partition("*")
+        tries, full = int(number or 1), self._full(path)
+        bare = re.sub(r"\(0\)$", "", full)
+        driver = bare + ("-driver(0)" if self.doubled else "-driver")
+        at = 10 * sum(map(ord, path)) % 1000
+        if state == "NOT_RUN":
+            self._add(f"{path.rpartition('/')[2]}-driver", None, at=at)
+            self._add(path.rpartition("/")[2], None, at=at)
+            return []
+        if state == "STARTING":
+            self._pair(driver, "RUNNING", [], at=at)
+            return [re.sub(r"\(0\)$", "", driver)]
+        self._pair(driver, "SUCCEEDED", [bare], at=at)
+        shown = {"CACHED": "SUCCEEDED", "WAITING": "RUNNING"}.get(state, state)
+        executor = f"{full}.executor"
+        self._pair(full, shown, [executor], at=at, instant=state == "CACHED")
+        if state == "CACHED":
+            self._add("executor", "SKIPPED", at=at, instant=True)
+        else:
+            several = self.doubled or tries > 1
+            self._add("executor", shown, [f"{executor}({n})" for n in range(tries)] if several else [], at=at)
+            for n in range(tries if several else 0):
+                last = n == tries - 1
+                pod = {"WAITING": "PENDING"}.get(state, shown) if last else "FAILED"
+                self._add(f"executor({n})", pod, at=at)
+        return [re.sub(r"\(0\)$", "", driver), bare]
+
+    def _dag(self, full: str, children: Sequence[str]) -> None:
+        bare = re.sub(r"\(0\)$", "", full)
+        inside = [*children] or [self._full("check").rpartition(".")[0]]
+        self._pair(full, "RUNNING", inside, at=0)
+        if bare.endswith(".onExit"):
+            self._add("exit-handler-1", "RUNNING", [bare], at=0)
+        elif "." in full:  # that it is there is known by its driver's children
+            self._add(f"{bare.rpartition('.')[2]}-driver", "SUCCEEDED", [bare], at=0)
 
 
 def _now() -> datetime.datetime:

@@ -10,7 +10,17 @@ from typing import Any
 import click
 
 from pipelines.cli.options import comparison_option, gathered, no_cache_option, parameter_options, recipe_option
-from pipelines.cli.service import Target, cluster_errors, connect, target_options, upload_package, watch
+from pipelines.cli.service import (
+    Target,
+    WatchOptions,
+    cluster_errors,
+    connect,
+    end,
+    target_options,
+    upload_package,
+    watch,
+    watch_options,
+)
 from pipelines.cli.submission import ComparisonOptions, describe, in_seconds
 from rco.config.branches import Comparison
 from rco.config.kinds import COMPILED
@@ -32,9 +42,6 @@ max_stages_option = click.option(
     help="stages the pipeline has room for  [4, or what the run needs]",
 )
 grid_option = click.option("--grid", default=None, metavar="JSON", help='of a comparison: a sweep, as {"tau": [2, 4]}')
-wait_timeout_option = click.option(
-    "--timeout", metavar="90m|12h|...", help="how long to wait at most; the run goes on  [as long as it takes]"
-)
 
 
 @click.command(name="compile")
@@ -98,7 +105,8 @@ def _cluster(deployment: Path | None) -> Any:
 @max_stages_option
 @no_cache_option
 @click.option("--wait/--no-wait", "waiting", default=True, show_default=True, help="watch the run to its end")
-@wait_timeout_option
+@gathered("watching", WatchOptions, *watch_options)
+@click.option("--terminate", metavar="RUN", help="end this run, and what MLflow has open of it; nothing is submitted")
 @click.option("--dry-run", is_flag=True, help="show what would be sent, as JSON; nothing is connected to")
 @gathered(
     "comparison",
@@ -120,7 +128,8 @@ def submit(
     max_stages: int | None,
     no_cache: bool,
     waiting: bool,
-    timeout: str | None,
+    watching: WatchOptions,
+    terminate: str | None,
     dry_run: bool,
     comparison: ComparisonOptions,
     recipe: str | None,
@@ -136,7 +145,11 @@ def submit(
     let you in, 4 --timeout is over and the run goes on, 130 Ctrl-C; the run goes on.
     """
     options = comparison.given()
-    seconds = in_seconds(timeout)  # before anything is compiled
+    in_seconds(watching.timeout)  # before anything is compiled
+    if terminate:
+        with cluster_errors():
+            end(connect(target), terminate, watching)
+        return
     several = pipeline == "comparison"
     compiled_with = {"deployment": deployment, "max_stages": max_stages}
     compiled_with |= {name: options.get(name) for name in COMPILED if several}
@@ -170,25 +183,40 @@ def submit(
         if dry_run:
             click.echo(shown(compiled, request, target.endpoint or "", target.namespace or ""))
             return
-        _start(compiled, request, target, waiting, seconds)
+        _warn_of_size(compiled)
+        _start(compiled, request, target, watching if waiting else None)
 
 
-def _start(package: Any, request: Any, target: Target, waiting: bool, seconds: float | None) -> None:
+def _warn_of_size(package: Any) -> None:
+    """Say it before a workflow is made that will be larger than KFP's list of tasks bears."""
+    from pipelines.cluster.workflow import LARGEST, workflow_of
+
+    workflow = workflow_of(package.path)
+    if workflow.total > LARGEST:
+        grows = f"this run's workflow grows to some {workflow.total / 1e6:.1f} MB on KFP as it comes ({workflow.pods} pods)"
+        then = "above 1 MB KFP's list of tasks stops; the run goes on (docs/cluster.md#large-workflows)"
+        click.echo(f"rco: {grows}: {then}", err=True)
+
+
+def _start(package: Any, request: Any, target: Target, watching: WatchOptions | None) -> None:
     from pipelines.cluster.submit import links, start
 
+    as_json = watching is not None and watching.as_json
     with cluster_errors():
         try:
             service = connect(target)
-            run = start(service, package, upload_package(service, package), request)
+            run = start(service, package, upload_package(service, package, as_json), request)
         except KeyboardInterrupt:
             click.echo(f"rco: stopped; if the run {request.name!r} is there, it goes on", err=True)
             sys.exit(130)
-        click.echo(f"experiment {request.experiment}")
-        click.echo(f"name       {request.name}")
-        for line in links(service, run, request.experiment):
-            click.echo(line)
-        if waiting:
-            watch(service, run.run_id, seconds)
+        for line in (
+            f"experiment {request.experiment}",
+            f"name       {request.name}",
+            *links(service, run, request.experiment),
+        ):
+            click.echo(line, err=as_json)
+        if watching:
+            watch(service, run.run_id, watching, package.tasks)
 
 
 @click.command()
@@ -220,11 +248,14 @@ def upload(packages: tuple[Path, ...], target: Target, deployment: Path | None, 
 @click.command()
 @click.argument("run_id")
 @gathered("target", Target, *target_options)
-@wait_timeout_option
-def wait(run_id: str, target: Target, timeout: str | None) -> None:
-    """Watch a run on a cluster to its end; the exit status is that of `rco submit`."""
-    seconds = in_seconds(timeout)
+@gathered("watching", WatchOptions, *watch_options)
+def wait(run_id: str, target: Target, watching: WatchOptions) -> None:
+    """Watch a run on a cluster to its end; the exit status is that of `rco submit`.
+
+    What MLflow still has open of a run that has ended is ended there too (MLFLOW_TRACKING_URI).
+    """
+    in_seconds(watching.timeout)
     with cluster_errors():
         service = connect(target)
-        click.echo(f"run        {service.link(f'runs/details/{run_id}')}")
-        watch(service, run_id, seconds)
+        click.echo(f"run        {service.link(f'runs/details/{run_id}') or run_id}", err=watching.as_json)
+        watch(service, run_id, watching)

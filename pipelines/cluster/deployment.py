@@ -19,6 +19,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pipelines.cluster.quantities import cores, memory_bytes, seconds
 from pipelines.yamlfile import read_yaml
+from rco.core import mounted
 from rco.core.errors import InputError, choice
 from rco.core.settings import has_credentials
 
@@ -131,14 +132,16 @@ class TaskClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A ConfigMap or Secret whose keys become environment variables of every task."""
+    """A ConfigMap or Secret whose keys become environment variables of every task (`rco.core.mounted`)."""
 
     config_map: str = _setting("", "name of a ConfigMap")
     secret: str = _setting("", "or of a Secret")
     variables: Mapping[str, str] = _setting(
         dict, "variable: key that holds its value; a list where both have one name", a_list_will_do=True
     )
-    optional: bool = _setting(True, "go on without what is missing; false: a pod waits for it until its timeout")
+    optional: bool = _setting(
+        True, "go on without what is missing; false: a task fails without a key, and its pod waits for the object"
+    )
 
     def __post_init__(self) -> None:
         if bool(self.config_map) == bool(self.secret):
@@ -184,28 +187,10 @@ class CertificateAuthority:
 
 
 def _environment() -> tuple[Source, ...]:
+    settings, credentials = mounted.DEFAULT
     return (
-        Source(
-            config_map="rco-settings",
-            variables=_same(
-                "MLFLOW_TRACKING_URI",
-                "MLFLOW_S3_ENDPOINT_URL",
-                "AWS_ENDPOINT_URL_S3",
-                "AWS_REGION",
-                "RCO_S3_ADDRESSING_STYLE",
-            ),
-        ),
-        Source(
-            secret="rco-credentials",
-            variables=_same(
-                "MLFLOW_TRACKING_USERNAME",
-                "MLFLOW_TRACKING_PASSWORD",
-                "MLFLOW_TRACKING_TOKEN",
-                "AWS_ACCESS_KEY_ID",
-                "AWS_SECRET_ACCESS_KEY",
-                "AWS_SESSION_TOKEN",
-            ),
-        ),
+        Source(config_map=settings.folder.partition("/")[2], variables=settings.variables),
+        Source(secret=credentials.folder.partition("/")[2], variables=credentials.variables),
     )
 
 

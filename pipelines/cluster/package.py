@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.cluster.placement import Cluster
+from pipelines.cluster.tasks import Planned, plan
 from pipelines.compile import compile_to
 from rco.config.kinds import COMPILED
 from rco.config.shape import Shape
@@ -43,6 +44,7 @@ class Package:
         images: that its tasks run in.
         version: its content: sha256 of the YAML.
         compared: of a comparison of ours, the branches and the grid that it was compiled for; else None.
+        tasks: of its graph, in their order.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Package:
     images: tuple[str, ...]
     version: str
     compared: dict[str, Any] | None = None
+    tasks: tuple[Planned, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -96,6 +99,7 @@ class Package:
             images=tuple(sorted({e["container"]["image"] for e in executors.values() if "container" in e})),
             version=hashlib.sha256(content).hexdigest(),
             compared=_compared(spec),
+            tasks=tuple(plan(*documents)),
         )
 
     def check(self, parameters: Mapping[str, Any]) -> None:

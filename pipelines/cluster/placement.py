@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from kfp import dsl, kubernetes
 
 from components.component import POLICIES
 from components.image import IMAGE
-from pipelines.cluster.deployment import Deployment, TaskClass
+from pipelines.cluster.deployment import Deployment, Source, TaskClass
 from pipelines.cluster.quantities import seconds
+from rco.core import mounted
 
 #: KFP's own label on every pod of a run. The placeholder for the run's id would be an input, and every cache key would change.
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
@@ -17,6 +19,7 @@ RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
 #: it is over, and is one hour if nothing is said. `retries` and `timeout` are the limits here; this must not be.
 _RETRY_WINDOW = "365d"
 _CERTIFICATES = "/etc/rco/certificates"
+_VOLUME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the name of a volume
 
 
 def place_locally(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -40,6 +43,10 @@ class Cluster:
         site, name = self.deployment, task.component_spec.name
         kind = POLICIES[name].task_class
         place_locally(task).set_container_image(self.image)
+        if module := POLICIES[name].module:  # (`components.__main__`)
+            container = task.container_spec
+            container.command = ["python3", "-m", "components", module]
+            container.args = container.args[: container.args.index("--function_to_execute")]
         _resources(task, site.of(kind))
         _nodes(task, site.of(kind))
         _tries(task, site.of(kind))
@@ -106,16 +113,52 @@ def _tries(task: dsl.PipelineTask, given: TaskClass) -> None:
 
 def _services(task: dsl.PipelineTask, site: Deployment) -> None:
     """MLflow's and S3's settings, by reference: no value of them is in the compiled pipeline."""
-    for source in site.environment:
-        left = dict(source.variables)
-        while left:  # once, unless a key serves several variables
-            keys = {key: variable for variable, key in left.items()}
-            if source.secret:
-                kubernetes.use_secret_as_env(task, source.secret, keys, optional=source.optional)
-            else:
-                kubernetes.use_config_map_as_env(task, source.config_map, keys, optional=source.optional)
-            left = {variable: key for variable, key in left.items() if keys[key] != variable}
+    mounts, others = _mounts(site)
+    for (kind, name), mount in mounts.items():
+        use = kubernetes.use_secret_as_volume if kind == "secret" else kubernetes.use_config_map_as_volume
+        use(task, name, mount_path=str(mounted.FOLDER / mount.folder), optional=mount.optional)
+    if described := mounted.describe(mounts.values()):
+        task.set_env_variable(mounted.VARIABLE, described)
+    for source in others:
+        _variables(task, source)
     if site.certificates.config_map:
-        kubernetes.use_config_map_as_volume(task, site.certificates.config_map, mount_path=_CERTIFICATES)
+        shared = mounts.get(("config-map", site.certificates.config_map))
+        folder = str(mounted.FOLDER / shared.folder) if shared else _CERTIFICATES
+        if not shared:
+            kubernetes.use_config_map_as_volume(task, site.certificates.config_map, mount_path=folder)
         for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):  # boto3's, and that of MLflow's client
-            task.set_env_variable(variable, f"{_CERTIFICATES}/{site.certificates.key}")
+            task.set_env_variable(variable, f"{folder}/{site.certificates.key}")
+
+
+def _mounts(site: Deployment) -> tuple[dict[tuple[str, str], mounted.Mounted], list[Source]]:
+    """The sources of the environment that can be mounted, by kind and name, and those that cannot.
+
+    KFP calls a volume as the ConfigMap, Secret or claim that it is of. So two of one name cannot both be mounted, nor one whose
+    name no volume may have: the keys of these become variables by reference.
+    """
+    taken = {"shm", *(volume.claim for volume in site.volumes)}
+    found: dict[tuple[str, str], mounted.Mounted] = {}
+    others = []
+    for source in site.environment:
+        kind, name = ("secret", source.secret) if source.secret else ("config-map", source.config_map)
+        before = found.get((kind, name))
+        certificates = kind == "secret" and name == site.certificates.config_map
+        if before is None and (name in taken or certificates or not _VOLUME.fullmatch(name)):
+            others.append(source)
+            continue
+        taken.add(name)
+        variables = {**(before.variables if before else {}), **source.variables}
+        optional = source.optional and (before is None or before.optional)
+        found[kind, name] = mounted.Mounted(folder=f"{kind}/{name}", variables=variables, optional=optional)
+    return found, others
+
+
+def _variables(task: dsl.PipelineTask, source: Source) -> None:
+    left = dict(source.variables)
+    while left:  # once, unless a key serves several variables
+        keys = {key: variable for variable, key in left.items()}
+        if source.secret:
+            kubernetes.use_secret_as_env(task, source.secret, keys, optional=source.optional)
+        else:
+            kubernetes.use_config_map_as_env(task, source.config_map, keys, optional=source.optional)
+        left = {variable: key for variable, key in left.items() if keys[key] != variable}

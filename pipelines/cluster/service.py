@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import kfp
 import kfp_server_api
@@ -29,7 +29,10 @@ from rco.core.errors import InputError
 
 T = TypeVar("T")
 
+#: The first KFP whose nested pipelines hand on artifacts, as the stages and branches of ours do.
+OLDEST = (2, 5)
 _SECRET = ("existing_token", "other_client_secret", "cookies", "proxy")
+_LOG_END = 2**18  # of a log; what went wrong is at its end
 _TIMEOUT = (10, 60)  # seconds to connect, and between two parts of an answer
 
 
@@ -122,9 +125,9 @@ class Service:
         self.namespace = self._namespace(namespace or environment.get("KFP_NAMESPACE"))
 
     def link(self, what: str) -> str:
-        """Where the UI shows something: "runs/details/ID"."""
+        """Where the UI shows something: "runs/details/ID"; empty: that is not known, as in a pod."""
         ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or self.address
-        return f"{ui.rstrip('/')}/#/{what}"
+        return f"{ui.rstrip('/')}/#/{what}" if ui else ""
 
     def renew(self) -> None:
         """Sign in again: tokens and cookies that lie in files, or that are fetched, may have been renewed."""
@@ -144,6 +147,22 @@ class Service:
         if _json(response.data) is None:
             raise self._page(response)
         return answer
+
+    def log(self, run_id: str, node: str) -> str:
+        """The log of a pod of a run, by the id of its node in the workflow; of a long one its end.
+
+        Raises:
+            ServiceError: it is not there (any more), or cannot be had.
+        """
+        path = f"/apis/v1alpha1/runs/{quote(run_id)}/nodes/{quote(node)}/log"
+        api = self.client.api
+        try:
+            api.call_api(path, "GET", auth_settings=["Bearer"], _request_timeout=_TIMEOUT)
+        except Exception as error:
+            raise self._explain(error) from None
+        if str(api.last_response.data).lstrip()[:1] == "<":
+            raise self._page(api.last_response)
+        return self.clean(str(api.last_response.data)[-_LOG_END:])
 
     def ask(self, method: Callable[..., Any], **arguments: Any) -> Any:
         """Call a method of the API that may be called twice, until trouble has passed or patience has ended."""

@@ -1,4 +1,4 @@
-"""Hand a compiled pipeline to a Kubeflow Pipelines service, start a run of it, and watch it to its end.
+"""Hand a compiled pipeline to a Kubeflow Pipelines service, and start a run of it.
 
 Whatever is sent can be sent again. A version of a pipeline is called by the sha256 of its YAML, so that the same package is
 there once, whoever sends it; a run carries a token of its own, so that one whose creation was not answered is found.
@@ -6,10 +6,8 @@ there once, whoever sends it; a run carries a token of its own, so that one whos
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -20,25 +18,9 @@ from urllib.parse import urlsplit, urlunsplit
 import kfp_server_api
 
 from pipelines.cluster.package import Package
-from pipelines.cluster.service import Pace, Service, ServiceError
-from pipelines.pipeline import NAME
+from pipelines.cluster.service import Service, ServiceError
 
 T = TypeVar("T")
-
-WATCH = Pace(first=2, longest=20, patience=3600)
-SUCCEEDED = "SUCCEEDED"
-_ENDED = (SUCCEEDED, "FAILED", "CANCELED", "SKIPPED")
-# Nodes that KFP adds around the pipeline's own tasks.
-_PLUMBING = re.compile(r"(root|executor|driver|.*-driver|exit-handler-\d+)(\(\d+\))?")
-_GONE_AFTER = 3  # answers in a row that there is no such run
-
-
-class RunGoneError(RuntimeError):
-    """A run that was there is not there any more."""
-
-
-class StillRunningError(RuntimeError):
-    """The time to wait is over, and the run is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,95 +188,9 @@ def _named(name: str) -> str:
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "string_value": name}]})
 
 
-def wait(
-    service: Service, run_id: str, show: Callable[[str], None], *, timeout: float | None = None, pace: Pace | None = None
-) -> Any:
-    """Watch a run to its end; returns it as it then is.
-
-    Args:
-        show: is given a line for every task that begins or ends.
-        timeout: seconds to wait at most; the run itself is not touched.
-        pace: how often to look, and how long the service may be away; `WATCH` if None.
-
-    Raises:
-        RunGoneError: it was there, or should be, and is not.
-        StillRunningError: after `timeout`.
-        ServiceError: the service is away for too long, or does not know us any more. The run goes on.
-    """
-    pace = pace or WATCH
-    begun = time.monotonic()
-    seen: dict[str, str] = {}
-    away: float | None = None  # since when
-    missing, renewed = 0, False
-    for pause in pace.pauses():
-        try:
-            run = service.call(service.client.runs.run_service_get_run, run_id=run_id)
-        except ServiceError as error:
-            now = time.monotonic()
-            if error.status == 401 and not renewed:
-                renewed = True
-                service.renew()
-                continue
-            if error.status == 404:
-                missing += 1
-                if missing == _GONE_AFTER:
-                    raise RunGoneError(
-                        f"there is no run {run_id} (any more): it was deleted, or is another service's"
-                    ) from None
-            elif not error.passing or (away is not None and now - away > pace.patience):
-                raise
-            elif away is None:
-                away = now
-                show(f"{error}; the run goes on, looking again")
-        else:
-            if away is not None:
-                show(f"{service.address or 'KFP'} is back")
-            away, missing, renewed = None, 0, False
-            for line in progress(run, seen):
-                show(line)
-            if _state(run) in _ENDED:
-                return run
-        if timeout is not None:
-            left = timeout - (time.monotonic() - begun)
-            if left <= 0:
-                raise StillRunningError(f"the run has not ended within {_duration(timeout)}")
-            pause = min(pause, left)
-        time.sleep(pause)
-    raise AssertionError("pauses do not end")
-
-
-def progress(run: Any, seen: dict[str, str]) -> list[str]:
-    """What has happened since it was looked at last: a line for every task that began or ended.
-
-    Args:
-        seen: task -> its state; brought up to date.
-    """
-    lines = []
-    for task in sorted(_tasks(run), key=lambda task: (str(task.start_time), str(task.display_name))):
-        state, key = _state(task), str(task.task_id or task.pod_name or task.display_name)
-        if seen.get(key, "PENDING") == state or state in ("RUNTIME_STATE_UNSPECIFIED", "PENDING"):
-            continue
-        seen[key] = state
-        took = _took(task) if state in (SUCCEEDED, "FAILED") else ""
-        lines.append(f"{task.display_name}: {state.lower()}{took}")
-    return lines
-
-
-def failures(run: Any, namespace: str) -> list[str]:
-    """Why a run did not succeed, as far as KFP says, and where it says more."""
-    lines = [f"{task.display_name}: {_error(task) or 'failed'}" for task in _tasks(run) if _state(task) == "FAILED"]
-    if text := _error(run):
-        lines.append(text)
-    details = (run.run_details and run.run_details.task_details) or ()
-    failed = [task for task in details if _state(task) == "FAILED" and str(task.display_name).startswith("executor")]
-    return lines + [
-        f"log: kubectl -n {namespace or 'kubeflow'} logs {task.pod_name} -c main" for task in failed if task.pod_name
-    ]
-
-
 def links(service: Service, run: Any, experiment: str = "") -> list[str]:
     """Where to look at a run: KFP's UI, MLflow where it is known, KFP's command line."""
-    lines = [f"run        {service.link(f'runs/details/{run.run_id}')}"]
+    lines = [f"run        {service.link(f'runs/details/{run.run_id}') or run.run_id}"]
     for name, plugin in (getattr(run, "plugins_output", None) or {}).items():
         for key, entry in (plugin.entries or {}).items():
             if str(entry.render_type) == "URL":
@@ -314,41 +210,5 @@ def again(service: Service, run_id: str) -> list[str]:
         "the run goes on. Look at it again with",
         f"  rco wait{endpoint} {run_id}",
         f"  kfp{endpoint} run get {run_id}",
-        f"  {service.link(f'runs/details/{run_id}')}   (there it can be ended, too)",
+        f"  rco submit{endpoint} --terminate {run_id}   ends it",
     ]
-
-
-def state_of(run: Any) -> str:
-    """A run's state, as KFP names it: SUCCEEDED, FAILED, ..."""
-    return _state(run)
-
-
-def _state(thing: Any) -> str:
-    return str(thing.state or "PENDING").upper()
-
-
-def _tasks(run: Any) -> list[Any]:
-    """Those that the pipeline's author knows."""
-    details = (run.run_details and run.run_details.task_details) or ()
-    own = [task for task in details if task.display_name and not _PLUMBING.fullmatch(task.display_name)]
-    # Argo's node for the whole workflow is called as the workflow is: as the pipeline, and five letters.
-    return [task for task in own if not task.display_name.startswith(NAME)]
-
-
-def _took(task: Any) -> str:
-    begun, ended = task.start_time, task.end_time
-    unset = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)  # the service says 1970 for a time that is not yet
-    if not begun or not ended or begun < unset or ended < begun:
-        return ""
-    return f" after {_duration((ended - begun).total_seconds())}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
-def _error(thing: Any) -> str:
-    return " ".join(str(thing.error.message).split())[:500] if thing.error and thing.error.message else ""

@@ -11,12 +11,14 @@ from typing import Any
 
 from rco.config.branches import Comparison
 from rco.config.plugins import require
+from rco.core.errors import InputError
 from rco.core.words import counted
+from rco.tasks.left_open import close_left_open
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
 from rco.tasks.validate import costs_of_anchors
 from rco.tracking.context import Context, forgiving
-from rco.tracking.runs import open_parent
+from rco.tracking.runs import end_open_runs, open_parent
 from rco.training import results
 
 
@@ -56,6 +58,9 @@ def check(
     elif context.active:
         with forgiving("The parent run"):
             open_parent(context, **settings.filing.parent)
+    if context.active:
+        with forgiving("The end of earlier pipeline runs"):
+            close_left_open(context)
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     mention_results()
@@ -77,8 +82,21 @@ def require_services(context: Context, open_parent: Callable[[], str]) -> None:
     """
     from rco.tasks import services
 
-    checks = services.services(context if context.active else replace(context, tracking_uri=""), open_run=open_parent)
-    for finding in services.require(checks):
+    opened: list[str] = []
+
+    def opening() -> str:
+        opened.append(open_parent())
+        return opened[-1]
+
+    checks = services.services(context if context.active else replace(context, tracking_uri=""), open_run=opening)
+    try:
+        findings = services.require(checks)
+    except InputError:
+        if opened:  # no task comes after a check that fails
+            with forgiving("The end of the pipeline run"):
+                end_open_runs(context, "FAILED")
+        raise
+    for finding in findings:
         log.info("%s: %s", finding.name, finding.found)
         if finding.next_step:
             log.warning("%s", finding.next_step)

@@ -18,6 +18,7 @@ from pkgutil import iter_modules
 from tempfile import gettempdir
 from typing import Any, TypeVar, cast
 
+from rco.core import mounted
 from rco.core.documents import read_json
 from rco.core.errors import DiskFullError, DivergenceError, InputError, ProcessDiedError, disk_full
 from rco.core.marks import DIED, DIVERGED, FULL, PREFIX, REFUSED
@@ -31,13 +32,15 @@ TASKS: dict[str, Callable[..., Any]] = {}
 
 
 def task(function: F) -> F:
-    """Make a function a task: what a person must mend (bad input that only the task can find, a training that diverges, a full
-    disk, a worker that dies again and again) is one plain line in the log, above the traceback."""
+    """Make a function a task: it sees as variables what is mounted for it (`rco.core.mounted`), and what a person must mend
+    (bad input that only the task can find, a training that diverges, a full disk, a worker that dies again and again) is one
+    plain line in the log, above the traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         show_progress()
         try:
+            mounted.take()
             return function(*args, **kwargs)
         except InputError as error:
             log.error("%s%s", REFUSED, " ".join(str(error).split()))

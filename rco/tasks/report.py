@@ -30,7 +30,7 @@ from rco.tracking import outbox
 from rco.tracking.context import Context, forgiving, without_credentials
 from rco.tracking.delivery import Delivery
 from rco.tracking.record import Record
-from rco.tracking.runs import end_open_runs, open_parent
+from rco.tracking.runs import end_open_runs, find_parent, open_parent
 from rco.training import resume
 
 
@@ -208,18 +208,32 @@ def report_files(folder: Path) -> list[Path]:
 
 
 @task
-def close_run(*, succeeded: bool) -> int:
+def close_run(*, succeeded: bool | None) -> int:
     """End every run of this pipeline run that is still open; returns how many there were. If the pipeline has succeeded, its
     resume points go.
 
     Args:
-        succeeded: whether it did.
+        succeeded: whether it did; None: the backend does not tell, and it has if the report, which comes last, is in MLflow.
     """
     context = Context.from_environment()
     closed = 0
+    if succeeded is None:
+        succeeded = _reported(context)
     if context.active:
         with forgiving("The end of the pipeline run"):
             closed = end_open_runs(context, "FINISHED" if succeeded else "FAILED")
     if succeeded:
         resume.clear_run()
     return closed
+
+
+def _reported(context: Context) -> bool:
+    """Whether the report has ended the run in MLflow."""
+    reported = False
+    if context.active:
+        with forgiving("The end of the pipeline run"):
+            parent = find_parent(context, context.client())
+            reported = parent is not None and parent.info.status == "FINISHED"
+    if not reported:
+        log.warning("whether the pipeline has succeeded is not known: its resume points stay")
+    return reported

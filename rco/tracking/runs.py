@@ -128,8 +128,21 @@ def tell_of_restart(client: MlflowClient, run_id: str, why: str) -> None:
     client.set_tag(run_id, "rco.restarted", why[:5000])
 
 
+def open_parents(context: Context) -> list[str]:
+    """The other pipeline runs that are still RUNNING in the experiment of this one, the newest first."""
+    client = context.client()
+    own = require_parent(context, client)
+    where = "tags.`rco.kind` = 'pipeline' AND attributes.status = 'RUNNING'"
+    runs = client.search_runs([own.info.experiment_id], where, max_results=1000)
+    found = [run.data.tags.get("rco.pipeline_run", "") for run in runs if run.info.run_id != own.info.run_id]
+    return [run for run in found if run]
+
+
 def end_open_runs(context: Context, status: str) -> int:
-    """End every run of this pipeline run that is still RUNNING; returns their number."""
+    """End every run of this pipeline run that is still RUNNING; returns their number.
+
+    One that has succeeded in the end, when it was retried, has a parent that says so.
+    """
     client = context.client()
     parent = find_parent(context, client)
     if parent is None:
@@ -138,4 +151,6 @@ def end_open_runs(context: Context, status: str) -> int:
     open_runs = [run for run in runs if run.info.status == "RUNNING"]
     for run in open_runs:
         client.set_terminated(run.info.run_id, status)
+    if status == "FINISHED" and parent.info.status in ("FAILED", "KILLED"):
+        client.set_terminated(parent.info.run_id, status)
     return len(open_runs)

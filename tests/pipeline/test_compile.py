@@ -91,8 +91,9 @@ def test_only_the_last_stage_hands_out_the_converged_teacher(spec: pipeline_spec
 
 
 def test_cache_policy_of_every_task(spec: pipeline_spec_pb2.PipelineSpec) -> None:
-    uncached = {name for name, t in dag(spec).tasks.items() if not t.caching_options.enable_cache}
-    assert uncached == {"check", "register-student", "report"}
+    tasks = {**spec.root.dag.tasks, **dag(spec).tasks}
+    uncached = {name for name, t in tasks.items() if not t.caching_options.enable_cache}
+    assert uncached - {"exit-handler-1"} == {"check", "register-student", "report", "close-run"}
 
 
 def test_parameters_and_defaults_are_the_configurations(spec: pipeline_spec_pb2.PipelineSpec) -> None:
@@ -105,6 +106,16 @@ def test_parameters_and_defaults_are_the_configurations(spec: pipeline_spec_pb2.
 def test_the_run_is_closed_however_it_ends(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     closer = spec.root.dag.tasks["close-run"]
     assert closer.trigger_policy.strategy == closer.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
+
+
+def test_nothing_starts_before_the_check(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    assert set(spec.root.dag.tasks) == {"check", "exit-handler-1", "close-run"}
+    assert list(spec.root.dag.tasks["exit-handler-1"].dependent_tasks) == ["check"]
+    # KFP would write every parameter of the pipeline into its input definitions and those of the task that opens it.
+    assert set(spec.components["comp-exit-handler-1"].input_definitions.parameters) == {
+        f"pipelinechannel--check-{name}"
+        for name in ("data", "teacher", "filing", *(f"{t}_student" for t in ("init", "anchors", "distill", "evaluate")))
+    }
 
 
 def test_one_image_and_nothing_installed_at_run_time(spec: pipeline_spec_pb2.PipelineSpec) -> None:

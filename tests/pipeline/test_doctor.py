@@ -16,6 +16,7 @@ from rich.console import Console
 
 from components.image import content_hash
 from pipelines import doctor
+from pipelines.cluster import controller
 from pipelines.cluster.placement import Cluster
 from pipelines.display import print_findings
 from pipelines.pipeline import make_pipeline
@@ -24,6 +25,7 @@ from rco.config.shape import Shape
 from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Finding
 from rco.tasks.validate import shape_of
 
+RECORDED = Path(__file__).parents[1] / "recorded"
 CANARY = "canary-2b9e"
 DIGEST = f"sha256:{'0a' * 32}"
 
@@ -65,7 +67,8 @@ class TestKubeflow:
         ("health", "experiments", "status", "words"),
         [
             ((200, '{"tag_name": "2.17.0"}'), (200, "{}"), OK, "KFP 2.17.0; lets this user in"),
-            ((200, '{"tag_name": "2.1.0"}'), (200, "{}"), WARN, "older than the"),
+            ((200, '{"tag_name": "2.16.0"}'), (200, "{}"), WARN, "older than the"),
+            ((200, '{"tag_name": "2.4.1"}'), (200, "{}"), FAIL, "nested pipelines do not hand on artifacts there"),
             ((200, '{"tag_name": "1.8.0"}'), (200, "{}"), FAIL, "too old"),
             ((200, '{"tag_name": "2.17.0"}'), (401, '{"message": "no"}'), FAIL, "does not know who we are"),
             ((200, '{"tag_name": "2.17.0"}'), (403, '{"message": "no"}'), FAIL, "does not allow this"),
@@ -99,6 +102,52 @@ class TestKubeflow:
         found = only(doctor.kubeflow(f"http://me:{CANARY}@127.0.0.1:1"))
         assert found.status == FAIL
         assert CANARY not in repr(found)
+
+    def test_the_mlflow_plugin_is_told_of(self) -> None:
+        run = json.loads((RECORDED / "failed-in-check.json").read_text())
+        answers = {
+            self.HEALTH: (200, '{"tag_name": "2.17.0"}'),
+            self.EXPERIMENTS: (200, "{}"),
+            "/apis/v2beta1/runs": (200, json.dumps({"runs": [run]})),
+        }
+        with stub(answers) as address:
+            found = only(doctor.kubeflow(address))
+        assert found.status == OK
+        assert "its MLflow plugin is on (plugin failed)" in found.found
+
+
+class TestWorkflows:
+    """What KFP's controller does with workflows, read in the defaults that KFP 2.17 comes with."""
+
+    DEFAULTS = json.loads((RECORDED / "workflow-controller.json").read_text())["workflowDefaults"]
+
+    def found(self, monkeypatch: pytest.MonkeyPatch, defaults: str | None) -> Finding:
+        monkeypatch.setattr(controller, "ask", lambda namespace: defaults)
+        return only(doctor.workflows("http://kfp"))
+
+    def test_kfp_as_it_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.found(monkeypatch, self.DEFAULTS)
+        assert found.status == WARN
+        assert "OnError is the policy of all retries: a task that dies or times out is not tried again" in found.found
+        assert "deleted, with the logs of its pods, 1 h 00 min after its end" in found.found
+        assert "--retry-failed" in found.next_step
+        assert controller.doubles(self.DEFAULTS)
+
+    @pytest.mark.parametrize(
+        "defaults",
+        ["", "spec: {ttlStrategy: {}}", "spec:\n  templateDefaults:\n    retryStrategy: {limit: 2}\n", "- 1", "a: ["],
+    )
+    def test_without_that_default(self, monkeypatch: pytest.MonkeyPatch, defaults: str) -> None:
+        found = self.found(monkeypatch, defaults)
+        assert (found.status, "as the deployment file says; workflows are kept" in found.found) == (OK, True)
+
+    def test_what_cannot_be_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        assert self.found(monkeypatch, None).status == SKIPPED
+        monkeypatch.undo()
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        assert only(doctor.workflows("http://kfp")).status == SKIPPED
+        assert only(doctor.workflows("")).status == SKIPPED
 
 
 class TestImage:

@@ -96,7 +96,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_every_component_has_a_class() -> None:
     files = {path.stem.replace("_", "-") for path in (ROOT / "components").glob("*.py")}
-    assert set(CLASS_OF) == files - {"--init--", "image", "component", "generated"}
+    assert set(CLASS_OF) == files - {"--init--", "--main--", "image", "component", "generated"}
     assert {name for name, policy in POLICIES.items() if not policy.cached} == UNCACHED
 
 
@@ -195,19 +195,19 @@ def test_labels_and_annotations(compiled: Compiled) -> None:
 
 
 def test_services_are_known_by_reference(compiled: Compiled) -> None:
-    def found(sources: Any, name: str, key: str) -> set[tuple[str, str, str, bool]]:
-        return {(getattr(s, name), getattr(pair, key), pair.env_var, s.optional) for s in sources for pair in s.key_to_env}
-
+    site = compiled.site
+    full = bool(site.volumes)
     expected = {
-        (s.config_map or s.secret, key, variable, s.optional)
-        for s in compiled.site.environment
-        for variable, key in s.variables.items()
+        ("config-map", "rco-settings", "/etc/rco/environment/config-map/rco-settings", not full),
+        ("secret", "rco-credentials", "/etc/rco/environment/secret/rco-credentials", True),
     }
     for t in compiled.tasks:
-        maps = found(t.kubernetes.config_map_as_env, "config_map_name", "config_map_key")
-        secrets = found(t.kubernetes.secret_as_env, "secret_name", "secret_key")
-        assert maps | secrets == expected
-        assert {name for name, *_ in secrets} == {"rco-credentials"}
+        maps = {("config-map", m.config_map_name, m.mount_path, m.optional) for m in t.kubernetes.config_map_as_volume}
+        secrets = {("secret", m.secret_name, m.mount_path, m.optional) for m in t.kubernetes.secret_as_volume}
+        assert {mount for mount in maps | secrets if mount[1] != "company-ca"} == expected
+        # A variable by reference clashes with one of the same name that KFP's MLflow plugin sets.
+        assert not t.kubernetes.config_map_as_env
+        assert not t.kubernetes.secret_as_env
         (run,) = t.kubernetes.field_path_as_env
         assert (run.name, run.field_path) == ("RCO_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
 
@@ -225,21 +225,83 @@ def test_volumes_resume_points_and_certificates(compiled: Compiled) -> None:
             wanted["RCO_RESUME"] = "/work/resume"
             if t.component != "close-run":
                 wanted["RCO_RESULTS"] = "/work/resume/results"
-        certificates = [(m.config_map_name, m.mount_path, m.optional) for m in t.kubernetes.config_map_as_volume]
+        maps = [(m.config_map_name, m.mount_path, m.optional) for m in t.kubernetes.config_map_as_volume]
+        certificates = [mount for mount in maps if mount[0] == "company-ca"]
         assert certificates == ([("company-ca", "/etc/rco/certificates", False)] if site.certificates.config_map else [])
         if certificates:
             wanted |= dict.fromkeys(("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"), "/etc/rco/certificates/ca.crt")
+        if site.volumes:
+            wanted["RCO_ENVIRONMENT"] = (
+                "config-map/rco-settings!:MLFLOW_TRACKING_URI,AWS_ENDPOINT_URL_S3,AWS_REGION "
+                "secret/rco-credentials:AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY"
+            )
         assert variables == wanted
 
 
-def test_one_key_may_serve_two_variables(tmp_path: Path) -> None:
-    file = tmp_path / "site.yaml"
-    file.write_text("environment: [{secret: s, variables: {A: token, B: token}}]\n")
+def placed(folder: Path, text: str) -> list[Task]:
+    """The tasks of a run, compiled with a deployment file."""
+    file = folder / "site.yaml"
+    file.write_text(text)
     site = read_deployment(file)
-    made = Compiled(compile_to(tmp_path / "rco.yaml", Shape.of_run(1), Cluster(deployment=site)), site)
-    for t in made.tasks:
-        pairs = [(pair.secret_key, pair.env_var) for s in t.kubernetes.secret_as_env for pair in s.key_to_env]
-        assert sorted(pairs) == [("token", "A"), ("token", "B")]
+    return Compiled(compile_to(folder / "rco.yaml", Shape.of_run(1), Cluster(deployment=site)), site).tasks
+
+
+def test_one_key_may_serve_two_variables(tmp_path: Path) -> None:
+    for t in placed(tmp_path, "environment: [{secret: s, variables: {A: token, B: token}}]\n"):
+        assert [v.value for v in t.container.env if v.name == "RCO_ENVIRONMENT"] == ["secret/s:A=token,B=token"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mounted", "by_reference"),
+    [
+        # KFP calls a volume as what it is of, and a pod has no two of one name, nor one with a dot in it.
+        ("environment: [{config_map: x, variables: [A]}, {secret: x, variables: {B: b, C: b}}]", {"x"}, {"B", "C"}),
+        ("environment: [{secret: with.dot, variables: [A]}]", set(), {"A"}),
+        ("environment: [{secret: w, variables: [A]}]\nvolumes: [{claim: w, path: /w}]", set(), {"A"}),
+        ("environment: [{secret: ca, variables: [A]}]\ncertificates: {config_map: ca}", {"ca"}, {"A"}),
+        # One object is one volume.
+        ("environment: [{secret: s, variables: [A], optional: false}, {secret: s, variables: [B]}]", {"s"}, set()),
+    ],
+)
+def test_what_cannot_be_mounted_is_known_by_variables(
+    tmp_path: Path, text: str, mounted: set[str], by_reference: set[str]
+) -> None:
+    for t in placed(tmp_path, text):
+        k = t.kubernetes
+        names = [m.secret_name for m in k.secret_as_volume] + [m.config_map_name for m in k.config_map_as_volume]
+        assert (set(names), len(names)) == (mounted, len(mounted))
+        pairs = [pair for source in (*k.secret_as_env, *k.config_map_as_env) for pair in source.key_to_env]
+        assert {pair.env_var for pair in pairs} == by_reference
+
+
+def test_certificates_may_lie_among_the_settings(tmp_path: Path) -> None:
+    text = "environment: [{config_map: ours, variables: [A]}]\ncertificates: {config_map: ours}\n"
+    for t in placed(tmp_path, text):
+        (mount,) = t.kubernetes.config_map_as_volume
+        variables = {e.name: e.value for e in t.container.env}
+        assert variables["AWS_CA_BUNDLE"] == f"{mount.mount_path}/ca.crt" == "/etc/rco/environment/config-map/ours/ca.crt"
+
+
+def test_code_that_the_image_has_is_not_written_into_the_pipeline(compiled: Compiled) -> None:
+    for t in compiled.tasks:
+        command = list(t.container.command)
+        if t.component in ("check", "report"):  # they are made for the pipeline
+            assert "executor_main" in command[2]
+            continue
+        assert command == ["python3", "-m", "components", t.component.replace("-", "_")]
+        assert list(t.container.args) == ["--executor_input", "{{$}}"]
+
+
+def test_a_task_runs_as_the_compiled_pipeline_calls_it(tmp_path: Path) -> None:
+    (task,) = (t for t in placed(tmp_path, "") if t.component == "close-run")
+    status = {"state": "SUCCEEDED", "pipelineTaskName": "t", "pipelineJobResourceName": "r", "error": {}}
+    given = {"inputs": {"parameterValues": {"status": status}}, "outputs": {"outputFile": str(tmp_path / "out.json")}}
+    command = [sys.executable, *task.container.command[1:], "--executor_input", json.dumps(given)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.json").is_file()
 
 
 def test_no_secret_of_whoever_compiles_is_in_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,10 +276,18 @@ def test_the_manifest_of_mlflow_sets_what_its_server_reads() -> None:
     read = {name for path in sources for name in re.findall(r"\bMLFLOW_[A-Z0-9_]+\b", path.read_text())}
     documents = {d["kind"]: d for d in yaml.safe_load_all((MANIFESTS / "mlflow.yaml").read_text())}
     (container,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
-    environment = {e["name"]: e["value"] for e in container["env"]}
+    environment = {e["name"]: e["value"] for e in container["env"] if "value" in e}
     assert set(environment) <= read
     # What tasks call it by default reaches it, by a name that it allows.
     service = documents["Service"]
     uri = yaml.safe_load((MANIFESTS / "settings.yaml").read_text())["data"]["MLFLOW_TRACKING_URI"]
     assert uri == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
-    assert f"{service['metadata']['name']}:*" in environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert "command" not in container, "the image's own entry point gives PostgreSQL's address its driver"
+    # From other namespaces too, KFP's among them; Kubernetes puts the namespace in.
+    namespace = next(e for e in container["env"] if "valueFrom" in e)
+    assert namespace == {"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}
+    hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].replace("$(NAMESPACE)", "mine").split(",")
+    name = service["metadata"]["name"]
+    for called in (name, f"{name}.mine", f"{name}.mine.svc", f"{name}.mine.svc.cluster.local"):
+        assert {called, f"{called}:*"} <= set(hosts)
+    assert not any(" " in host for host in hosts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -133,3 +135,37 @@ def test_nothing_in_the_images_lets_mlflow_unpickle() -> None:
     assert text.count("FROM base AS ") == 2, "both images have it"
     assert text.count("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == 1
     assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" not in (ROOT / "docker" / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("postgresql://me:p%40ss@db:5432/mlflow?sslmode=require", "postgresql+psycopg2://me:p%40ss@db:5432/mlflow?sslmode=require"),
+        ("postgres://db/mlflow", "postgresql+psycopg2://db/mlflow"),
+        ("postgresql+psycopg2://db/mlflow", "postgresql+psycopg2://db/mlflow"),
+        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+        ("postgresql://me:a b'\"$x@db/mlflow", "postgresql+psycopg2://me:a b'\"$x@db/mlflow"),
+    ],
+)  # fmt: skip
+def test_the_image_of_mlflow_takes_postgresqls_plain_address(given: str, known: str) -> None:
+    """SQLAlchemy 2.1 takes postgresql:// for psycopg 3; the image has psycopg2."""
+    code = "import json, os, sys; print(json.dumps([os.environ['MLFLOW_BACKEND_STORE_URI'], *sys.argv[1:]]))"
+    words = ["server", f"--backend-store-uri={given}", "--registry-store-uri", given, "--port", "5000"]
+    done = subprocess.run(
+        ["sh", str(ROOT / "docker" / "mlflow.sh"), sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "MLFLOW_BACKEND_STORE_URI": given},
+    )
+    assert json.loads(done.stdout) == [
+        *(known, "server", f"--backend-store-uri={known}", "--registry-store-uri", known, "--port", "5000")
+    ]
+
+
+def test_the_image_has_the_driver_that_its_entry_point_names() -> None:
+    assert "psycopg2-binary" in (ROOT / "docker" / "mlflow-requirements.in").read_text().split()
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["sh", "/opt/mlflow/start.sh"]' in text
+    copied = {word for line in re.findall(r"^COPY (?!--)(.*) \S+$", text, re.MULTILINE) for word in line.split()}
+    assert copied <= set(images._allowed()), ".dockerignore lets all of it into the build"

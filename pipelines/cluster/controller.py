@@ -1,0 +1,61 @@
+"""What KFP's workflow controller does with every workflow: which failures are tried again, and when it deletes them.
+
+KFP 2.17 comes with defaults (`workflowDefaults` of its ConfigMap) that Argo merges into what a pipeline asks for: a task's own
+number of retries then has the policy OnError, which a process that dies or times out does not meet.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import yaml
+
+CONFIG_MAP = "workflow-controller-configmap"
+KEY = "workflowDefaults"
+
+
+def ask(namespace: str) -> str | None:
+    """The controller's defaults as they are written; None: they cannot be read from here. Empty: it has none.
+
+    Args:
+        namespace: of KFP itself.
+    """
+    from kubernetes import client, config
+
+    try:
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config()
+        else:
+            config.load_kube_config(context=os.environ.get("KFP_KUBE_CONTEXT") or None)
+        found = client.CoreV1Api().read_namespaced_config_map(CONFIG_MAP, namespace, _request_timeout=10)
+    except Exception:  # no cluster, no rights, no answer: it is an extra
+        return None
+    return str((found.data or {}).get(KEY) or "")
+
+
+def policy(defaults: str) -> str:
+    """The policy that the defaults give to the retries of every task; empty: none."""
+    strategy = _within(defaults, "spec", "templateDefaults", "retryStrategy")
+    return str(strategy.get("retryPolicy") or "") if isinstance(strategy, dict) else ""
+
+
+def doubles(defaults: str) -> bool:
+    """Whether the defaults make every node of a workflow a retry node."""
+    return isinstance(_within(defaults, "spec", "templateDefaults", "retryStrategy"), dict)
+
+
+def kept_for(defaults: str) -> int | None:
+    """Seconds after which a workflow that has ended is deleted; None: it is kept."""
+    seconds = _within(defaults, "spec", "ttlStrategy", "secondsAfterCompletion")
+    return seconds if isinstance(seconds, int) and not isinstance(seconds, bool) else None
+
+
+def _within(defaults: str, *path: str) -> Any:
+    try:
+        found = yaml.safe_load(defaults)
+    except yaml.YAMLError:
+        return None
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
