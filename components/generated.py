@@ -16,11 +16,10 @@ from kfp.dsl import base_component
 
 from components.component import TaskClass, component
 
-_CHECK = '''def check(
-{parameters}
-) -> NamedTuple("Checked", [{outputs}]):
+# The text is in every pipeline, so it is short. Its first statement comes before any other name is bound: KFP reads the
+# signature, and the body need not repeat its names.
+_CHECK = '''def check({parameters}) -> NamedTuple("Checked", [{outputs}]):
     """Validate every parameter, resolve what was left open, open the run in MLflow."""
-    # First, before any other name is bound: KFP reads the signature, and the body need not repeat its names.
     parameters = dict(locals())
     from collections import namedtuple
 
@@ -60,7 +59,7 @@ def check_component(
     signature = {**own, **parameters}
     given = ["parameters", *(f"{p}=parameters.pop({p!r})" for p in own), *(f"{p}={v!r}" for p, v in constants.items())]
     text = _CHECK.format(
-        parameters="\n".join(f"    {p}: {kind.__name__}," for p, kind in signature.items()),
+        parameters=", ".join(f"{p}: {kind.__name__}" for p, kind in signature.items()),
         outputs=", ".join(f"({output!r}, dict)" for output in outputs),
         given=", ".join(given),
     )

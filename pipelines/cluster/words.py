@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pipelines.cluster.service import Service, ServiceError
 from pipelines.cluster.tasks import Task
 from rco.core.errors import printable
-from rco.core.marks import DIVERGED, FULL, PREFIX, REFUSED
+from rco.core.marks import DIED, DIVERGED, FULL, PREFIX, REFUSED
 
 _LONGEST = 600
-_OURS = re.compile(rf"{re.escape(PREFIX)}((?:{REFUSED}|{DIVERGED}|{FULL}).*)")
+_OURS = re.compile(rf"{re.escape(PREFIX)}((?:{REFUSED}|{DIVERGED}|{FULL}|{DIED}).*)")
 _RAISED = re.compile(r"(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): (?P<text>.*)")
-_FOR_PEOPLE = ("InputError", "DivergenceError", "DiskFullError")
+_FOR_PEOPLE = ("InputError", "DivergenceError", "DiskFullError", "ProcessDiedError")
 _LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")  # what KFP's own programs write
 _GONE = "its log is gone: KFP deletes a workflow and its pods some time after the end"
 
