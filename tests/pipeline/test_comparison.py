@@ -57,13 +57,13 @@ class TestCompiled:
                 source = inputs.artifacts[name].task_output_artifact
                 assert (source.producer_task, source.output_artifact_key) == ("train-teacher", name)
             for name in BranchTasks.__dataclass_fields__:
-                given = inputs.parameters[f"{name}_settings"].task_output_parameter
-                assert (given.producer_task, given.output_parameter_key) == ("check", f"{name}_{label}")
+                given = inputs.parameters[f"{name}_settings"].component_input_parameter
+                assert given == f"pipelinechannel--check-{name}_{label}", "of the check, which stands before the exit handler"
 
     def test_branches_do_not_wait_for_each_other(self, dag: pipeline_spec_pb2.DagSpec) -> None:
         for branch in BRANCHES.values():
             needed = set(dag.tasks[branch].dependent_tasks)
-            assert needed == {"check", "prepare-data", "train-teacher"}
+            assert needed == {"prepare-data", "train-teacher"}
 
     def test_a_branch_chooses_with_the_students_that_learn(self, spec: pipeline_spec_pb2.PipelineSpec) -> None:
         for branch, steps in zip(BRANCHES.values(), SHAPE.steps.values(), strict=True):
@@ -95,10 +95,8 @@ class TestCompiled:
             assert artifacts[f"evaluation_{label}"].task_output_artifact.producer_task == branch
 
     def test_only_looking_is_not_cached(self, spec: pipeline_spec_pb2.PipelineSpec, dag: pipeline_spec_pb2.DagSpec) -> None:
-        assert {n for n, t in dag.tasks.items() if not t.caching_options.enable_cache} == {
-            "check",
-            "report",
-        }
+        assert {n for n, t in dag.tasks.items() if not t.caching_options.enable_cache} == {"report"}
+        assert not spec.root.dag.tasks["check"].caching_options.enable_cache
         for branch in BRANCHES.values():
             assert all(task.caching_options.enable_cache for task in self.branch(spec, branch).tasks.values())
 
