@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rco.core.pickles import MOST_STEPS, Global, Inert, PickleError, read_pickle
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MOST_DIMENSIONS = 64
 _HEAD_STEPS = 1000
+_MOST_DIRECTORY = 2**24  # bytes of an archive's directory: of some two hundred thousand storages
 
 _STORAGES = {
     **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"},
@@ -257,9 +258,37 @@ def _as_dict(items: Any = ()) -> dict[Any, Any]:
     return {}
 
 
+class _Limited:
+    """A file of which no read is longer than a limit, until that is lifted.
+
+    `ZipFile` reads an archive's directory at once, and its entries take many times its size in memory.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.most = file, _MOST_DIRECTORY
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file's own.
+
+        Raises:
+            TorchFileError: it is longer than the limit.
+        """
+        if size > self.most:
+            raise TorchFileError(f"it is an archive whose directory has {size:,} bytes; {self.most:,} are read")
+        return self.file.read(size)
+
+
+def _archive(file: IO[bytes]) -> zipfile.ZipFile:
+    limited = _Limited(file)
+    archive = zipfile.ZipFile(cast("IO[bytes]", limited))
+    limited.most = sys.maxsize  # members may be as long as the file
+    return archive
+
+
 def _read_archive(path: Path) -> Any:
     size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file, _archive(file) as archive:
         records = {record.filename: record for record in archive.infolist()}
         if sum(record.file_size for record in archive.infolist()) > size:  # torch does not compress
             raise TorchFileError("it is an archive that grows when it is read")
@@ -292,7 +321,7 @@ def _record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bytes:
 
 def _record_reader(path: Path, name: str) -> Callable[[], bytearray]:
     def read() -> bytearray:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, _archive(file) as archive:
             if name not in archive.namelist():
                 raise TorchFileError("the file has changed while it was read")
             return bytearray(_record(archive, archive.getinfo(name)))

@@ -139,6 +139,7 @@ def find_weights(content: Any, expected: Sequence[Shaped], source: object, *, ch
     wanted = next(e for e in expected if _fits(places[place], prefix, e))
     _require_kinds(state, wanted, source)
     state = {name: tensor for name, tensor in state.items() if name in wanted}
+    _require_finite(state, wanted, source)
     notes = _notes(state, wanted, place, prefix, averaged if raw else [])
     return Weights(state, place, prefix, notes)
 
@@ -213,6 +214,16 @@ def _require_kinds(state: Mapping[str, Tensor], expected: Shaped, source: object
         shown = f"{wrong[0]} is {_type(state[wrong[0]])}"
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise InputError("weights", str(source), f"are numbers of another kind: {shown}{more}", "Save them as float32")
+
+
+def _require_finite(state: Mapping[str, Tensor], expected: Shaped, source: object) -> None:
+    """Refuse the weights of a training that diverged, or too large for the network's type: a student learns NaN."""
+    wrong = [name for name, tensor in state.items() if not bool(tensor.to(expected[name].dtype).isfinite().all())]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(
+            "weights", str(source), f"are not finite numbers: {wrong[0]}{more} has NaN or infinity", "Use an earlier checkpoint"
+        )
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

@@ -171,6 +171,15 @@ def test_numbers_of_another_kind_are_refused(tmp_path: Path, dtype: torch.dtype)
         load_checkpoint(network(), saved(state, tmp_path / "a.pt"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])  # float32 has no 1e300
+@pytest.mark.parametrize("name", ["fc.weight", "bn1.running_var"])
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    state = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in network().state_dict().items()}
+    state[name].view(-1)[-1] = value
+    with pytest.raises(InputError, match=rf"not finite numbers: {name} has NaN or infinity\. Use an earlier checkpoint"):
+        load_checkpoint(network(), saved(state, tmp_path / "a.pt"))
+
+
 @pytest.mark.parametrize("wrapper", ["", "model"])
 def test_other_classes_are_refused_in_words(tmp_path: Path, wrapper: str) -> None:
     state = prefixed("module.", network(1000).state_dict())

@@ -306,3 +306,14 @@ def test_archives_choose_no_memory(tmp_path: Path, compression: int) -> None:
         archive.comment = bytes(2**14)  # it must not look as if it grew
     with pytest.raises(TorchFileError, match="compressed in a way"):
         read_torch_file(path)
+
+
+def test_the_directory_of_an_archive_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k in range(300):  # of 60,000 characters each, so the directory alone has 18 MB
+            archive.writestr(f"{k:060000}", b"")
+    with pytest.raises(TorchFileError, match=r"an archive whose directory has 18,\d{3},\d{3} bytes; 16,777,216 are read"):
+        read_torch_file(path)
+    saved({"a": torch.ones(2**22 + 1)}, path)  # 16 MB and a little: a member may be as long as the file
+    assert bool(read_torch_file(path)["a"].load().eq(1).all())
