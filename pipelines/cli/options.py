@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -114,3 +115,10 @@ def integers(name: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise InputError(name, text, "is not a list of whole numbers", "Write them as 10,20,40") from None
+
+
+def find_modules_here() -> None:
+    """Have modules of the current folder found, as by `rco run`, whose processes Python starts with -m."""
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.insert(0, here)

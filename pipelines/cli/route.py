@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli.options import integers, parameter_options
+from pipelines.cli.options import find_modules_here, integers, parameter_options
 from rco.config.parameters import PARAMETERS, read_group
 from rco.core.errors import InputError
 
@@ -65,7 +64,7 @@ def import_route(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("output", str(output), "is not empty", "Name a new folder")
     files = _files(checkpoints, integers("epochs", epochs))
-    _find_modules_here()
+    find_modules_here()
     given = {**flags, "dataset": dataset, "image_size": image_size, "open_classes": open_classes}
     config = read_group("data", given)
     check_source(config)
@@ -113,13 +112,6 @@ def _files(checkpoints: Sequence[Path], epochs: Sequence[int]) -> Sequence[tuple
         known = ", ".join(map(str, by_epoch))
         raise InputError("epochs", missing[0], f"is not an epoch of the checkpoints in {checkpoints[0]}", f"They are: {known}")
     return [(epoch, by_epoch[epoch]) for epoch in epochs]
-
-
-def _find_modules_here() -> None:
-    """Have modules of the current folder found, as by `rco run`, whose processes Python starts with -m."""
-    here = str(Path.cwd())
-    if not sys.flags.safe_path and here not in sys.path:
-        sys.path.insert(0, here)
 
 
 def _command(given: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import home_option
+from pipelines.cli.options import find_modules_here, home_option
 from rco.core.errors import InputError, choice
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 model_option = click.option(
     "--model", default="", metavar="MODULE:FACTORY", help="what its network is, if that is code of yours"
 )
-
-
-def _with_here() -> None:
-    """Modules of the current folder are found, as by rco run."""
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
 
 
 @click.command()
@@ -68,7 +62,7 @@ def export(
         from rco.exporting.formats import require_onnx
 
         require_onnx()
-    _with_here()
+    find_modules_here()
     from rco.exporting.export import export as write
     from rco.exporting.shipped import shipped
 
@@ -135,7 +129,7 @@ def predict(images: tuple[str, ...], student: str, top: int, column: str, model:
     """
     from rco.exporting.predict import image_paths, predictor
 
-    _with_here()
+    find_modules_here()
     paths = image_paths(images, column)
     failed = False
     with predictor(student, home, model=model) as asked:

@@ -14,7 +14,6 @@ from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.core.storage.addresses import is_remote
 from rco.core.tensors import load_state
-from rco.data.inputs import FILE as INPUTS
 from rco.data.inputs import Inputs
 from rco.models.spec import described, load_network
 
@@ -144,6 +143,3 @@ def shipped(where: str, home: Path, *, model: str = "") -> Iterator[Shipped]:
             data_digest=str(read_json(record)["data"]["digest"]) if record.is_file() else "",
             measured=read_json(report) if report.is_file() else {},
         )
-
-
-__all__ = ["INPUTS", "STUDENT", "Shipped", "folder_of", "shipped"]

@@ -60,7 +60,7 @@ def settle_stem(content: Any, spec: NetworkSpec, source: object, *, choice: str 
     if len(networks) < 2:
         return spec, ()
     fitting = [stem for stem, network in networks.items() if _fits(content, network, source, choice)]
-    chosen = spec.stem if spec.stem != "auto" else next(s for s in networks if str(networks[s]) == str(_blank(spec)))
+    chosen = spec.stem if spec.stem != "auto" else next(s for s in networks if str(networks[s]) == str(spec.blank()))
     if not fitting:  # say how they differ from the nearest
         find_weights(content, [n for network in networks.values() for n in namings_of(network)], source, choice=choice)
     if fitting == [chosen]:
@@ -74,19 +74,6 @@ def settle_stem(content: Any, spec: NetworkSpec, source: object, *, choice: str 
     raise InputError("stem", spec.stem, f"is not the stem of the weights in {source}", f"Use {fitting[0]}, which fits them")
 
 
-def _blank(spec: NetworkSpec) -> nn.Module:
-    from rco.models.build import blank_network
-
-    return blank_network(
-        spec.model,
-        in_channels=spec.in_channels,
-        num_classes=spec.num_classes,
-        image_size=spec.image_size,
-        stem=spec.stem,
-        embedding_dim=spec.embedding_dim,
-    )
-
-
 def _networks_by_stem(spec: NetworkSpec) -> dict[str, nn.Module]:
     """The network with each stem that it can have; empty: it has one only."""
     if spec.is_foreign:
@@ -94,7 +81,7 @@ def _networks_by_stem(spec: NetworkSpec) -> dict[str, nn.Module]:
     networks = {}
     for stem in _STEMS:
         try:
-            networks[stem] = _blank(replace(spec, stem=stem))
+            networks[stem] = replace(spec, stem=stem).blank()
         except InputError:  # no small stem is known for it
             return {}
     return networks if len({str(network) for network in networks.values()}) > 1 else {}

@@ -63,7 +63,7 @@ def _looked_at(content: Any, name: str, tensors: Mapping[str, Any], path: Path) 
     fits, problem = list[str](), ""
     for spec in _candidates(tensors):
         try:
-            network = _blank(spec)
+            network = spec.blank()
         except InputError:
             continue
         try:
@@ -104,16 +104,3 @@ def _candidates(tensors: Mapping[str, Any]) -> Iterator[NetworkSpec]:
                 for stem, size in (("small", 32), ("imagenet", 224)):
                     model = f"torchvision/{name}"
                     yield NetworkSpec(model=model, stem=stem, in_channels=channels, num_classes=classes, image_size=size)
-
-
-def _blank(spec: NetworkSpec) -> Any:
-    from rco.models.build import blank_network
-
-    return blank_network(
-        spec.model,
-        in_channels=spec.in_channels,
-        num_classes=spec.num_classes,
-        image_size=spec.image_size,
-        stem=spec.stem,
-        embedding_dim=0,
-    )

@@ -59,6 +59,19 @@ class NetworkSpec:
         """Whether building it runs the user's own code (`package.module:factory`), or another package's."""
         return packages.is_foreign(self.model)
 
+    def blank(self) -> nn.Module:
+        """The module for its own modules and the shapes of a forward pass: see `rco.models.build.blank_network`."""
+        from rco.models.build import blank_network
+
+        return blank_network(
+            self.model,
+            in_channels=self.in_channels,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            stem=self.stem,
+            embedding_dim=self.embedding_dim,
+        )
+
     def build(self, seed: int | None = None) -> nn.Module:
         """The module, in float32 and training mode; with a seed its weights are a function of the spec and the seed."""
         from rco.models.build import build_network

@@ -262,19 +262,12 @@ def _shape_of(network: NetworkSpec) -> str:
 
 def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
     # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
-    from rco.models.build import blank_network
     from rco.objectives.make import make_objective
 
     channels, size, _ = image_shape
+    dictated = {"in_channels": channels, "num_classes": num_classes, "image_size": size}
     student, teacher = (
-        blank_network(
-            m.model,
-            in_channels=channels,
-            num_classes=num_classes,
-            image_size=size,
-            stem=m.stem,
-            embedding_dim=m.embedding_dim,
-        )
+        NetworkSpec(model=m.model, stem=m.stem, embedding_dim=m.embedding_dim, **dictated).blank()
         for m in (config.student, config.teacher)
     )
     make_objective(config.objective, student, teacher, image_shape)

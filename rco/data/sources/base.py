@@ -85,7 +85,7 @@ SOURCES: Registry[SourceKind] = Registry(
     SourceKind,  # type: ignore[type-abstract]
     package="rco.data.sources",
     helpers=(
-        *("base", "class_folders", "class_order", "csv_rows", "files", "kinds", "layout", "parts", "places"),
+        *("archive_file", "base", "class_folders", "class_order", "csv_rows", "files", "kinds", "layout", "parts", "places"),
         *("published_files", "remote_headers", "tree", "unpack", "unzip"),
     ),
     group="rco.sources",

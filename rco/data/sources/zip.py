@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from rco.core.storage.addresses import is_remote
-from rco.data.sources.base import SOURCES, Info, Source
-from rco.data.sources.files import ClassFolders
-from rco.data.sources.places import as_dataset, existing_file, has_zip_name, is_local_folder, not_remote
-
-if TYPE_CHECKING:
-    from rco.data.config import DataConfig
+from rco.data.sources.archive_file import ArchiveFile
+from rco.data.sources.base import SOURCES
+from rco.data.sources.places import ZIP
 
 
 @SOURCES.register("zip")
 @dataclass(frozen=True, kw_only=True)
-class Zip(ClassFolders):
+class Zip(ArchiveFile):
     """A local ZIP file of an image folder."""
 
     summary: ClassVar[str] = "a ZIP file of an image folder"
-
-    @classmethod
-    def claims(cls, value: str) -> bool:
-        return has_zip_name(value) and not is_remote(value) and not is_local_folder(value)
-
-    def require(self, dataset: str) -> None:
-        not_remote(dataset, "zip")
-
-    def digest(self, config: DataConfig) -> str:
-        """See `rco.core.storage.contents.fingerprint`."""
-        from rco.core.storage.contents import fingerprint
-        from rco.data.sources.class_order import ordered_digest
-
-        existing_file(config.dataset)
-        with as_dataset():
-            return ordered_digest(fingerprint(config.dataset), self.class_order)
-
-    def check(self, config: DataConfig) -> Info:
-        from rco.data.sources.unpack import check_archive
-
-        return check_archive(config, existing_file(config.dataset))
-
-    @contextmanager
-    def open(self, config: DataConfig, scratch: Path) -> Iterator[Source]:
-        from rco.data.sources.unpack import extracted_source
-
-        path = existing_file(config.dataset)
-        with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
-            yield extracted_source(config, path, Path(temporary) / "extracted")
+    endings: ClassVar[tuple[str, ...]] = (ZIP,)
