@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -62,6 +62,19 @@ def _isolated() -> Iterator[None]:
     _clean_environment()
     yield
     _clean_environment()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """What was told to people so far."""
+    import logging
+
+    from rco.tasks.process import log
+
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
+    with caplog.at_level(logging.INFO, "rco"):
+        yield lambda: caplog.text
 
 
 @pytest.fixture(scope="session")

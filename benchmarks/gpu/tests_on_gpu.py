@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -125,9 +124,8 @@ def files_are_decoded_for_it(part: Part) -> str:
         place = folder / "images" / f"class{i % 3}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{i}.png")
-    config = DataConfig(dataset=str(folder / "images"))
-    with mock.patch("rco.data.prepare.IN_MEMORY_GIB", 0):
-        prepare(config, folder / "prepared", source_digest(config))
+    config = DataConfig(dataset=str(folder / "images"), in_memory_gib=0)
+    prepare(config, folder / "prepared", source_digest(config))
     data = Dataset.open(folder / "prepared")
     assert data.manifest.storage == "files"
     worst = _batches_differ(data.split("train"), part.device, "crop-flip", None)

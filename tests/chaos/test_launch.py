@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,9 @@ from rco.core.errors import DiskFullError, DivergenceError, InputError, ProcessD
 from rco.core.settings import jsonable
 from rco.tasks import launch
 from rco.tasks.launch import process_restarts
-from rco.tasks.process import log
 from rco.training.config import ComputeConfig
 from rco.training.device import count_workers
 from tests.launched import act
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """What was told to people so far."""
-    monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
-    with caplog.at_level(logging.INFO, "rco"):
-        yield lambda: caplog.text
 
 
 @pytest.fixture

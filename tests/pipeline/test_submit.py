@@ -25,7 +25,6 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from kfp import Client
 
 from pipelines.cli.main import main
 from pipelines.cluster import service as service_module
@@ -47,35 +46,8 @@ from tests.servers import free_port
 
 CANARY = "canary-7f3a9c51d2"
 STAGES = [f"stage-{k} {task}" for k in (1, 2) for task in ("select-anchors", "distill-students")]
-QUICK = Pace(first=0.01, longest=0.02, patience=0.5)
 
-
-@pytest.fixture(autouse=True)
-def _quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No pauses, and nothing of this machine's own KFP or Kubernetes."""
-    monkeypatch.setattr(service_module, "ASK", QUICK)
-    monkeypatch.setattr(watch_module, "WATCH", QUICK)
-    monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    monkeypatch.setattr(Client, "_NAMESPACE_PATH", str(tmp_path / "namespace"))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-
-
-@pytest.fixture(scope="session")
-def rco_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_to(tmp_path_factory.mktemp("package") / "rco.yaml", Shape.of_run(2))
-
-
-@pytest.fixture(scope="session")
-def comparison_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = shape_of(Comparison.of({"branches": ["kd", "lr-decay"]}))
-    return compile_to(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
-
-
-@pytest.fixture
-def stub() -> Iterator[KfpStub]:
-    with KfpStub().listening() as listening:
-        yield listening
+pytestmark = pytest.mark.usefixtures("quick_and_alone")
 
 
 @pytest.fixture

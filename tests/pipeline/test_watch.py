@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,22 +11,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from kfp import Client
 from rich.console import Console
 
 from pipelines.cli.main import main
 from pipelines.cluster import pods
-from pipelines.cluster import service as service_module
 from pipelines.cluster import watch as watch_module
 from pipelines.cluster.package import Package
-from pipelines.cluster.service import Pace, Service
+from pipelines.cluster.service import Service
 from pipelines.cluster.submit import Request, start, upload
 from pipelines.cluster.tasks import Planned, Task, Tasks
 from pipelines.compile import compile_to
 from pipelines.display import Watching, task_table
-from rco.config.branches import Comparison
 from rco.config.shape import Shape
-from rco.tasks.validate import shape_of
 from rco.tracking.context import Context
 from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
@@ -35,36 +30,9 @@ from rco.tracking.runs import open_parent
 from rco.tracking.watched import Watched
 from tests.kfp_stub import ENDLESS, FAILS, Fault, KfpStub, Script
 
-QUICK = Pace(first=0.01, longest=0.02, patience=0.5)
 REFUSED: Script = (("RUNNING", {"check": "RUNNING"}), ("FAILED", {"check": "FAILED", "train-teacher": "NOT_RUN"}))
 
-
-@pytest.fixture(autouse=True)
-def _quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(service_module, "ASK", QUICK)
-    monkeypatch.setattr(watch_module, "WATCH", QUICK)
-    monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    monkeypatch.setattr(Client, "_NAMESPACE_PATH", str(tmp_path / "namespace"))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="session")
-def run_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_to(tmp_path_factory.mktemp("package") / "rco.yaml", Shape.of_run(2))
-
-
-@pytest.fixture(scope="session")
-def branches_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = shape_of(Comparison.of({"branches": ["kd", "lr-decay"]}))
-    return compile_to(tmp_path_factory.mktemp("package") / "comparison.yaml", shape)
-
-
-@pytest.fixture
-def stub() -> Iterator[KfpStub]:
-    with KfpStub().listening() as listening:
-        yield listening
+pytestmark = pytest.mark.usefixtures("quick_and_alone")
 
 
 def started(stub: KfpStub, path: Path) -> str:
@@ -81,11 +49,11 @@ def lines_of(done: Result) -> list[str]:
     return [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in done.output.splitlines()]
 
 
-def test_a_failed_tasks_own_words_and_the_command_that_shows_its_log(stub: KfpStub, run_yaml: Path) -> None:
+def test_a_failed_tasks_own_words_and_the_command_that_shows_its_log(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script = REFUSED
     log = "rco | refused: teacher = 'nonsense': is not known. Choose another\nTraceback (most recent call last):\n"
     stub.logs = {"check": log}
-    run = started(stub, run_yaml)
+    run = started(stub, rco_yaml)
     done = rco(stub, "wait", run)
     assert done.exit_code == 1
     told = "check: refused: teacher = 'nonsense': is not known. Choose another"
@@ -94,11 +62,11 @@ def test_a_failed_tasks_own_words_and_the_command_that_shows_its_log(stub: KfpSt
 
 
 @pytest.mark.parametrize("doubled", [True, False])
-def test_the_words_are_those_of_the_last_try(stub: KfpStub, run_yaml: Path, doubled: bool) -> None:
+def test_the_words_are_those_of_the_last_try(stub: KfpStub, rco_yaml: Path, doubled: bool) -> None:
     stub.doubled = doubled
     stub.script = (("FAILED", {"check": "SUCCEEDED", "train-teacher": "FAILED*3", "close-run": "SUCCEEDED"}),)
     stub.logs = {"train-teacher": "RuntimeError: no room\n"}
-    done = rco(stub, "wait", started(stub, run_yaml))
+    done = rco(stub, "wait", started(stub, rco_yaml))
     assert "train-teacher: failed after 2 min, 3 tries" in done.output
     assert "train-teacher: RuntimeError: no room" in done.output
 
@@ -113,72 +81,72 @@ def test_a_timeout_is_called_a_timeout(stub: KfpStub, tmp_path: Path) -> None:
     assert "train-teacher: timed out: a try may take 2 min" in rco(stub, "wait", run).output
 
 
-def test_many_failures_are_a_few_and_a_number(stub: KfpStub, branches_yaml: Path) -> None:
+def test_many_failures_are_a_few_and_a_number(stub: KfpStub, comparison_yaml: Path) -> None:
     tasks = ("init-students", "select-anchors", "distill-students", "evaluate-students")
     failed = {f"branch-{branch}/{task}": "FAILED" for branch in ("kd", "lr-decay") for task in tasks}
     stub.script = (("FAILED", {"check": "SUCCEEDED", **failed}),)
-    done = rco(stub, "wait", started(stub, branches_yaml))
+    done = rco(stub, "wait", started(stub, comparison_yaml))
     assert "and 3 more tasks failed" in done.output
     assert len([line for line in done.output.splitlines() if "log: kubectl" in line]) == 5
     assert "branch-kd init-students: failed" in done.output
 
 
-def test_a_list_that_stops_is_said_once_and_the_run_is_watched_to_its_end(stub: KfpStub, run_yaml: Path) -> None:
+def test_a_list_that_stops_is_said_once_and_the_run_is_watched_to_its_end(stub: KfpStub, rco_yaml: Path) -> None:
     going = ("RUNNING", {"check": "SUCCEEDED", "train-teacher": "RUNNING"})
     stub.script = (*[going] * 6, ("SUCCEEDED", going[1]))
     stub.freezes = 2
-    done = rco(stub, "wait", started(stub, run_yaml))
+    done = rco(stub, "wait", started(stub, rco_yaml))
     assert done.exit_code == 0
     assert done.output.count("KFP's list of tasks has stopped") == 1
     assert "report: succeeded" in done.output
 
 
-def test_a_failure_after_the_list_has_stopped(stub: KfpStub, run_yaml: Path) -> None:
+def test_a_failure_after_the_list_has_stopped(stub: KfpStub, rco_yaml: Path) -> None:
     going = ("RUNNING", {"check": "SUCCEEDED", "train-teacher": "RUNNING"})
     stub.script = (*[going] * 3, ("FAILED", going[1]))
     stub.freezes = 1
-    run = started(stub, run_yaml)
+    run = started(stub, rco_yaml)
     done = rco(stub, "wait", run)
     assert done.exit_code == 1
     assert "which task failed is not known. KFP's list of tasks stopped when the workflow passed 1 MB" in done.output
     assert f"kubectl logs -n kubeflow -l pipeline/runid={run} -c main" in done.output
 
 
-def test_kfp_tries_a_failed_run_again(stub: KfpStub, run_yaml: Path) -> None:
+def test_kfp_tries_a_failed_run_again(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script = FAILS
     stub.again = (*[FAILS[-1]] * 3, ("RUNNING", {"check": "SUCCEEDED", "train-teacher": "RUNNING"}), ("SUCCEEDED", {}))
     stub.logs = {"train-teacher": "RuntimeError: killed\n"}
-    done = rco(stub, "wait", "--retry-failed", "2", started(stub, run_yaml))
+    done = rco(stub, "wait", "--retry-failed", "2", started(stub, rco_yaml))
     assert done.exit_code == 0, done.output
     assert "train-teacher: RuntimeError: killed" in done.output
     assert done.output.count("is tried again (1 of 2)") == 1
     assert stub.asked("POST .*:retry") == 1
 
 
-def test_it_gives_up_after_so_many_tries(stub: KfpStub, run_yaml: Path) -> None:
+def test_it_gives_up_after_so_many_tries(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script = stub.again = (("RUNNING", {"check": "RUNNING"}), FAILS[-1])
-    done = rco(stub, "wait", "--retry-failed", "2", started(stub, run_yaml))
+    done = rco(stub, "wait", "--retry-failed", "2", started(stub, rco_yaml))
     assert (done.exit_code, stub.asked("POST .*:retry")) == (1, 2)
 
 
-def test_bad_input_is_not_tried_again(stub: KfpStub, run_yaml: Path) -> None:
+def test_bad_input_is_not_tried_again(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script, stub.logs = REFUSED, {"check": "rco | refused: tau = 0: is not above 0. Give more\n"}
-    done = rco(stub, "wait", "--retry-failed", "2", started(stub, run_yaml))
+    done = rco(stub, "wait", "--retry-failed", "2", started(stub, rco_yaml))
     assert (done.exit_code, stub.asked("POST .*:retry")) == (1, 0)
     assert "it is not tried again: its input cannot work" in done.output
 
 
-def test_a_run_whose_workflow_was_cleaned_away_cannot_be_tried_again(stub: KfpStub, run_yaml: Path) -> None:
+def test_a_run_whose_workflow_was_cleaned_away_cannot_be_tried_again(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script = FAILS
     stub.faults = [Fault(":retry", status=400, body={"code": 3, "message": "workflow not found"})]
-    done = rco(stub, "wait", "--retry-failed", "1", started(stub, run_yaml))
+    done = rco(stub, "wait", "--retry-failed", "1", started(stub, rco_yaml))
     assert done.exit_code == 1
     assert "it cannot be tried again" in done.output
 
 
-def test_json_for_scripts(stub: KfpStub, run_yaml: Path) -> None:
+def test_json_for_scripts(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script, stub.logs = FAILS, {"train-teacher": "RuntimeError: x\n"}
-    done = rco(stub, "submit", "--package", str(run_yaml), "--json")
+    done = rco(stub, "submit", "--package", str(rco_yaml), "--json")
     assert done.exit_code == 1
     document = json.loads(done.stdout)
     assert (document["state"], document["terminated"], document["tasks_stale"]) == ("FAILED", False, False)
@@ -190,19 +158,19 @@ def test_json_for_scripts(stub: KfpStub, run_yaml: Path) -> None:
     assert "train-teacher: running" not in done.stdout
 
 
-def test_a_run_without_a_known_pipeline_is_watched_all_the_same(stub: KfpStub, run_yaml: Path) -> None:
-    run = started(stub, run_yaml)
+def test_a_run_without_a_known_pipeline_is_watched_all_the_same(stub: KfpStub, rco_yaml: Path) -> None:
+    run = started(stub, rco_yaml)
     stub.faults = [Fault(r"GET .*/versions/", status=404, body={"code": 5, "message": "gone"}, times=10)]
     done = rco(stub, "wait", run)
     assert (done.exit_code, lines_of(done)[1:]) == (0, ["the run succeeded"])
 
 
-def test_a_large_workflow_is_warned_of(stub: KfpStub, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_workflow_is_warned_of(stub: KfpStub, rco_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.cluster import workflow
 
-    assert "workflow grows" not in rco(stub, "submit", "--no-wait", "--package", str(run_yaml)).output
+    assert "workflow grows" not in rco(stub, "submit", "--no-wait", "--package", str(rco_yaml)).output
     monkeypatch.setattr(workflow, "LARGEST", 100_000)
-    done = rco(stub, "submit", "--no-wait", "--package", str(run_yaml))
+    done = rco(stub, "submit", "--no-wait", "--package", str(rco_yaml))
     assert re.search(r"workflow grows to some \d\.\d MB on KFP as it comes \(28 pods\)", done.output)
     assert "KFP's list of tasks stops; the run goes on" in done.output
 
@@ -235,13 +203,13 @@ def test_kubernetes_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("reasons", [["cannot be scheduled: 1 Insufficient cpu"], [], None])
 def test_a_pod_that_waits_is_told_of(
-    stub: KfpStub, run_yaml: Path, monkeypatch: pytest.MonkeyPatch, reasons: list[str] | None
+    stub: KfpStub, rco_yaml: Path, monkeypatch: pytest.MonkeyPatch, reasons: list[str] | None
 ) -> None:
     monkeypatch.setattr(watch_module, "_PENDING_AFTER", 0.05)
     monkeypatch.setattr(pods, "ask", lambda run_id, namespace: reasons)
     waits = ("RUNNING", {"check": "SUCCEEDED", "train-teacher": "WAITING"})
     stub.script = (*[waits] * 12, ("SUCCEEDED", {"check": "SUCCEEDED", "train-teacher": "SUCCEEDED"}))
-    run = started(stub, run_yaml)
+    run = started(stub, rco_yaml)
     done = rco(stub, "wait", run)
     (line,) = [line for line in lines_of(done) if "has not started" in line]
     assert line.startswith("train-teacher: the pod has not started for")
@@ -300,23 +268,23 @@ def test_stages_and_accuracies_come_from_mlflow(mlflow: str) -> None:
     assert Watched(Context(tracking_uri=mlflow, pipeline_run="unknown")).news() == []
 
 
-def test_mlflow_that_does_not_answer_is_said_once(stub: KfpStub, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_that_does_not_answer_is_said_once(stub: KfpStub, rco_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def away() -> list[str]:
         raise ConnectionError("secret")
 
     monkeypatch.setattr(watch_module, "figures_of", lambda run_id: away)
-    done = rco(stub, "wait", started(stub, run_yaml))
+    done = rco(stub, "wait", started(stub, rco_yaml))
     assert done.exit_code == 0
     assert done.output.count("MLflow does not answer here (ConnectionError)") == 1
     assert "secret" not in done.output
 
 
 def test_what_was_terminated_is_ended_in_mlflow(
-    stub: KfpStub, run_yaml: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
+    stub: KfpStub, rco_yaml: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
     stub.script = ENDLESS
-    run, other = started(stub, run_yaml), started(stub, run_yaml)
+    run, other = started(stub, rco_yaml), started(stub, rco_yaml)
     mine, theirs = opened(mlflow, run), opened(mlflow, other)
     done = rco(stub, "submit", "--terminate", run)
     assert done.exit_code == 1, "a run that was ended has not succeeded"
@@ -330,32 +298,32 @@ def test_what_was_terminated_is_ended_in_mlflow(
 
 
 def test_nothing_is_ended_while_a_run_goes_on(
-    stub: KfpStub, run_yaml: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
+    stub: KfpStub, rco_yaml: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
     stub.script = ENDLESS
-    run = started(stub, run_yaml)
+    run = started(stub, rco_yaml)
     context = opened(mlflow, run)
     assert rco(stub, "wait", "--timeout", "0.1s", run).exit_code == 4
     assert statuses(context) == ["RUNNING"]
 
 
 def test_a_run_that_succeeded_is_finished_in_mlflow_whatever_its_exit_task_saw(
-    stub: KfpStub, run_yaml: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
+    stub: KfpStub, rco_yaml: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rco.tracking.runs import end_open_runs
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
-    run = started(stub, run_yaml)
+    run = started(stub, rco_yaml)
     context = opened(mlflow, run)
     end_open_runs(context, "FAILED")
     assert rco(stub, "wait", run).exit_code == 0
     assert statuses(context) == ["FINISHED"]
 
 
-def test_without_mlflows_address_it_is_said(stub: KfpStub, run_yaml: Path) -> None:
+def test_without_mlflows_address_it_is_said(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script = ENDLESS
-    done = rco(stub, "submit", "--terminate", started(stub, run_yaml))
+    done = rco(stub, "submit", "--terminate", started(stub, rco_yaml))
     assert "MLFLOW_TRACKING_URI is not set here: MLflow may show runs of it as running" in done.output
 
 
@@ -402,9 +370,9 @@ def test_lines_where_nobody_watches() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d  check: running\n", out.getvalue())
 
 
-def test_a_log_that_is_a_web_page_or_refused_is_no_words(stub: KfpStub, run_yaml: Path) -> None:
+def test_a_log_that_is_a_web_page_or_refused_is_no_words(stub: KfpStub, rco_yaml: Path) -> None:
     stub.script = REFUSED
-    run = started(stub, run_yaml)
+    run = started(stub, rco_yaml)
     for fault, told in (
         (Fault("/log", status=200, body="<html>sign in</html>", times=9), "its log cannot be read"),
         (Fault("/log", status=403, body={"message": "no"}, times=9), "its log cannot be read"),

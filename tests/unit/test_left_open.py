@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -48,18 +48,23 @@ def status(context: Context) -> str:
     return str(parent.info.status)
 
 
+class Asked(NamedTuple):
+    path: str
+    authorization: str | None
+
+
 @contextmanager
-def kfp(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Kubeflow's API inside a cluster: run -> its state, or a status of HTTP; gives the paths that were asked for."""
-    asked: list[str] = []
+def kfp(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Asked]]:
+    """Kubeflow's API inside a cluster: run -> its state, all of it, or a status of HTTP; gives what was asked."""
+    asked: list[Asked] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            asked.append(Asked(self.path, self.headers["Authorization"]))
             answer = answers.get(self.path.rpartition("/")[2], 404)
             self.send_response(answer if isinstance(answer, int) else 200)
             self.end_headers()
-            self.wfile.write(json.dumps({"state": answer}).encode())
+            self.wfile.write(json.dumps(answer if isinstance(answer, dict) else {"state": answer}).encode())
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -91,7 +96,7 @@ def test_what_kubeflow_reports_as_ended_is_ended(server: str, monkeypatch: pytes
         assert close_left_open(mine) == 3
     assert [status(c) for c in (terminated, failed, succeeded)] == ["KILLED", "FAILED", "FINISHED"]
     assert {status(c) for c in (running, deleted, local, elsewhere, mine)} == {"RUNNING"}
-    assert {path.rpartition("/")[0] for path in asked} == {"/apis/v2beta1/runs"}
+    assert {a.path.rpartition("/")[0] for a in asked} == {"/apis/v2beta1/runs"}
     assert len(asked) == 5
 
 
@@ -124,28 +129,10 @@ def test_the_api_is_asked_with_the_token_of_the_pod(monkeypatch: pytest.MonkeyPa
     import os
 
     (tmp_path / "token").write_text("secret\n")
-    sent: list[str] = []
     run = json.loads((RECORDED / "terminated.json").read_text())
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            sent.append(str(self.headers["Authorization"]))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(run).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        monkeypatch.setenv("ML_PIPELINE_SERVICE_HOST", "127.0.0.1")
-        monkeypatch.setenv("ML_PIPELINE_SERVICE_PORT", str(listening.server_port))
+    with kfp({run["run_id"]: run}, monkeypatch) as asked:
         assert asking(os.environ, tmp_path / "token")(run["run_id"]) == "FAILED"
-        listening.shutdown()
-        thread.join()
-    assert sent == ["Bearer secret"]
+    assert [a.authorization for a in asked] == ["Bearer secret"]
 
 
 def test_a_check_that_fails_ends_its_own_run(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from rco.config.shape import labels
 from rco.core.errors import InputError
 from rco.core.files import sha256_of
 from rco.tasks.check import check
-from rco.tasks.process import log
 from rco.tasks.teacher import train_teacher
 from rco.tasks.validate import shape_of
 from rco.tracking.record import Record, Row
@@ -55,15 +53,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results are kept, as by the local runner."""
     monkeypatch.setenv("RCO_RESULTS", str(tmp_path / "results"))
     return tmp_path / "results"
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """What was told to people so far."""
-    monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
-    with caplog.at_level(logging.INFO, "rco"):
-        yield lambda: caplog.text
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -38,7 +37,7 @@ from rco.objectives.stage import StageLoss, labels_only
 from rco.strategies.config import AnchorConfig
 from rco.tasks import students, teacher
 from rco.tasks.check import check
-from rco.tasks.process import log, main
+from rco.tasks.process import main
 from rco.tasks.report import close_run
 from rco.tracking import epochs
 from rco.tracking.context import Context
@@ -68,15 +67,6 @@ def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
     folder = tmp_path_factory.mktemp("route")
     list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=folder))
     return Route.open(folder)
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """What was told to people so far."""
-    monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
-    with caplog.at_level(logging.INFO, "rco"):
-        yield lambda: caplog.text
 
 
 class KilledError(BaseException):
