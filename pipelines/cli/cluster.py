@@ -189,9 +189,9 @@ def submit(
 
 def _warn_of_size(package: Any) -> None:
     """Say it before a workflow is made that will be larger than KFP's list of tasks bears."""
-    from pipelines.cluster.workflow import LARGEST, workflow_of
+    from pipelines.cluster.workflow import LARGEST, count
 
-    workflow = workflow_of(package.path)
+    workflow = count(*package.documents)
     if workflow.total > LARGEST:
         grows = f"this run's workflow grows to some {workflow.total / 1e6:.1f} MB on KFP as it comes ({workflow.pods} pods)"
         then = "above 1 MB KFP's list of tasks stops; the run goes on (docs/cluster.md#large-workflows)"

@@ -12,9 +12,10 @@ other constants were measured on Workflows that a real cluster had: a comparison
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -62,10 +63,10 @@ def workflow_of(path: Path, *, doubled: bool = True) -> Workflow:
         doubled: whether KFP's own defaults are in force, which make every node a retry node.
     """
     documents = [document for document in yaml.load_all(path.read_bytes(), Loader=_LOADER) if document is not None]
-    return count(documents[0], documents[1] if len(documents) > 1 else {}, doubled=doubled)
+    return count(*documents, doubled=doubled)
 
 
-def count(pipeline: dict[str, Any], platform: dict[str, Any], *, doubled: bool = True) -> Workflow:
+def count(pipeline: Mapping[str, Any], platform: Mapping[str, Any] = MappingProxyType({}), *, doubled: bool = True) -> Workflow:
     """The workflow of a pipeline.
 
     Args:

@@ -6,6 +6,8 @@ been read, and every task must leave its executor_output.json.
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,16 @@ def vanishes() -> int:
 
 
 class Containers:
-    """Starts one container a task, and remembers what each was allowed and how it ended."""
+    """Starts one container a task, and remembers what each was allowed and how it ended.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        kill_after: the first worker process (`rco.tasks.worker`) of the first container that prints this is killed (SIGKILL).
+    """
+
+    def __init__(self, root: Path, kill_after: str = "") -> None:
         self.root = root
+        self.kill_after = kill_after
+        self.killed: list[int] = []
         self.ended: list[dict[str, Any]] = []
 
     def run(self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:
@@ -45,6 +53,8 @@ class Containers:
         try:
             for line in container.logs(stream=True):
                 print(line.decode(errors="replace"), end="")
+                if self.kill_after and not self.killed and self.kill_after in line.decode(errors="replace"):
+                    self._kill_worker(container)
             status = int(container.wait()["StatusCode"])
             container.reload()
             known = container.attrs
@@ -66,6 +76,13 @@ class Containers:
             return 1
         return status
 
+    def _kill_worker(self, container: Any) -> None:
+        known = container.top()
+        pid, command = (known["Titles"].index(title) for title in ("PID", "CMD"))
+        self.killed = [int(row[pid]) for row in known["Processes"] if "rco.tasks.worker" in row[command]][:1]
+        for number in self.killed:  # as it is known outside the container
+            os.kill(number, signal.SIGKILL)
+
     def _outputs(self) -> set[str]:
         return {str(path.relative_to(self.root)) for path in self.root.rglob("executor_output.json")}
 
@@ -74,7 +91,7 @@ def main(path: Path) -> None:
     """Run what request.json asks for; the result lies beside it."""
     request = json.loads(path.read_text())
     root = Path(request["root"])
-    containers = Containers(root)
+    containers = Containers(root, request["kill_after"])
     docker_task_handler.run_docker_container = containers.run
     local.init(
         runner=local.DockerRunner(
@@ -96,7 +113,9 @@ def main(path: Path) -> None:
             {"raises": raises, "vanishes": vanishes}[request["pipeline"]]()
     except RuntimeError as error:
         result["error"] = str(error)
-    path.with_name("result.json").write_text(json.dumps({**result, "containers": containers.ended}))
+    path.with_name("result.json").write_text(
+        json.dumps({**result, "killed": len(containers.killed), "containers": containers.ended})
+    )
 
 
 if __name__ == "__main__":

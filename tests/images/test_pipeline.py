@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -29,22 +31,34 @@ PARAMETERS = {
 UID = 10001
 
 
-def in_containers(built: Built, folder: Path, pipeline: str, **parameters: Any) -> tuple[dict[str, Any], str]:
+def in_containers(
+    built: Built,
+    folder: Path,
+    pipeline: str,
+    *,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    kill_after: str = "",
+    **parameters: Any,
+) -> tuple[dict[str, Any], str]:
     """Run a pipeline; returns its result and what was printed."""
     root = folder / "pipeline"
     root.mkdir(parents=True)
     os.chown(root, UID, 0)
-    environment = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
-        "RCO_ARTIFACT_ROOT": (root / "artifacts").as_uri(),
-        "RCO_PIPELINE_RUN": "in-containers",
+    request = {
+        "pipeline": pipeline,
+        "parameters": parameters,
+        "root": str(root),
+        "environment": {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
+            "RCO_ARTIFACT_ROOT": (root / "artifacts").as_uri(),
+            "RCO_PIPELINE_RUN": "in-containers",
+            **{name: value.format(root=root) for name, value in environment.items()},
+        },
+        "kill_after": kill_after,
     }
-    request = folder / "request.json"
-    request.write_text(
-        json.dumps({"pipeline": pipeline, "parameters": parameters, "root": str(root), "environment": environment})
-    )
+    (folder / "request.json").write_text(json.dumps(request))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.images.in_containers", str(request)],
+        [sys.executable, "-m", "tests.images.in_containers", str(folder / "request.json")],
         cwd=ROOT,
         env={**built.engine.environment, "RCO_IMAGE": built.rco},
         stdout=subprocess.PIPE,
@@ -112,6 +126,26 @@ def test_mlflow_was_written(ran: dict[str, Any], folder: Path) -> None:
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     anchors = client.search_logged_models([parent.info.experiment_id], "model_type = 'anchor'")
     assert {model.tags["rco.sha256"] for model in anchors} == {stage["anchor_sha256"] for stage in summary["stages"]}
+
+
+def test_a_killed_process_is_started_again_in_its_container(ran: dict[str, Any], built: Built, folder: Path) -> None:
+    with step("the same once more; the process that trains the teacher is killed"):
+        result, said = in_containers(
+            built,
+            folder / "killed",
+            "run",
+            environment={"RCO_PROCESS_RESTARTS": "2", "RCO_RESUME": "{root}/resume", "RCO_RESUME_EVERY": "0"},
+            kill_after="teacher digits-cnn-s: epoch 1/12",
+            **PARAMETERS,
+        )
+    assert "error" not in result, said[-5000:]
+    assert result["killed"] == 1
+    killed = "the process was killed by SIGKILL (as when memory runs out)"
+    assert f"{killed}; it is started again from the last resume point (1 of 2)" in said
+    assert len(result["containers"]) == len(ran["containers"]), "in the same container, not by another one"
+    one, other = (json.loads((Path(path["summary"]) / "summary.json").read_text()) for path in (ran, result))
+    assert [stage["anchor_sha256"] for stage in other["stages"]] == [stage["anchor_sha256"] for stage in one["stages"]]
+    assert other["student"]["accuracy"] == one["student"]["accuracy"]
 
 
 def test_everything_belongs_to_the_images_user(ran: dict[str, Any], folder: Path) -> None:
