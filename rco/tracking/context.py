@@ -39,6 +39,8 @@ def import_mlflow() -> Any:
     # A server with artifacts in S3 offers clients addresses there, which they may not reach: stay with the server.
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    # A bar for each of many small files, where tqdm happens to be installed, also in a pod's log.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     return mlflow

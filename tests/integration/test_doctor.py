@@ -273,7 +273,7 @@ class TestCommand:
         lines = done.stdout.splitlines()
         assert [line.split()[1] for line in lines if not line.startswith(" ")] == [
             *("Python", "libraries", "plug-ins", "PyTorch", "device", "machine", "state"),
-            *("MLflow", "S3", "S3", "Kubeflow", "image"),
+            *("MLflow", "S3", "S3", "Kubeflow", "workflows", "image"),
         ]
         assert not done.stderr
         assert keys(store) == []
