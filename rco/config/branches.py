@@ -224,6 +224,9 @@ def _shared(
     else:
         common = {name: value for name, value in shared.items() if PARAMETERS[name].chooser != "strategy"}
         RunConfig.from_flat({**common, "strategy": "equal-interval"})
+    if "continuous" in axes.get("stage_schedule", (shared["stage_schedule"],)) and not {*kinds} - {*BASELINES}:
+        words = (f"means nothing with branches = {', '.join(kinds)}", "Leave it out, or add a branch that follows the route")
+        raise UnusedError("stage_schedule", "continuous", *words)
     followed = {
         restart_like if kind == "kd-restart" else kind for kind in kinds if kind not in BASELINES or kind == "kd-restart"
     }
@@ -364,7 +367,7 @@ def _axes_of(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], resta
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in point.items()
-        if _changes_result(walked, name, {**base, **point})
+        if _changes_result(walked, name, {**base, **point}) and not (name == "stage_schedule" and kind in BASELINES)
     )
 
 

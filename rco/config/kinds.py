@@ -16,7 +16,8 @@ REFERENCE = "kd"
 STANDARD = ("scratch", "kd", "kd-restart", "equal-interval", "lr-decay", "greedy")
 #: In the order of tables: those of `STANDARD` first.
 _STRATEGIES = sorted(STRATEGIES.names, key=lambda name: (STANDARD.index(name) if name in STANDARD else len(STANDARD), name))
-_PLAIN = {"strategy": "equal-interval", "n_anchors": 1}
+# One stage, or its restarts: there is no other way to share a schedule.
+_PLAIN = {"strategy": "equal-interval", "n_anchors": 1, "stage_schedule": "restart"}
 #: What sets a kind of branch apart from the run's own parameters: the baselines, and a kind for every strategy.
 KINDS: dict[str, dict[str, Any]] = {
     "scratch": {**_PLAIN, "lam": "0"},

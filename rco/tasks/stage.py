@@ -26,15 +26,18 @@ from rco.tasks.settings import StageSettings
 from rco.tasks.students import (
     ANCHOR,
     OBJECTIVE,
+    OPTIMIZER,
     PROBE,
     STUDENT,
     TARGETS,
     as_training,
     data_summary,
     found_again,
+    load_optimizer,
     load_student,
     logged,
     read_logits,
+    save_optimizer,
     save_student,
     settings_as_params,
     taken_up,
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 
     from rco.objectives.stage import StageLoss
     from rco.training.distillation import ProbeTargets
+    from rco.training.loop import OneSchedule
 
 _RESULTS = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
 
@@ -70,6 +74,7 @@ class _Loaded:
         objective: as the stage before left it.
         record: of the student, as the stage before left it.
         images: of an epoch.
+        one_schedule: of all stages, with the optimiser as the stage before left it; None: every stage restarts.
         computation: all that the weights after this stage depend on.
         identity: all that the record depends on, too.
     """
@@ -88,6 +93,7 @@ class _Loaded:
     objective: StageLoss
     record: Record
     images: int
+    one_schedule: OneSchedule | None
     computation: dict[str, Any]
     identity: dict[str, Any]
 
@@ -95,6 +101,11 @@ class _Loaded:
     def learns(self) -> bool:
         """Whether the objective has weights of its own."""
         return any(True for _ in self.objective.parameters())
+
+    @property
+    def hands_on_optimizer(self) -> bool:
+        """Whether a stage follows that goes on with the optimiser of this one."""
+        return self.one_schedule is not None and self.stage.last_epoch < self.one_schedule.epochs
 
     @property
     def label(self) -> str:
@@ -152,7 +163,12 @@ def distill_stage(
     origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
     loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
     place = f"distill_stage/{key}/stage-{stage.stage}"
-    names = (STUDENT, PROBE, *((OBJECTIVE,) if loaded.learns else ()))
+    names = (
+        STUDENT,
+        PROBE,
+        *((OBJECTIVE,) if loaded.learns else ()),
+        *((OPTIMIZER,) if loaded.hands_on_optimizer else ()),
+    )
     computation = {**loaded.computation, "hardware": hardware(s.compute), "workers": world.size}
     result = Result("stage", for_any_workers(computation), names, label=loaded.label)
     found = result.find(distilled, partial(_check, stage)) if world.main else None
@@ -200,6 +216,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     has_learnt = stage.stage > 1 and any(True for _ in objective.parameters())
     if has_learnt:
         load_weights(objective, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
+    one_schedule = _one_schedule(s, stage, student)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
     computation = {
@@ -212,6 +229,8 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         "student": sha256_of(student / STUDENT),
         "objective": sha256_of(student / OBJECTIVE) if has_learnt else "",
     }
+    if one_schedule:  # only then: what restarts keeps its identity
+        computation["optimizer"] = sha256_of(student / OPTIMIZER) if stage.stage > 1 else "one schedule begins"
     return _Loaded(
         key=origin["key"],
         settings=s,
@@ -227,9 +246,23 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         objective=objective,
         record=record,
         images=images,
+        one_schedule=one_schedule,
         computation=computation,
         identity={**computation, "settings": s, "selection": jsonable(stage), "record": origin},
     )
+
+
+def _one_schedule(s: StageSettings, stage: Stage, student: Path) -> OneSchedule | None:
+    """The schedule of all stages, at the beginning of this one; None: every stage has its own, or there is but one.
+
+    Raises:
+        InputError: the stage before has left no optimiser, or a damaged one.
+    """
+    from rco.training.loop import OneSchedule
+
+    if not s.anchors.continuous or stage.epochs == s.train.epochs:
+        return None
+    return OneSchedule(s.train.epochs, load_optimizer(student) if stage.stage > 1 else None)
 
 
 def _adopt(loaded: _Loaded, found: Training) -> Record:
@@ -284,6 +317,7 @@ def _run(loaded: _Loaded, points: ResumePoints) -> tuple[Record, Training]:
             loss=loaded.objective,
             anchor_id=loaded.anchor_id,
             checkpointer=points,
+            one_schedule=loaded.one_schedule,
         ):
             tracker.log(row["epoch"], logged(row))
             report_epoch(row)
@@ -312,10 +346,12 @@ def _metrics(stage: Stage, rows: Sequence[Mapping[str, Any]], source: str) -> li
 
 
 def _save(loaded: _Loaded, logits: np.ndarray, distilled: Path) -> None:
-    """Write what has been trained: the student, its logits (N, K) on the probe samples, and the objective."""
+    """Write what has been trained: the student, its logits (N, K) on the probe samples, the objective, and the optimiser."""
     save_student(distilled, loaded.student, loaded.spec, logits)
     if loaded.learns:
         save_model(distilled / OBJECTIVE, loaded.objective)
+    if loaded.hands_on_optimizer and loaded.one_schedule and loaded.one_schedule.optimizer is not None:
+        save_optimizer(distilled, loaded.one_schedule.optimizer)
 
 
 def _conclude(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
-from rco.core.tensors import load_arrays, load_metadata, save_arrays
+from rco.core.tensors import load_arrays, load_metadata, load_state, save_arrays, save_state
 from rco.data.dataset import Dataset
 from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.tasks.settings import StageSettings, TeacherSettings
@@ -19,11 +19,13 @@ from rco.tracking.context import Context
 from rco.tracking.record import Record, Row
 from rco.tracking.runs import REUSED
 from rco.tracking.tracker import Tracker
+from rco.training.packing import packed, unpacked
 from rco.training.results import Training
 from rco.training.resume_points import ResumePoints
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
 TARGETS = "targets.safetensors"
+OPTIMIZER = "optimizer.safetensors"  # its state, where the next stage goes on with it
 OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
 
 
@@ -113,6 +115,30 @@ def load_student(folder: Path, spec: NetworkSpec) -> Any:
             "student", str(folder / PROBE), "does not say which student it is of", "Run the task that made it again"
         )
     return load_network(folder / STUDENT, expected_sha256=expected, spec=spec)
+
+
+def save_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write an optimiser's state, by the parameter's number, beside the student."""
+    tensors: dict[str, Any] = {}
+    document = packed(state, "", tensors)
+    save_state(folder / OPTIMIZER, tensors, {"state": document})
+
+
+def load_optimizer(folder: Path) -> Mapping[str, Any]:
+    """What `save_optimizer` has written. Whether it fits an optimiser is for that one to say.
+
+    Raises:
+        InputError: it is missing, damaged, or something else.
+    """
+    tensors, metadata = load_state(folder / OPTIMIZER)
+    try:
+        state = unpacked(metadata["state"], tensors)
+        if not all(isinstance(own, dict) for own in state.values()):
+            raise TypeError
+    except (KeyError, TypeError, AttributeError):
+        problem = "holds no state of an optimiser"
+        raise InputError("file", str(folder / OPTIMIZER), problem, "Run the step that writes it again") from None
+    return dict(state)
 
 
 def settings_as_params(s: TeacherSettings | StageSettings) -> dict[str, Any]:

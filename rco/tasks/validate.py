@@ -72,6 +72,8 @@ def stages_on(config: RunConfig, epochs: tuple[int, ...], decays: tuple[int, ...
         raise InputError(
             "epochs", train.epochs, f"is less than one epoch for each of {stages} stages", f"Give at least {stages}"
         )
+    if config.anchors.continuous:
+        return stages
     try:
         replace(train, epochs=share)  # schedule and warm-up restart in every stage, so they must fit into one
     except InputError as error:
@@ -112,7 +114,9 @@ def restarts(branch: Branch, epochs: tuple[int, ...], decays: tuple[int, ...]) -
     """Lengths of the stages into which kd-restart cuts its only one; empty for other branches."""
     if branch.like is None:
         return ()
-    return planned_lengths(branch.config.student_train.epochs, stages_on(branch.like, epochs, decays))
+    # Whatever the branch that it is like, its own stages restart: they must hold a schedule each.
+    like = replace(branch.like, anchors=replace(branch.like.anchors, stage_schedule="restart"))
+    return planned_lengths(branch.config.student_train.epochs, stages_on(like, epochs, decays))
 
 
 def _named(branch: Branch, error: InputError) -> InputError:

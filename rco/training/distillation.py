@@ -1,8 +1,9 @@
 """One stage of distillation, and the walk along a whole route.
 
 In a stage the student, starting from the weights that the stage before left, learns from one frozen anchor with a fresh
-optimiser and schedule (Jin et al. 2019). It hands on its last weights, never those of a "best" epoch: the next stage starts
-where this one ended. An objective's own weights, such as those of a hint's regressor, go on in the same way (ours).
+optimiser and schedule (Jin et al. 2019), unless `stage_schedule` is continuous (ours). It hands on its last weights, never
+those of a "best" epoch: the next stage starts where this one ended. An objective's own weights, such as those of a hint's
+regressor, go on in the same way (ours).
 
 Whatever a stage mimics, the greedy search's hardness is the KL of the logits on the probe samples. Every network has logits,
 and nats mean the same for any objective. But a stage that mimics embeddings does not aim at its anchor's logits, so the
@@ -39,7 +40,7 @@ from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, fo
 from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.distributed import answers
-from rco.training.loop import fit
+from rco.training.loop import OneSchedule, fit
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def train_stage(
     loss: StageLoss | None = None,
     anchor_id: str = "",
     checkpointer: Checkpointer | None = None,
+    one_schedule: OneSchedule | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `student` in place on one anchor.
 
@@ -96,13 +98,13 @@ def train_stage(
         anchor: frozen in place, and run only if the objective needs it (`anchor_of`).
         targets: for the KL columns.
         stage: its number, from 1; logged.
-        epochs: length of this stage; optimiser and schedule span exactly these.
+        epochs: length of this stage; optimiser and schedule span exactly these, unless there is `one_schedule`.
         first_epoch: number of this stage's first epoch on the student's one axis over all stages.
         loss: the objective that `objective` describes, as the stage before left it (its own weights are trained in place);
             None: a new one.
         anchor_id: names the anchor's answers (`anchor_of`); with it, stored logits are shared through the folder that the
             environment names, if it names one (`rco.training.anchor`).
-        checkpointer: as for `rco.training.loop.fit`.
+        checkpointer, one_schedule: as for `rco.training.loop.fit`.
 
     Yields:
         one row an epoch: the row of `rco.training.loop.fit`, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
@@ -139,6 +141,7 @@ def train_stage(
         first_epoch=first_epoch,
         anchor=working,
         checkpointer=checkpointer,
+        one_schedule=one_schedule,
     ):
         logits, labels = answers(student, validation, compute)
         yield {
@@ -222,7 +225,8 @@ def distill_route(
     if teacher is None and route.network.is_foreign:
         problem = f"is code that {route.folder} names"
         raise InputError("teacher", route.network.model, problem, "Name it as teacher= to say that it may run")
-    strategy = (anchors or AnchorConfig()).strategy
+    anchors = anchors or AnchorConfig()
+    strategy = anchors.strategy
     objective, train = objective or ObjectiveConfig(), train or TrainConfig()
     labels, route_logits = route.probe()
     trained = TrainedRoute.of(route)
@@ -238,6 +242,8 @@ def distill_route(
         level = StudentLevel.of(labels, route_logits, probe_logits(student, data, compute), objective.tau)
         return next_anchor(strategy, trained, chosen=walk.chosen, student=level)
 
+    # Whatever the walk, its stages have all of the student's epochs: how long the one schedule is, is known beforehand.
+    one_schedule = OneSchedule(train.epochs) if anchors.continuous else None
     loss: StageLoss | None = None
     while (choice := walk.choice or choose()) is not None:
         walk.choice = choice
@@ -262,6 +268,7 @@ def distill_route(
             loss=loss,
             anchor_id=anchor_id,
             checkpointer=checkpointer,
+            one_schedule=one_schedule,
         )
         for row in rows:
             anchors_of_stage = {"anchor_epoch": choice.anchor_epochs[-1], "anchor_epochs": [*choice.anchor_epochs]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,20 @@ _CHECK_EVERY = 100  # steps between two checks of the loss: each makes the progr
 _APART = 2**40  # between the seeds of two workers
 
 
+@dataclass
+class OneSchedule:
+    """One schedule and one optimiser over several trainings: the stages of a route that do not restart.
+
+    Attributes:
+        epochs: of all of them; the first one's first epoch is epoch 1.
+        optimizer: the optimiser's state by the parameter's number, as the training before left it; None: it is fresh. A
+            training that has ended leaves its own.
+    """
+
+    epochs: int
+    optimizer: Mapping[str, Any] | None = None
+
+
 def fit(
     model: nn.Module,
     train: Split,
@@ -40,6 +55,7 @@ def fit(
     first_epoch: int = 1,
     anchor: Anchor | None = None,
     checkpointer: Checkpointer | None = None,
+    one_schedule: OneSchedule | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
@@ -58,6 +74,7 @@ def fit(
         checkpointer: saves the part "training". If it has one, this training goes on from there, and only epochs that end after
             that are yielded. On a CPU the weights come out the same to the last bit. The caller must have taken up an epoch's
             row by the time it asks for the next.
+        one_schedule: neither optimiser nor schedule is fresh: they go on from the training before, and on to the next.
 
     Yields:
         epoch, lr (of the epoch's last step), loss, the objective's parts, images_per_second.
@@ -66,7 +83,17 @@ def fit(
         DivergenceError: a loss, or a weight, is not a finite number.
         InputError: there is no whole batch to train on, workers cannot share it, or the saved state is of another training.
     """
-    trainer = Trainer(model, train, objective, config, compute, epochs=epochs, first_epoch=first_epoch, anchor=anchor)
+    trainer = Trainer(
+        model,
+        train,
+        objective,
+        config,
+        compute,
+        epochs=epochs,
+        first_epoch=first_epoch,
+        anchor=anchor,
+        one_schedule=one_schedule,
+    )
     if checkpointer is not None:
         trainer.attach(checkpointer)
     yield from trainer.epochs()
@@ -86,6 +113,7 @@ class Trainer:
         epochs: int,
         first_epoch: int,
         anchor: Anchor | None,
+        one_schedule: OneSchedule | None = None,
     ) -> None:
         self.train, self.config, self.compute, self.anchor = train, config, compute, anchor
         self.world = World.current()
@@ -96,7 +124,10 @@ class Trainer:
         self.learner = Learner(self.model, self.objective)
         self.learn = shared(self.learner, self.world, sync_batchnorm=compute.sync_batchnorm)
         self.optimizer = make_optimizer(self.learner, config)
-        self.length, self.first_epoch, self.last_epoch = epochs, first_epoch, first_epoch + epochs - 1
+        self.first_epoch, self.last_epoch = first_epoch, first_epoch + epochs - 1
+        self.one_schedule = one_schedule
+        #: What the schedule spans: its first epoch, and its length.
+        self.begins, self.length = (1, one_schedule.epochs) if one_schedule else (first_epoch, epochs)
         self.steps_per_epoch = train.num_batches(config.batch_size)
         self.progress = Progress(first_epoch)
         self.checkpointer: Checkpointer | None = None
@@ -104,6 +135,8 @@ class Trainer:
         self._first_step: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         #: When, and the model's state dict then; in the computer's memory: the device's is scarce.
         self._last_finite: tuple[str, dict[str, Tensor]] | None = None
+        if one_schedule is not None and one_schedule.optimizer is not None:
+            self._take_optimizer(one_schedule.optimizer)
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train to the end; yields as `fit`."""
@@ -113,6 +146,8 @@ class Trainer:
             yield row
             if self.checkpointer is not None and self.checkpointer.due():
                 self.checkpointer.keep()
+        if self.one_schedule is not None:
+            self.one_schedule.optimizer = self.optimizer.state_dict()["state"]
 
     def _train_epoch(self) -> dict[str, float]:
         """Train the current epoch, or the rest of it; returns its row."""
@@ -182,7 +217,7 @@ class Trainer:
 
     def _rate(self, batches: int) -> float:
         """The learning rate of the step after `batches` batches of the current epoch."""
-        step = (self.progress.epoch - self.first_epoch) * self.steps_per_epoch + batches
+        step = (self.progress.epoch - self.begins) * self.steps_per_epoch + batches
         return learning_rate(self.config, step, steps_per_epoch=self.steps_per_epoch, epochs=self.length)
 
     def _seed_epoch(self) -> None:
@@ -247,14 +282,19 @@ class Trainer:
         """
         with restoring():
             load_weights(self.learner, saved["learner"], "a resume point")
-            load_optimizer_state(self.optimizer, saved["optimizer"])
+            self._take_optimizer(saved["optimizer"])
             self.progress = Progress.restored(saved["progress"], self.first_epoch, self.last_epoch, self.device)
             self._restored_random = self.world.own({k: v for k, v in saved["random"].items() if torch.is_tensor(v)})
             if self._restored_random is not None:
                 set_random_state(self._restored_random, self.device)
-        self._first_step = restoring(MISFIT)  # which values an optimiser needs is known to its first step
         epoch, batches = self.progress.epoch, self.progress.batches
         self._keep_finite(f"at step {batches} of epoch {epoch}" if batches else f"after epoch {epoch - 1}")
+
+    def _take_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Go on with the optimiser's state of another process, or of the stage before."""
+        with restoring():
+            load_optimizer_state(self.optimizer, state)
+        self._first_step = restoring(MISFIT)  # which values an optimiser needs is known to its first step
 
 
 def _all_finite(module: nn.Module) -> bool:
