@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CONFUSION = "confusion.json"
 _READABLE = 100  # classes: KFP keeps the matrix in its database, and shows it in one page
-_SIDE_BY_SIDE = ("n", "accuracy", "top5", "cross_entropy", "ece")
+_SIDE_BY_SIDE = ("n", "accuracy", "top5", "cross_entropy", "ece", "balanced_accuracy", "macro_f1")
 
 
 @task
