@@ -56,11 +56,13 @@ class Evaluation:
     branch: str = ""  # what follows is not in the documents of 0.1, which may wait in an outbox
     seed: int = 0
     student_sha256: str = ""
+    student_ema: Measured | None = None
+    ema_sha256: str = ""
     teacher_sha256: str = ""
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
-        for model in (self.student, self.teacher):
+        for model in filter(None, (self.student, self.teacher, self.student_ema)):
             rows = {len(row) for row in model.confusion}
             if model.confusion and (len(model.confusion) != classes or rows != {classes}):
                 raise InputError("confusion", len(model.confusion), f"is not of {classes} classes", "Evaluate again")

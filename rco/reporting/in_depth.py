@@ -116,13 +116,20 @@ def summarise(
 
     def model(name: str, **more: Any) -> dict[str, Any]:
         measured = evaluation[name]
-        return {"model": parameters[name], **more, **{key: measured[key] for key in _MODEL_FIGURES if key in measured}}
+        return {
+            "model": parameters[name.removesuffix("_ema")],
+            **more,
+            **{key: measured[key] for key in _MODEL_FIGURES if key in measured},
+        }
 
     of_stage = (
         *("stage", "anchor_epoch", "reason", "val_accuracy", "kl_to_anchor", "kl_to_teacher"),
         *("first_epoch", "last_epoch", "anchor_val_accuracy", "anchor_sha256", "anchors"),
     )
     open_set = {"open_set": evaluation["open_set"]} if "open_set" in evaluation else {}
+    of_ema = {}
+    if evaluation.get("student_ema"):
+        of_ema["student_ema"] = model("student_ema", val_accuracy=record.stages[-1]["val_accuracy_ema"])
     return {
         "pipeline_run": context.pipeline_run,
         "dataset": dict(record.data),
@@ -132,6 +139,7 @@ def summarise(
         ),
         "stages": [{name: stage[name] for name in of_stage} for stage in record.stages],
         "student": model("student", epochs=record.rows[-1]["step"], val_accuracy=record.stages[-1]["val_accuracy"]),
+        **of_ema,
         "congruence_kl": evaluation["congruence_kl"],
         **open_set,
         "tau": evaluation["tau"],
@@ -154,6 +162,7 @@ def metrics(student: Student) -> dict[str, float]:
     return {
         **{f"test_{name}": measured[name] for name in _METRICS},
         **{f"test_{name}": value for name, value in further(measured, len(evaluation["class_names"])).items()},
+        **({"test_ema_accuracy": evaluation["student_ema"]["accuracy"]} if evaluation.get("student_ema") else {}),
         **(openset.figures(evaluation["open_set"]["student"]) if "open_set" in evaluation else {}),
         "test_congruence_kl": evaluation["congruence_kl"],
     }
@@ -169,6 +178,7 @@ def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         "teacher_parameters": summary["teacher"]["parameters"],
         "congruence_kl": summary["congruence_kl"],
         "stages": len(summary["stages"]),
+        **({"student_test_ema_accuracy": summary["student_ema"]["accuracy"]} if "student_ema" in summary else {}),
         **openset.both_figures(summary.get("open_set")),
     }
 
@@ -206,7 +216,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     ]
     models = [
         [
-            role,
+            "student, EMA" if role == "student_ema" else role,
             summary[role]["model"],
             percent(summary[role]["val_accuracy"]),
             percent(summary[role]["accuracy"]),
@@ -215,7 +225,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
             f"{summary[role]['macs']:,}",
             f"{summary[role]['latency_ms']:.2f}",
         ]
-        for role in ("teacher", "student")
+        for role in ("teacher", "student", *(("student_ema",) if "student_ema" in summary else ()))
     ]
     return {
         "The route the student took": (
@@ -243,6 +253,8 @@ def _more_measures(summary: Mapping[str, Any]) -> dict[str, Table]:
     """The measures beside accuracy as a table; nothing, of an older evaluation."""
     classes = int(summary["dataset"]["num_classes"])
     rows = {role: further(summary[role], classes) for role in ("teacher", "student")}
+    if "student_ema" in summary:
+        rows["student, EMA"] = further(summary["student_ema"], classes)
     return (
         {MORE: measures_table({role: {n: percent(v) for n, v in row.items()} for role, row in rows.items()})}
         if all(rows.values())

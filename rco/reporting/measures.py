@@ -8,7 +8,12 @@ from typing import Any
 from rco.reporting.page import Table, percent
 
 MORE = "More measures of the test part"
-_HEADS = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "top5": "top-5 accuracy"}
+_HEADS = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "top5": "top-5 accuracy",
+    "ema_accuracy": "accuracy of the EMA",
+}
 _TOP5_FROM = 10  # classes: of fewer, five guesses are half of them
 _SHOWN = 100  # classes in a report; the file has all
 _COLUMNS = ("precision", "recall", "f1")
@@ -22,8 +27,10 @@ def further(measured: Mapping[str, Any], num_classes: int) -> dict[str, float]:
 
 def measures_table(rows: Mapping[str, Mapping[str, str]]) -> Table:
     """Figures of `further` in words, a row for each of several networks."""
-    names = [name for name in _HEADS if all(name in row for row in rows.values())]
-    return ["", *(_HEADS[name] for name in names)], [[title, *(row[name] for name in names)] for title, row in rows.items()]
+    names = [name for name in _HEADS if any(name in row for row in rows.values())]
+    return ["", *(_HEADS[name] for name in names)], [
+        [title, *(row.get(name, "") for name in names)] for title, row in rows.items()
+    ]
 
 
 def class_title(rows: Sequence[Any]) -> str:

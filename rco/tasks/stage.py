@@ -25,6 +25,7 @@ from rco.tasks.selection import Stage
 from rco.tasks.settings import StageSettings
 from rco.tasks.students import (
     ANCHOR,
+    EMA,
     OBJECTIVE,
     PROBE,
     STUDENT,
@@ -54,8 +55,10 @@ if TYPE_CHECKING:
 
     from rco.objectives.stage import StageLoss
     from rco.training.distillation import ProbeTargets
+    from rco.training.ema import Ema
 
 _RESULTS = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
+_OF_EMA = "val_accuracy_ema"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class _Loaded:
         about: of each anchor.
         anchor_folders: of the anchors' files.
         objective: as the stage before left it.
+        ema: keeps the moving average of this stage; None: there is none.
         record: of the student, as the stage before left it.
         images: of an epoch.
         computation: all that the weights after this stage depend on.
@@ -86,6 +90,7 @@ class _Loaded:
     anchor_folders: list[Path]
     targets: ProbeTargets
     objective: StageLoss
+    ema: Ema | None
     record: Record
     images: int
     computation: dict[str, Any]
@@ -152,7 +157,7 @@ def distill_stage(
     origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
     loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
     place = f"distill_stage/{key}/stage-{stage.stage}"
-    names = (STUDENT, PROBE, *((OBJECTIVE,) if loaded.learns else ()))
+    names = (STUDENT, PROBE, *((OBJECTIVE,) if loaded.learns else ()), *((EMA,) if loaded.ema else ()))
     computation = {**loaded.computation, "hardware": hardware(s.compute), "workers": world.size}
     result = Result("stage", for_any_workers(computation), names, label=loaded.label)
     found = result.find(distilled, partial(_check, stage)) if world.main else None
@@ -182,6 +187,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     """
     from rco.objectives.make import make_objective
     from rco.training.distillation import ProbeTargets, anchor_of
+    from rco.training.ema import Ema
 
     data, folders = Dataset.open(dataset), anchor_folders(anchor)
     spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
@@ -203,7 +209,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
     computation = {
-        "settings": {name: getattr(s, name) for name in ("teacher", "student", "train", "objective", "compute", "code")},
+        "settings": {name: getattr(s, name) for name in ("teacher", "student", "train", "objective", "ema", "compute", "code")},
         "plugins": used_by(s.objective, s.train),
         "stage": {"stage": stage.stage, "epochs": stage.epochs, "first_epoch": stage.first_epoch},
         "data": data.manifest.digest,
@@ -225,6 +231,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         anchor_folders=folders,
         targets=targets,
         objective=objective,
+        ema=Ema(s.ema.ema_decay) if s.ema.ema_decay else None,
         record=record,
         images=images,
         computation=computation,
@@ -284,6 +291,7 @@ def _run(loaded: _Loaded, points: ResumePoints) -> tuple[Record, Training]:
             loss=loaded.objective,
             anchor_id=loaded.anchor_id,
             checkpointer=points,
+            ema=loaded.ema,
         ):
             tracker.log(row["epoch"], logged(row))
             report_epoch(row)
@@ -313,7 +321,7 @@ def _metrics(stage: Stage, rows: Sequence[Mapping[str, Any]], source: str) -> li
 
 def _save(loaded: _Loaded, logits: np.ndarray, distilled: Path) -> None:
     """Write what has been trained: the student, its logits (N, K) on the probe samples, and the objective."""
-    save_student(distilled, loaded.student, loaded.spec, logits)
+    save_student(distilled, loaded.student, loaded.spec, logits, loaded.ema.network if loaded.ema else None)
     if loaded.learns:
         save_model(distilled / OBJECTIVE, loaded.objective)
 
@@ -322,7 +330,7 @@ def _conclude(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any
     """Write the record, with the stage in it; returns the figures of the stage."""
     stage, last = loaded.stage, loaded.about[-1]
     rows = _metrics(stage, record.rows, "resume point")
-    results = {name: rows[-1][name] for name in _RESULTS}
+    results = {name: rows[-1][name] for name in (*_RESULTS, *((_OF_EMA,) if loaded.ema else ()))}
     summary = {
         "stage": stage.stage,
         "anchor_epoch": last.epoch,
