@@ -23,6 +23,7 @@ from rco.strategies.config import AnchorConfig
 from rco.training import device
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.distillation import distill_route
+from rco.training.ema import Ema
 from rco.training.resume_points import ResumePoints
 from rco.training.teacher import train_teacher
 
@@ -96,6 +97,7 @@ def distill_student(
     embedding_dim: int = 0,
     compute: ComputeConfig | None = None,
     resume: str | Path = "",
+    ema: Ema | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Distil a student along a route.
 
@@ -104,6 +106,7 @@ def distill_student(
         teacher: the name of the route's model, or a module like it (a copy gets the anchors' weights). Needed if it is not of
             this project or torchvision: code is run because you name it, never because a route does.
         resume: as for `train_route`.
+        ema: has in the end the moving average of the student's weights over the last stage (`rco.training.ema`).
 
     Returns:
         the student in evaluation mode, and one row of metrics per epoch.
@@ -121,6 +124,7 @@ def distill_student(
         "route": [c.sha256 for c in route.checkpoints],
         "data": data.manifest.digest,
         **{"anchors": anchors, "objective": objective, "train": train, "compute": resolved},
+        **({"ema_decay": ema.decay} if ema is not None else {}),
     }
     points = ResumePoints(str(resume), identity)
     rows = list(points.take("rows") or [])
@@ -139,6 +143,7 @@ def distill_student(
         train=train,
         compute=resolved,
         checkpointer=points,
+        ema=ema,
     )
     for row in epochs:
         rows.append(row)  # noqa: PERF402 (a point may be written between two rows)

@@ -27,6 +27,7 @@ class Filing:
     restart_like: str = ""
     registered_model: str = ""
     champion_margin: float = 0.0
+    registered_weights: str = "last"
 
     @property
     def is_run(self) -> bool:

@@ -21,7 +21,7 @@ from rco.models.config import ModelConfig
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
 from rco.tracking.config import ServicesConfig, TrackingConfig
-from rco.training.config import ComputeConfig, RouteConfig, TrainConfig
+from rco.training.config import ComputeConfig, EmaConfig, RouteConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class RunConfig:
     route: RouteConfig = field(default_factory=RouteConfig)
     student: ModelConfig = field(default_factory=lambda: ModelConfig(model="digits-cnn-s"))
     student_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=80, lr=0.05, augment="shift"))
+    ema: EmaConfig = field(default_factory=EmaConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -41,6 +42,11 @@ class RunConfig:
     services: ServicesConfig = field(default_factory=ServicesConfig)
 
     def __post_init__(self) -> None:
+        self.student_train.require_label_term(self.objective.label_weight)
+        if self.tracking.registered_weights == "ema" and not self.ema.ema_decay:
+            raise InputError(
+                "registered_weights", "ema", "is asked for, but ema_decay = 0 keeps no average", "Set ema_decay, such as 0.999"
+            )
         mimicked, compared = self.objective.objective.needs_embeddings, bool(self.data.open_classes)
         for role, model in (("teacher", self.teacher), ("student", self.student)):
             if (mimicked or compared) and not model.embedding_dim:
@@ -87,7 +93,7 @@ def _refuse_unread(flat: Mapping[str, Any]) -> None:
         unread = dict.fromkeys([*of_training, "checkpoint_every"], words)
     if not flat.get("registered_model", True):
         words = ("means nothing where no student is registered", "Leave it out, or name a registered_model")
-        unread["champion_margin"] = words
+        unread |= dict.fromkeys(("champion_margin", "registered_weights"), words)
     for name, (problem, remedy) in unread.items():
         if name in flat and (value := read_value(name, flat[name])) != PARAMETERS[name].default:
             raise UnusedError(name, value, problem, remedy)
@@ -132,6 +138,7 @@ _GROUPS = {
     "route": "",
     "student": "student_",
     "student_train": "",
+    "ema": "",
     "anchors": "",
     "objective": "",
     "compute": "",

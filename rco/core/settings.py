@@ -43,6 +43,12 @@ def fraction(name: str, value: float) -> None:
         raise InputError(name, value, "must lie strictly between 0 and 1", "Give a fraction such as 0.2")
 
 
+def below_one(name: str, value: float, remedy: str) -> None:
+    """Raise InputError unless `value` is a number, 0 or more and below 1."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise InputError(name, value, "must be at least 0 and below 1", remedy)
+
+
 def has_credentials(address: str) -> bool:
     """Whether an address holds more than the name of a host or bucket: it would be written into logs, files and MLflow.
 

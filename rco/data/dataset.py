@@ -34,6 +34,7 @@ from rco.data.config import AUGMENTATIONS, LARGEST_IMAGE
 from rco.data.decoding import Decoding
 from rco.data.image_file import Shape
 from rco.data.images import FileImages, Pixels, Rows
+from rco.data.order import balanced_order
 from rco.data.share import WHOLE, Share
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ class Split(ABC):
         skip: int = 0,
         count: int | None = None,
         share: Share = WHOLE,
+        balanced: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         """As `batches`, and which images they are.
 
@@ -231,6 +233,7 @@ class Split(ABC):
             skip: batches to leave out at the beginning, unread; those that follow are the same as ever.
             count: batches to yield then, at most; None: all.
             share: of every batch, the part to yield; the images in it are the same as in the whole.
+            balanced: show every class as often, and not every image once (`balanced_order`); needs a seed.
 
         Yields:
             (x, y, rows): rows is (B,), the numbers of the images in this part.
@@ -240,13 +243,20 @@ class Split(ABC):
             raise InputError("augment", augment, "is random, but there is no seed", "Give a seed, or augment = none")
         rng = None if seed is None else np.random.default_rng((seed, epoch))
         last = None if count is None else skip + count
-        return self._batches(batch_size, device, rng, augment, workers, view, slice(skip, last), share)
+        if rng is None:
+            order = np.arange(len(self))
+        elif balanced:
+            order = balanced_order(self.labels.numpy(), rng)
+        else:
+            order = rng.permutation(len(self))
+        return self._batches(batch_size, device, rng, order, augment, workers, view, slice(skip, last), share)
 
     def _batches(
         self,
         batch_size: int,
         device: str | torch.device,
         rng: np.random.Generator | None,
+        order: Rows,
         augment: str,
         workers: int,
         view: int | None,
@@ -260,7 +270,6 @@ class Split(ABC):
         device = torch.device(device)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
         scale, offset = 1 / (255 * std), -mean / std
-        order = rng.permutation(len(self)) if rng else np.arange(len(self))
         count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
         chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
         draws = None if view is None else view_draws(augment, len(self), view)

@@ -1,10 +1,12 @@
-"""Measures of a classifier from its logits: accuracy, cross entropy, calibration, confusion.
+"""Measures of a classifier from its logits: accuracy, cross entropy, calibration, confusion, and those of every class.
 
 They take NumPy arrays and need no torch, so a task with stored logits can score them without importing it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -113,6 +115,35 @@ def per_class_accuracy(logits: Floats, labels: Ints, num_classes: int) -> NDArra
     return _recall(confusion(logits, labels, num_classes))
 
 
+def per_class(logits: Floats, labels: Ints, num_classes: int) -> list[dict[str, Any]]:
+    """Precision, recall and F1 (0 to 1) of each class, and n, its samples: num_classes rows, JSON-ready.
+
+    What is 0 / 0 is None: recall of a class without samples, precision of one that is never predicted, F1 of one that is both.
+
+    Raises:
+        InputError: as `accuracy`.
+    """
+    check_logits(logits, labels)
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        labels, logits.argmax(axis=1), labels=np.arange(num_classes), zero_division=np.nan
+    )
+    return [
+        {
+            **{name: None if np.isnan(v) else float(v) for name, v in zip(("precision", "recall", "f1"), row[:3], strict=True)},
+            "n": int(row[3]),
+        }
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def mean_of_classes(rows: Iterable[Mapping[str, Any]], name: str) -> float:
+    """The mean of a column of `per_class` over the classes that have it: of recall the balanced accuracy, of F1 the macro F1
+    (as scikit-learn's `balanced_accuracy_score`, and `f1_score` with average="macro")."""
+    return fmean(row[name] for row in rows if row[name] is not None)
+
+
 def measure(logits: Floats, labels: Ints, num_classes: int) -> dict[str, Any]:
     """Every measure of one model's logits, JSON-ready.
 
@@ -121,20 +152,24 @@ def measure(logits: Floats, labels: Ints, num_classes: int) -> dict[str, Any]:
         labels: (N,).
 
     Returns:
-        n, accuracy, top5 (if there are more than 5 classes), cross_entropy, ece, per_class_accuracy (None for a class without
-        samples), confusion ([true][predicted] counts).
+        n, accuracy, top5 (if there are more than 5 classes), cross_entropy, ece, balanced_accuracy, macro_f1,
+        per_class_accuracy (None for a class without samples), per_class (see there), confusion ([true][predicted] counts).
 
     Raises:
         InputError: as `confusion`.
     """
     counts = confusion(logits, labels, num_classes)
+    classes = per_class(logits, labels, num_classes)
     result: dict[str, Any] = {"n": len(labels), "accuracy": accuracy(logits, labels)}
     if num_classes > 5:
         result["top5"] = top_k_accuracy(logits, labels, 5)
     return result | {
         "cross_entropy": cross_entropy(logits, labels),
         "ece": calibration_error(logits, labels),
+        "balanced_accuracy": mean_of_classes(classes, "recall"),
+        "macro_f1": mean_of_classes(classes, "f1"),
         "per_class_accuracy": [None if np.isnan(a) else float(a) for a in _recall(counts)],
+        "per_class": classes,
         "confusion": counts.tolist(),
     }
 

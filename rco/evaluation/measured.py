@@ -15,6 +15,16 @@ _REMEDY = "Run the evaluation again"
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfClass:
+    """The measures of one class (`rco.evaluation.classification.per_class`)."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """The measures of a network that are read. Of a student in depth there is a confusion matrix, and a latency."""
 
@@ -25,6 +35,10 @@ class Measured:
     parameters: int
     macs: int
     latency_ms: float | None = None
+    top5: float | None = None  # what follows, to `confusion`, is not in the documents of 0.1, which may wait in an outbox
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    per_class: tuple[OfClass, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
 
 
@@ -42,14 +56,18 @@ class Evaluation:
     branch: str = ""  # what follows is not in the documents of 0.1, which may wait in an outbox
     seed: int = 0
     student_sha256: str = ""
+    student_ema: Measured | None = None
+    ema_sha256: str = ""
     teacher_sha256: str = ""
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
-        for model in (self.student, self.teacher):
+        for model in filter(None, (self.student, self.teacher, self.student_ema)):
             rows = {len(row) for row in model.confusion}
             if model.confusion and (len(model.confusion) != classes or rows != {classes}):
                 raise InputError("confusion", len(model.confusion), f"is not of {classes} classes", "Evaluate again")
+            if model.per_class and len(model.per_class) != classes:
+                raise InputError("per_class", len(model.per_class), f"is not of {classes} classes", "Evaluate again")
 
     def require_depth(self) -> None:
         """Raise InputError if confusion matrix or latency is missing."""

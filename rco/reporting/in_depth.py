@@ -14,7 +14,8 @@ from rco.config.filing import Filing
 from rco.core.documents import write_json
 from rco.evaluation import openset
 from rco.models.route import Route
-from rco.reporting.page import Table, as_markdown, percent, write_report
+from rco.reporting.measures import MORE, class_rows, class_table, class_title, further, measures_table
+from rco.reporting.page import Table, as_csv, as_markdown, percent, write_report, write_text
 from rco.reporting.student import Student
 from rco.strategies.hardness import route_hardness
 from rco.tracking.context import Context, without_credentials
@@ -33,7 +34,10 @@ _MODEL_FIGURES = (
     "macs",
     "latency_ms",
     "latency_p95_ms",
+    "balanced_accuracy",
+    "macro_f1",
     "per_class_accuracy",
+    "per_class",
 )
 _METRICS = ("accuracy", "ece", "parameters", "macs", "latency_ms")
 
@@ -83,8 +87,19 @@ def write(
     }
     if "open_set" in summary:
         figures["open_set"] = open_set_figure(summary["open_set"])
-    write_report(folder, headline(summary), tables(summary), figures)
+    classes = _classes(evaluation)
+    sections = {**tables(summary), **_more_measures(summary)}
+    if classes is not None:
+        write_text(folder / "per_class.csv", as_csv(class_rows(*classes)))
+        sections |= {class_title(classes[0]): class_table(*classes)}
+    write_report(folder, headline(summary), sections, figures)
     return summary
+
+
+def _classes(evaluation: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Any], Sequence[Any]] | None:
+    """Names of the classes, and their measures of teacher and student; None: an older evaluation has none."""
+    rows = [evaluation[role].get("per_class") for role in ("teacher", "student")]
+    return (evaluation["class_names"], rows[0], rows[1]) if all(rows) else None
 
 
 def summarise(
@@ -101,13 +116,20 @@ def summarise(
 
     def model(name: str, **more: Any) -> dict[str, Any]:
         measured = evaluation[name]
-        return {"model": parameters[name], **more, **{key: measured[key] for key in _MODEL_FIGURES if key in measured}}
+        return {
+            "model": parameters[name.removesuffix("_ema")],
+            **more,
+            **{key: measured[key] for key in _MODEL_FIGURES if key in measured},
+        }
 
     of_stage = (
         *("stage", "anchor_epoch", "reason", "val_accuracy", "kl_to_anchor", "kl_to_teacher"),
         *("first_epoch", "last_epoch", "anchor_val_accuracy", "anchor_sha256", "anchors"),
     )
     open_set = {"open_set": evaluation["open_set"]} if "open_set" in evaluation else {}
+    of_ema = {}
+    if evaluation.get("student_ema"):
+        of_ema["student_ema"] = model("student_ema", val_accuracy=record.stages[-1]["val_accuracy_ema"])
     return {
         "pipeline_run": context.pipeline_run,
         "dataset": dict(record.data),
@@ -117,6 +139,7 @@ def summarise(
         ),
         "stages": [{name: stage[name] for name in of_stage} for stage in record.stages],
         "student": model("student", epochs=record.rows[-1]["step"], val_accuracy=record.stages[-1]["val_accuracy"]),
+        **of_ema,
         "congruence_kl": evaluation["congruence_kl"],
         **open_set,
         "tau": evaluation["tau"],
@@ -138,6 +161,8 @@ def metrics(student: Student) -> dict[str, float]:
     measured, evaluation = student.evaluation["student"], student.evaluation
     return {
         **{f"test_{name}": measured[name] for name in _METRICS},
+        **{f"test_{name}": value for name, value in further(measured, len(evaluation["class_names"])).items()},
+        **({"test_ema_accuracy": evaluation["student_ema"]["accuracy"]} if evaluation.get("student_ema") else {}),
         **(openset.figures(evaluation["open_set"]["student"]) if "open_set" in evaluation else {}),
         "test_congruence_kl": evaluation["congruence_kl"],
     }
@@ -145,19 +170,22 @@ def metrics(student: Student) -> dict[str, float]:
 
 def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the parent run in MLflow."""
+    classes = int(summary["dataset"]["num_classes"])
     return {
         **{f"student_test_{name}": summary["student"][name] for name in _METRICS},
+        **{f"student_test_{name}": value for name, value in further(summary["student"], classes).items()},
         "teacher_test_accuracy": summary["teacher"]["accuracy"],
         "teacher_parameters": summary["teacher"]["parameters"],
         "congruence_kl": summary["congruence_kl"],
         "stages": len(summary["stages"]),
+        **({"student_test_ema_accuracy": summary["student_ema"]["accuracy"]} if "student_ema" in summary else {}),
         **openset.both_figures(summary.get("open_set")),
     }
 
 
 def note(summary: Mapping[str, Any]) -> str:
     """The report as Markdown, for the page of the parent run in MLflow."""
-    return as_markdown(headline(summary), tables(summary))
+    return as_markdown(headline(summary), {**tables(summary), **_more_measures(summary)})
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -188,7 +216,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     ]
     models = [
         [
-            role,
+            "student, EMA" if role == "student_ema" else role,
             summary[role]["model"],
             percent(summary[role]["val_accuracy"]),
             percent(summary[role]["accuracy"]),
@@ -197,7 +225,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
             f"{summary[role]['macs']:,}",
             f"{summary[role]['latency_ms']:.2f}",
         ]
-        for role in ("teacher", "student")
+        for role in ("teacher", "student", *(("student_ema",) if "student_ema" in summary else ()))
     ]
     return {
         "The route the student took": (
@@ -219,6 +247,19 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
         ),
         **({_open_set_title(summary["open_set"]): openset.table(summary["open_set"])} if "open_set" in summary else {}),
     }
+
+
+def _more_measures(summary: Mapping[str, Any]) -> dict[str, Table]:
+    """The measures beside accuracy as a table; nothing, of an older evaluation."""
+    classes = int(summary["dataset"]["num_classes"])
+    rows = {role: further(summary[role], classes) for role in ("teacher", "student")}
+    if "student_ema" in summary:
+        rows["student, EMA"] = further(summary["student_ema"], classes)
+    return (
+        {MORE: measures_table({role: {n: percent(v) for n, v in row.items()} for role, row in rows.items()})}
+        if all(rows.values())
+        else {}
+    )
 
 
 def _open_set_title(open_set: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rco.core.files import atomically
 
@@ -45,6 +47,15 @@ def write_report(
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same columns as CSV; None becomes an empty cell."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def percent(value: float) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +14,8 @@ from rco.core.documents import write_json
 from rco.evaluation import openset
 from rco.evaluation.statistics import compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
-from rco.reporting.page import Table, as_markdown, percent, write_report, write_text
+from rco.reporting.measures import MORE, further, measures_table
+from rco.reporting.page import Table, as_csv, as_markdown, percent, write_report, write_text
 from rco.reporting.student import Student
 from rco.tracking.context import Context, without_credentials
 
@@ -31,8 +30,17 @@ def metrics(student: Student) -> dict[str, float]:
         "student_epochs": result.student_epochs,
         "teacher_forward_passes": result.teacher_forward_passes,
         "train_seconds": result.train_seconds,
+        **{f"test_{name}": value for name, value in _further(student, "student").items()},
         **_unseen(student, "student"),
     }
+
+
+def _further(student: Student, role: str) -> dict[str, float]:
+    """The measures beside accuracy of a student or its teacher."""
+    figures = further(student.evaluation[role], int(student.record.data["num_classes"]))
+    if averaged := student.evaluation.get("student_ema") if role == "student" else None:
+        figures["ema_accuracy"] = averaged["accuracy"]
+    return figures
 
 
 def _unseen(student: Student, role: str) -> dict[str, float]:
@@ -80,7 +88,8 @@ def write(
         "differences": differences_figure([row for row in summary["branches"] if row["reference"]]),
         "curves": curves_figure(curves, summary["teacher"]["val_accuracy"]),
     }
-    write_report(folder, headline(summary), tables(summary), figures, summary["verdict"])
+    sections = {**tables(summary), **_more_measures(summary)}
+    write_report(folder, headline(summary), sections, figures, summary["verdict"])
     return summary
 
 
@@ -101,7 +110,10 @@ def summarise(
         row["anchors"] = _anchors(own)
         row["student"] = own[0].record.params["student"]
         row["student_parameters"] = own[0].evaluation["student"]["parameters"]
-    open_set = {row["branch"]: _open_set([s for s in students if s.branch == row["branch"]]) for row in rows}
+    open_set = {row["branch"]: _spreads([_unseen(s, "student") for s in students if s.branch == row["branch"]]) for row in rows}
+    measures = {
+        row["branch"]: _spreads([_further(s, "student") for s in students if s.branch == row["branch"]]) for row in rows
+    }
     return {
         "pipeline_run": context.pipeline_run,
         "dataset": dict(students[0].record.data),
@@ -117,9 +129,15 @@ def summarise(
         "tau": measured["tau"],
         "branches": rows,
         "students": [
-            {**asdict(result), "student_sha256": student.evaluation["student_sha256"], "anchors": _anchors([student])}
+            {
+                **asdict(result),
+                **{f"test_{name}": value for name, value in _further(student, "student").items()},
+                "student_sha256": student.evaluation["student_sha256"],
+                "anchors": _anchors([student]),
+            }
             for result, student in zip(results, students, strict=True)
         ],
+        **({"measures": {"teacher": _further(students[0], "teacher"), **measures}} if any(measures.values()) else {}),
         **({"open_set": {"teacher": _unseen(students[0], "teacher"), **open_set}} if any(open_set.values()) else {}),
         "verdict": verdict(rows, results, routes, int(measured["student"]["n"])),
         "restart_like": filing.restart_like,
@@ -144,10 +162,13 @@ def _anchors(students: Sequence[Student]) -> str:
     return " / ".join(dict.fromkeys(filter(None, lists))) or "none"
 
 
-def _open_set(students: Sequence[Student]) -> dict[str, list[float | None]]:
-    """Mean and deviation over the seeds of each open-set figure; empty without an open set."""
-    figures = [_unseen(student, "student") for student in students]
-    return {name: list(mean_and_deviation([measures[name] for measures in figures])) for name in figures[0]}
+def _spreads(figures: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """Mean and deviation over the seeds of each figure that all have."""
+    return {
+        name: list(mean_and_deviation([measures[name] for measures in figures]))
+        for name in figures[0]
+        if all(name in measures for measures in figures)
+    }
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -199,6 +220,15 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     return {"Comparison": (heads, rows), **open_set, "Branches": (["", "what it is"], described)}
 
 
+def _more_measures(summary: Mapping[str, Any]) -> dict[str, Table]:
+    """The measures beside accuracy: of the teacher, and mean and deviation of every branch; nothing, of older evaluations."""
+    rows = {
+        branch: {name: percent(v) if branch == "teacher" else _spread(*v) for name, v in figures.items()}
+        for branch, figures in summary.get("measures", {}).items()
+    }
+    return {MORE: measures_table(rows)} if rows else {}
+
+
 def _open_set_table(open_set: Mapping[str, Mapping[str, Any]]) -> Table:
     names = list(open_set["teacher"])
     heads = [name.removeprefix("open_").replace("_", " ") for name in names]
@@ -227,15 +257,6 @@ def _difference(row: Mapping[str, Any], *, several: bool) -> tuple[str, str]:
         else f"{100 * row['difference_low']:+.2f} to {100 * row['difference_high']:+.2f}"
     )
     return f"{100 * row['difference_mean']:+.2f}{to}", interval
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same columns as CSV; None becomes an empty cell."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from rco.models.spec import NetworkSpec, load_network
 from rco.tasks.launch import in_workers
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import EvaluateSettings
-from rco.tasks.students import STUDENT, load_student, seed_folder
+from rco.tasks.students import EMA, STUDENT, load_averaged, load_student, seed_folder
 from rco.tracking.record import Record
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CONFUSION = "confusion.json"
 _READABLE = 100  # classes: KFP keeps the matrix in its database, and shows it in one page
-_SIDE_BY_SIDE = ("n", "accuracy", "top5", "cross_entropy", "ece")
+_SIDE_BY_SIDE = ("n", "accuracy", "top5", "cross_entropy", "ece", "balanced_accuracy", "macro_f1")
 
 
 @task
@@ -65,8 +65,10 @@ def evaluate_students(
     measured = []
     for seed in s.seeds:
         folder, out, key = seed_folder(students, seed), seed_folder(evaluation, seed), student_key(s.branch, seed)
-        model = load_student(folder, NetworkSpec.of(s.student, manifest))
+        student_spec = NetworkSpec.of(s.student, manifest)
+        model, averaged = load_student(folder, student_spec), load_averaged(folder, student_spec)
         student = _measure(model, data, s, "student")
+        of_ema = None if averaged is None else _measure(averaged, data, s, "student's moving average")
         if teacher is None or student is None:
             continue
         document = {
@@ -81,6 +83,8 @@ def evaluate_students(
             "class_names": list(manifest.class_names),
             "device": s.compute.device,
         }
+        if of_ema is not None:
+            document |= {"student_ema": of_ema.figures, "ema_sha256": sha256_of(folder / EMA)}
         if manifest.open_classes:
             document["open_set"] = {
                 "classes": list(manifest.open_classes),
@@ -90,7 +94,8 @@ def evaluate_students(
         write_json(out / FILE, document)
         Record.read(folder).write(out)
         if s.in_depth:
-            write_example(out, data, model.cpu())
+            registered = averaged if s.registered_weights == "ema" else model
+            write_example(out, data, registered.cpu())
         if s.branch:
             log.info("%s: test accuracy %.2f %%", key, 100 * student.figures["accuracy"])
         measured.append(replace(student, logits=student.logits[:0]))  # of all seeds they may not fit into memory

@@ -71,6 +71,7 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
             kinds={branch.name: branch.kind for branch in comparison.branches if branch.name},
             restart_like=comparison.restart_like,
             registered_model=reference.tracking.registered_model if comparison.is_run else "",
+            registered_weights=reference.tracking.registered_weights,
             champion_margin=reference.tracking.champion_margin if comparison.is_run else 0.0,
         ),
         branches={branch.key: _branch_tasks(branch, common, restarts(branch, *ahead)) for branch in comparison.branches},
@@ -132,6 +133,7 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
                 objective=config.objective,
                 anchors=config.anchors,
                 compute=compute,
+                ema=config.ema,
                 code=both,
                 plugins=used_by(config.anchors, config.objective, config.student_train),
             ),
@@ -145,6 +147,7 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
             compute=compute,
             code=both,
             in_depth=not branch.kind,
+            registered_weights=config.tracking.registered_weights,
         ),
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rco.config.filing import Filing
@@ -14,7 +16,7 @@ from rco.data.inputs import FILE as INPUTS
 from rco.evaluation.measured import read_evaluation
 from rco.models.spec import described, load_network
 from rco.tasks.process import log, read_settings, task
-from rco.tasks.students import STUDENT, seed_folder
+from rco.tasks.students import EMA, STUDENT, seed_folder
 from rco.tracking.context import Context, forgiving
 from rco.tracking.record import Record
 from rco.tracking.registry import promote, register, registered_version
@@ -43,7 +45,8 @@ def register_from(s: Filing, *, student: Path, evaluation: Path) -> dict[str, An
     if not s.registered_model or not context.active:
         log.info("the student is not registered: %s", "no name is given" if context.active else "nothing is tracked")
         return {}
-    weights = student / STUDENT
+    of_ema = s.registered_weights == "ema"
+    weights = student / (EMA if of_ema else STUDENT)
     digest = sha256_of(weights)
     measured = read_evaluation(evaluation, in_depth=True)
     with forgiving("The registration of the student"):
@@ -58,7 +61,7 @@ def register_from(s: Filing, *, student: Path, evaluation: Path) -> dict[str, An
             context,
             s.registered_model,
             version,
-            accuracy=measured["student"]["accuracy"],
+            accuracy=measured["student_ema" if of_ema else "student"]["accuracy"],
             data_digest=Record.read(student).data["digest"],
             margin=s.champion_margin,
         )
@@ -82,15 +85,17 @@ def _register(s: Filing, context: Context, weights: Path, digest: str, evaluatio
     model = Normalized(
         load_network(weights, spec=spec), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
     ).eval()
-    return register(
-        context,
-        s.registered_model,
-        model,
-        Record.read(weights.parent),
-        example=arrays["pixels"],
-        expected=arrays["logits"],
-        weights=weights,
-        sha256=digest,
-        params={"model": spec.model, "image_size": spec.image_size, "num_classes": spec.num_classes},
-        beside=[path for path in (weights.with_name(INPUTS),) if path.is_file()],  # in an outbox of 0.1 it is not
-    )
+    with TemporaryDirectory() as scratch:
+        named = Path(shutil.copyfile(weights, Path(scratch) / STUDENT))  # whichever weights they are
+        return register(
+            context,
+            s.registered_model,
+            model,
+            Record.read(weights.parent),
+            example=arrays["pixels"],
+            expected=arrays["logits"],
+            weights=named,
+            sha256=digest,
+            params={"model": spec.model, "image_size": spec.image_size, "num_classes": spec.num_classes},
+            beside=[path for path in (weights.with_name(INPUTS),) if path.is_file()],  # in an outbox of 0.1 it is not
+        )

@@ -16,7 +16,7 @@ from rco.data.config import DataConfig
 from rco.models.config import ModelConfig
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
-from rco.training.config import ComputeConfig, TrainConfig
+from rco.training.config import ComputeConfig, EmaConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class StageSettings:
     objective: ObjectiveConfig
     anchors: AnchorConfig
     compute: ComputeConfig
+    ema: EmaConfig = field(default_factory=EmaConfig)
     code: str = ""
     plugins: dict[str, str] = field(default_factory=dict)
 
@@ -107,6 +108,7 @@ class EvaluateSettings:
         branch: empty: the student of a run.
         tau: one for all branches: congruence at different temperatures could not be compared.
         in_depth: measure latency, and keep the figures of every class, and what a registration needs.
+        registered_weights: "last" or "ema": of which network that is.
     """
 
     branch: str
@@ -117,6 +119,7 @@ class EvaluateSettings:
     compute: ComputeConfig
     code: str = ""
     in_depth: bool = False
+    registered_weights: str = "last"
 
 
 @dataclass(frozen=True, kw_only=True)

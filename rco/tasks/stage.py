@@ -25,6 +25,7 @@ from rco.tasks.selection import Stage
 from rco.tasks.settings import StageSettings
 from rco.tasks.students import (
     ANCHOR,
+    EMA,
     OBJECTIVE,
     OPTIMIZER,
     PROBE,
@@ -57,9 +58,11 @@ if TYPE_CHECKING:
 
     from rco.objectives.stage import StageLoss
     from rco.training.distillation import ProbeTargets
+    from rco.training.ema import Ema
     from rco.training.loop import OneSchedule
 
 _RESULTS = ("val_accuracy", "kl_to_anchor", "kl_to_teacher")
+_OF_EMA = "val_accuracy_ema"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class _Loaded:
         about: of each anchor.
         anchor_folders: of the anchors' files.
         objective: as the stage before left it.
+        ema: keeps the moving average of this stage; None: there is none.
         record: of the student, as the stage before left it.
         images: of an epoch.
         one_schedule: of all stages, with the optimiser as the stage before left it; None: every stage restarts.
@@ -91,6 +95,7 @@ class _Loaded:
     anchor_folders: list[Path]
     targets: ProbeTargets
     objective: StageLoss
+    ema: Ema | None
     record: Record
     images: int
     one_schedule: OneSchedule | None
@@ -168,6 +173,7 @@ def distill_stage(
         PROBE,
         *((OBJECTIVE,) if loaded.learns else ()),
         *((OPTIMIZER,) if loaded.hands_on_optimizer else ()),
+        *((EMA,) if loaded.ema else ()),
     )
     computation = {**loaded.computation, "hardware": hardware(s.compute), "workers": world.size}
     result = Result("stage", for_any_workers(computation), names, label=loaded.label)
@@ -198,6 +204,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     """
     from rco.objectives.make import make_objective
     from rco.training.distillation import ProbeTargets, anchor_of
+    from rco.training.ema import Ema
 
     data, folders = Dataset.open(dataset), anchor_folders(anchor)
     spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
@@ -220,7 +227,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
     computation = {
-        "settings": {name: getattr(s, name) for name in ("teacher", "student", "train", "objective", "compute", "code")},
+        "settings": {name: getattr(s, name) for name in ("teacher", "student", "train", "objective", "ema", "compute", "code")},
         "plugins": used_by(s.objective, s.train),
         "stage": {"stage": stage.stage, "epochs": stage.epochs, "first_epoch": stage.first_epoch},
         "data": data.manifest.digest,
@@ -244,6 +251,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         anchor_folders=folders,
         targets=targets,
         objective=objective,
+        ema=Ema(s.ema.ema_decay) if s.ema.ema_decay else None,
         record=record,
         images=images,
         one_schedule=one_schedule,
@@ -318,6 +326,7 @@ def _run(loaded: _Loaded, points: ResumePoints) -> tuple[Record, Training]:
             anchor_id=loaded.anchor_id,
             checkpointer=points,
             one_schedule=loaded.one_schedule,
+            ema=loaded.ema,
         ):
             tracker.log(row["epoch"], logged(row))
             report_epoch(row)
@@ -347,7 +356,7 @@ def _metrics(stage: Stage, rows: Sequence[Mapping[str, Any]], source: str) -> li
 
 def _save(loaded: _Loaded, logits: np.ndarray, distilled: Path) -> None:
     """Write what has been trained: the student, its logits (N, K) on the probe samples, the objective, and the optimiser."""
-    save_student(distilled, loaded.student, loaded.spec, logits)
+    save_student(distilled, loaded.student, loaded.spec, logits, loaded.ema.network if loaded.ema else None)
     if loaded.learns:
         save_model(distilled / OBJECTIVE, loaded.objective)
     if loaded.hands_on_optimizer and loaded.one_schedule and loaded.one_schedule.optimizer is not None:
@@ -358,7 +367,7 @@ def _conclude(loaded: _Loaded, record: Record, distilled: Path) -> dict[str, Any
     """Write the record, with the stage in it; returns the figures of the stage."""
     stage, last = loaded.stage, loaded.about[-1]
     rows = _metrics(stage, record.rows, "resume point")
-    results = {name: rows[-1][name] for name in _RESULTS}
+    results = {name: rows[-1][name] for name in (*_RESULTS, *((_OF_EMA,) if loaded.ema else ()))}
     summary = {
         "stage": stage.stage,
         "anchor_epoch": last.epoch,

@@ -24,6 +24,7 @@ from rco.training.results import Training
 from rco.training.resume_points import ResumePoints
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
+EMA = "ema.safetensors"  # the moving average of the student's weights, where one is kept
 TARGETS = "targets.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # its state, where the next stage goes on with it
 OBJECTIVE = "objective.safetensors"  # what the objective itself has learnt; beside the student, not in it
@@ -82,10 +83,15 @@ def anchor_indices(stage: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(anchor["index"]) for anchor in stage["anchors"])
 
 
-def save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray) -> str:
-    """Write a student and its logits (N, K) on the probe samples; returns the sha256 of its weights."""
+def save_student(folder: Path, model: Any, spec: NetworkSpec, logits: np.ndarray, averaged: Any = None) -> str:
+    """Write a student and its logits (N, K) on the probe samples; returns the sha256 of its weights.
+
+    Args:
+        averaged: the network with the moving average of its weights, if one was kept.
+    """
     digest = save_network(folder / STUDENT, model, spec)
-    save_arrays(folder / PROBE, {"logits": logits}, {"student_sha256": digest})
+    more = {} if averaged is None else {"ema_sha256": save_network(folder / EMA, averaged, spec)}
+    save_arrays(folder / PROBE, {"logits": logits}, {"student_sha256": digest, **more})
     return digest
 
 
@@ -139,6 +145,16 @@ def load_optimizer(folder: Path) -> Mapping[str, Any]:
         problem = "holds no state of an optimiser"
         raise InputError("file", str(folder / OPTIMIZER), problem, "Run the step that writes it again") from None
     return dict(state)
+
+
+def load_averaged(folder: Path, spec: NetworkSpec) -> Any:
+    """The moving average of the student in an artifact's folder; None: none was kept.
+
+    Raises:
+        InputError: as `load_student`.
+    """
+    expected = load_metadata(folder / PROBE).get("ema_sha256")
+    return load_network(folder / EMA, expected_sha256=str(expected), spec=spec) if expected else None
 
 
 def settings_as_params(s: TeacherSettings | StageSettings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rco.core.errors import InputError
+from rco.core.errors import InputError, choice
 from rco.core.settings import setting
 
 
@@ -18,7 +18,12 @@ class TrackingConfig:
         0.0, "test accuracy (0 to 1) by which a student must beat the registry's champion to take that alias over"
     )
 
+    registered_weights: str = setting(
+        "last", "which weights of the student are registered: last | ema (their moving average, see ema_decay)"
+    )
+
     def __post_init__(self) -> None:
+        choice("registered_weights", self.registered_weights, ("last", "ema"))
         if not self.experiment.strip():
             raise InputError("experiment", self.experiment, "is empty", "Name an MLflow experiment")
         if any(c in self.registered_model for c in "/:"):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rco.core.errors import InputError, choice
+from rco.core.errors import InputError, UnusedError, choice
 from rco.core.plugins import Settings, plugin_setting
-from rco.core.settings import at_least, no_credentials, positive, setting
+from rco.core.settings import at_least, below_one, no_credentials, positive, setting
 from rco.data.config import AUGMENTATIONS
 from rco.training.optimizers.base import OPTIMIZERS, Optimizer
 from rco.training.schedules.base import SCHEDULES, Schedule
 
 PRECISIONS = ("auto", "fp32", "bf16")
+BALANCES = ("none", "weights", "sampling")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -27,6 +28,11 @@ class TrainConfig(Settings):
     schedule: Schedule = plugin_setting(SCHEDULES, "multistep", "learning rate over the epochs")
     warmup_epochs: float = setting(0.0, "epochs of linear warm-up")
     augment: str = setting("none", "none | shift (1 pixel) | crop (pad 4) | crop-flip | resized-crop-flip")
+    label_smoothing: float = setting(0.0, "part of each label that is spread evenly over all classes")
+    class_balance: str = setting(
+        "none", "none | weights (in the labels' term rare classes count for more) | sampling (every class is shown as often)"
+    )
+    clip_norm: float = setting(0.0, "longest gradient; longer ones are scaled down to it (0: as they are)")
     seed: int = setting(0, "seed of initial weights, order of the images and augmentation")
 
     def __post_init__(self) -> None:
@@ -36,6 +42,9 @@ class TrainConfig(Settings):
         positive("lr", self.lr)
         at_least("weight_decay", self.weight_decay, 0)
         at_least("seed", self.seed, 0)
+        below_one("label_smoothing", self.label_smoothing, "Give 0.1, for example, or 0 for none")
+        choice("class_balance", self.class_balance, BALANCES)
+        at_least("clip_norm", self.clip_norm, 0)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(
                 "warmup_epochs",
@@ -52,6 +61,36 @@ class TrainConfig(Settings):
             InputError: milestones that do not fit a training of this length.
         """
         return self.schedule.decays(epochs)
+
+    def require_label_term(self, label_weight: float) -> None:
+        """Refuse what concerns the labels' term, where it has no weight.
+
+        Raises:
+            UnusedError: the first such setting that is not off.
+        """
+        for name, value, off in (
+            ("label_smoothing", self.label_smoothing, 0.0),
+            ("class_balance", self.class_balance, "none"),
+        ):
+            if label_weight == 0 and value != off:
+                raise UnusedError(
+                    name,
+                    value,
+                    "means nothing with label_weight = 0: there is no labels' term",
+                    "Leave it out, or set label_weight",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """The moving average of a student's weights, which is measured beside the last ones."""
+
+    ema_decay: float = setting(
+        0.0, "keep a moving average of the student's weights too, with this decay a step, such as 0.999 (0: none)"
+    )
+
+    def __post_init__(self) -> None:
+        below_one("ema_decay", self.ema_decay, "Give 0.999, for example, or 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ from rco.training.anchor import Anchor, LiveAnchor, StoredLogits, check_size, fo
 from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.distributed import answers
+from rco.training.ema import Ema
 from rco.training.loop import OneSchedule, fit
 
 
@@ -91,6 +92,7 @@ def train_stage(
     anchor_id: str = "",
     checkpointer: Checkpointer | None = None,
     one_schedule: OneSchedule | None = None,
+    ema: Ema | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `student` in place on one anchor.
 
@@ -104,15 +106,17 @@ def train_stage(
             None: a new one.
         anchor_id: names the anchor's answers (`anchor_of`); with it, stored logits are shared through the folder that the
             environment names, if it names one (`rco.training.anchor`).
-        checkpointer, one_schedule: as for `rco.training.loop.fit`.
+        checkpointer, one_schedule, ema: as for `rco.training.loop.fit`.
 
     Yields:
         one row an epoch: the row of `rco.training.loop.fit`, and stage, val_accuracy, kl_to_anchor, kl_to_teacher
-        (congruence on the probe samples at the objective's temperature, nats).
+        (congruence on the probe samples at the objective's temperature, nats); with `ema` also val_accuracy_ema.
 
     Raises:
-        InputError: stored logits that are too large, and what `rco.training.loop.fit` refuses.
+        InputError: settings that mean nothing without a labels' term, stored logits that are too large, and what
+            `rco.training.loop.fit` refuses.
     """
+    train.require_label_term(objective.label_weight)
     if loss is None:
         loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
     split, validation, probe = data.split("train"), data.split("val"), np.asarray(data.manifest.probe)
@@ -142,13 +146,16 @@ def train_stage(
         anchor=working,
         checkpointer=checkpointer,
         one_schedule=one_schedule,
+        ema=ema,
     ):
         logits, labels = answers(student, validation, compute)
+        of_ema = {"val_accuracy_ema": accuracy(*answers(ema.network, validation, compute))} if ema is not None else {}
         yield {
             **fitted,
             "epoch": int(fitted["epoch"]),
             "stage": stage,
             "val_accuracy": accuracy(logits, labels),
+            **of_ema,
             "kl_to_anchor": kl(targets.anchor, logits[probe], objective.tau),
             "kl_to_teacher": kl(targets.teacher, logits[probe], objective.tau),
         }
@@ -208,6 +215,7 @@ def distill_route(
     train: TrainConfig | None = None,
     compute: ComputeConfig,
     checkpointer: Checkpointer | None = None,
+    ema: Ema | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Distil `student` in place along a route: the whole method in one process, for notebooks.
 
@@ -215,6 +223,7 @@ def distill_route(
         teacher: what the caller says the route's checkpoints are. Needed if they are built by code that is not ours: it is run
             because the user names it, never because a file does.
         checkpointer: as for `rco.training.loop.fit`; it also saves the part "walk".
+        ema: as for `train_stage`. Each stage has an average of its own; the next one starts from the last weights themselves.
 
     Yields:
         the rows of every stage, with anchor_epoch (of several anchors the last), anchor_epochs and reason added.
@@ -269,6 +278,7 @@ def distill_route(
             anchor_id=anchor_id,
             checkpointer=checkpointer,
             one_schedule=one_schedule,
+            ema=ema,
         )
         for row in rows:
             anchors_of_stage = {"anchor_epoch": choice.anchor_epochs[-1], "anchor_epochs": [*choice.anchor_epochs]}

@@ -17,10 +17,12 @@ from rco.data.images import Rows
 from rco.models.weights import load_weights
 from rco.objectives.stage import StageLoss
 from rco.training.anchor import Anchor
+from rco.training.balance import class_weights
 from rco.training.checkpointer import MISFIT, Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.device import autocast, random_state, set_random_state
 from rco.training.distributed import World
+from rco.training.ema import Ema
 from rco.training.learner import Learner, shared
 from rco.training.optimizers.state import load_optimizer_state, make_optimizer
 from rco.training.progress import Progress
@@ -56,6 +58,7 @@ def fit(
     anchor: Anchor | None = None,
     checkpointer: Checkpointer | None = None,
     one_schedule: OneSchedule | None = None,
+    ema: Ema | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train `model` in place with a fresh optimiser and schedule; yields one row of metrics after each epoch.
 
@@ -75,6 +78,7 @@ def fit(
             that are yielded. On a CPU the weights come out the same to the last bit. The caller must have taken up an epoch's
             row by the time it asks for the next.
         one_schedule: neither optimiser nor schedule is fresh: they go on from the training before, and on to the next.
+        ema: keeps an average of the network's weights, from the first step on.
 
     Yields:
         epoch, lr (of the epoch's last step), loss, the objective's parts, images_per_second.
@@ -93,6 +97,7 @@ def fit(
         first_epoch=first_epoch,
         anchor=anchor,
         one_schedule=one_schedule,
+        ema=ema,
     )
     if checkpointer is not None:
         trainer.attach(checkpointer)
@@ -114,13 +119,17 @@ class Trainer:
         first_epoch: int,
         anchor: Anchor | None,
         one_schedule: OneSchedule | None = None,
+        ema: Ema | None = None,
     ) -> None:
-        self.train, self.config, self.compute, self.anchor = train, config, compute, anchor
+        self.train, self.config, self.compute, self.anchor, self.ema = train, config, compute, anchor, ema
         self.world = World.current()
         self.world.check_batch(config.batch_size)
         self.device = torch.device(compute.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective.set_labels(config.label_smoothing, _class_weights(train, config))
         self.objective = objective.to(self.device)
+        if self.ema is not None:
+            self.ema.begin(self.model)
         self.learner = Learner(self.model, self.objective)
         self.learn = shared(self.learner, self.world, sync_batchnorm=compute.sync_batchnorm)
         self.optimizer = make_optimizer(self.learner, config)
@@ -166,6 +175,7 @@ class Trainer:
             view=view,
             skip=progress.batches,
             share=self.world,
+            balanced=self.config.class_balance == "sampling",
         )
         for x, labels, rows in batches:
             self._step(x, labels, rows, view)
@@ -201,8 +211,12 @@ class Trainer:
         # The workers' gradients are averaged, each counting as much; the last batch may not have cut into equal shares.
         loss = values.sum() if self.world.alone else values.sum() * (self.world.size * self.world.weight(count))
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
         with self._first_step:
             self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
         self._first_step = contextlib.nullcontext()
         self.progress.add(parts, self.world.mean(values.detach(), count), count)
 
@@ -272,6 +286,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict()["state"],
             "random": self.world.gathered(random_state(self.device)),
             "progress": vars(self.progress),
+            **({"ema": self.ema.averaged.state_dict()} if self.ema is not None else {}),
         }
 
     def load_state(self, saved: Mapping[str, Any]) -> None:
@@ -283,6 +298,8 @@ class Trainer:
         with restoring():
             load_weights(self.learner, saved["learner"], "a resume point")
             self._take_optimizer(saved["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state(saved["ema"])
             self.progress = Progress.restored(saved["progress"], self.first_epoch, self.last_epoch, self.device)
             self._restored_random = self.world.own({k: v for k, v in saved["random"].items() if torch.is_tensor(v)})
             if self._restored_random is not None:
@@ -295,6 +312,12 @@ class Trainer:
         with restoring():
             load_optimizer_state(self.optimizer, state)
         self._first_step = restoring(MISFIT)  # which values an optimiser needs is known to its first step
+
+
+def _class_weights(train: Split, config: TrainConfig) -> Tensor | None:
+    if config.class_balance != "weights":
+        return None
+    return torch.from_numpy(class_weights(train.labels.numpy(), train.manifest.num_classes))
 
 
 def _all_finite(module: nn.Module) -> bool:

@@ -261,6 +261,9 @@ class TestRealRun:
         for name in ("curves", "differences"):
             assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         page, told = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+        measured = first.summary["measures"]
+        assert set(measured) == {"teacher", *first.branches}
+        assert set(measured["kd"]) == {"balanced_accuracy", "macro_f1", "top5"}
         for sentence in first.summary["verdict"]:
             assert sentence in told
         assert "<td>kd-restart</td>" in page

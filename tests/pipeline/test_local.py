@@ -74,6 +74,8 @@ class TestFirstRun:
             assert summary[role]["parameters"] > 0
             assert summary[role]["macs"] > 0
             assert summary[role]["latency_ms"] > 0
+            assert 0 < summary[role]["macro_f1"] <= 1
+            assert [row["recall"] for row in summary[role]["per_class"]] == summary[role]["per_class_accuracy"]
         assert summary["tracking_uri"].startswith("sqlite:///")
 
     def test_pictures_page_and_student_are_there(self, first: Ran) -> None:
@@ -82,6 +84,8 @@ class TestFirstRun:
             assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "converged" not in (folder / "report.html").read_text()[:200]
         assert "| 3 | 6 |" in (folder / "report.md").read_text()
+        assert "macro F1" in (folder / "report.html").read_text()
+        assert (folder / "per_class.csv").read_text().startswith("class,test_images,student_precision,")
         from rco.models.spec import load_network
 
         assert load_network(folder / "student" / "student.safetensors")
@@ -91,6 +95,9 @@ class TestFirstRun:
         assert set(children) == {"teacher", "student"}
         assert {r.info.status for r in (parent, *children.values())} == {"FINISHED"}
         assert parent.data.metrics["student_test_accuracy"] == first.summary["student"]["accuracy"]
+        for name in ("balanced_accuracy", "macro_f1", "top5"):
+            assert parent.data.metrics[f"student_test_{name}"] == first.summary["student"][name]
+            assert children["student"].data.metrics[f"test_{name}"] == first.summary["student"][name]
         c = client(first.home)
         history = c.get_metric_history(children["student"].info.run_id, "val_accuracy")
         assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
@@ -100,7 +107,9 @@ class TestFirstRun:
         (dataset,) = children["student"].inputs.dataset_inputs
         assert dataset.dataset.name == "digits"
         assert first.summary["dataset"]["digest"].startswith(dataset.dataset.digest)
-        assert {a.path for a in c.list_artifacts(parent.info.run_id, "report")} >= {"report/report.html", "report/route.png"}
+        assert {a.path for a in c.list_artifacts(parent.info.run_id, "report")} >= {
+            *("report/report.html", "report/route.png", "report/per_class.csv")
+        }
 
     def test_every_anchor_is_a_logged_model_that_loads(self, first: Ran) -> None:
         import mlflow

@@ -24,7 +24,8 @@ from rco.evaluation.statistics import Result, by_branch, compare, holm, mean_and
 from rco.objectives.config import ObjectiveConfig
 from rco.objectives.dkd import Dkd
 from rco.objectives.hint import Hint
-from rco.reporting.side_by_side import _open_set_table, as_csv, metric_name
+from rco.reporting.page import as_csv
+from rco.reporting.side_by_side import _open_set_table, metric_name
 from rco.strategies.equal_interval import EqualInterval
 from rco.strategies.lr_decay import LrDecay
 from rco.tasks.preflight import preflight

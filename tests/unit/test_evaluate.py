@@ -19,6 +19,7 @@ from rco.core.errors import InputError
 from rco.evaluation import classification as ev
 from rco.evaluation.cost import count_macs, latency, parameter_count
 from rco.models.predict import accuracy, predict, top_k_accuracy
+from rco.reporting.measures import class_rows, class_table, class_title, further
 from rco.strategies.hardness import kl
 
 quick = settings(max_examples=50, deadline=None)
@@ -517,10 +518,50 @@ def test_evaluate_reports_every_measure_as_json() -> None:
     assert result["cross_entropy"] == ev.cross_entropy(logits, labels)
     assert result["ece"] == ev.calibration_error(logits, labels)
     assert np.sum(result["confusion"]) == 37
-    assert set(result) == {"n", "accuracy", "top5", "cross_entropy", "ece", "per_class_accuracy", "confusion"}
+    assert {*result} == {
+        *("n", "accuracy", "top5", "cross_entropy", "ece", "per_class_accuracy", "confusion"),
+        *("balanced_accuracy", "macro_f1", "per_class"),
+    }
 
 
 def test_top_5_of_five_classes_is_left_out_and_absent_classes_are_null() -> None:
     result = ev.measure(np.eye(5)[:3], np.arange(3), 5)
     assert "top5" not in result
     assert result["per_class_accuracy"] == [1.0, 1.0, 1.0, None, None]
+    assert result["per_class"][4] == {"precision": None, "recall": None, "f1": None, "n": 0}
+
+
+@quick
+@given(st.data())
+def test_measures_of_the_classes_are_those_of_the_confusion_matrix(data: st.DataObject) -> None:
+    classes = data.draw(st.integers(2, 6))
+    truth = data.draw(hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, classes - 1)))
+    guess = data.draw(hnp.arrays(np.int64, len(truth), elements=st.integers(0, classes - 1)))
+    result = ev.measure(np.eye(classes)[guess], truth, classes)
+    counts = np.array(result["confusion"])
+    recalls, f1s = [], []
+    for k, row in enumerate(result["per_class"]):
+        true, called, both = counts[k].sum(), counts[:, k].sum(), counts[k, k]
+        assert row["n"] == true
+        assert row["recall"] == (pytest.approx(both / true) if true else None)
+        assert row["precision"] == (pytest.approx(both / called) if called else None)
+        assert row["f1"] == (pytest.approx(2 * both / (true + called)) if true + called else None)
+        recalls += [both / true] if true else []
+        f1s += [2 * both / (true + called)] if true + called else []
+    assert result["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert result["macro_f1"] == pytest.approx(np.mean(f1s))
+
+
+def test_a_report_has_the_weakest_of_very_many_classes_and_top_5_from_ten_classes_on() -> None:
+    rows = [{"precision": 0.5, "recall": 0.5, "f1": k / 200, "n": 3} for k in range(150)]
+    names = [f"class {k}" for k in range(150)]
+    heads, shown = class_table(names, rows, rows)
+    assert [row[0] for row in shown] == names[:100]
+    assert {len(row) for row in shown} == {len(heads)}
+    assert "100 of 150" in class_title(names)
+    assert "of 3" not in class_title(names[:3])
+    assert [row["class"] for row in class_rows(names, rows, rows)] == names
+    figures = {"balanced_accuracy": 0.5, "macro_f1": 0.25, "top5": 0.75}
+    assert further(figures, 9) == {"balanced_accuracy": 0.5, "macro_f1": 0.25}
+    assert further(figures, 10) == figures
+    assert further({"accuracy": 0.5}, 10) == {}, "an evaluation of 0.1, which may wait in an outbox"
