@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-#: Pods at most, and bytes of the package at most.
-BARS = {"run": (38, 110_000), "comparison": (78, 190_000)}
+#: Pods at most, bytes of the package, and of the workflow's spec. A run's spec is over 100 kB: 21 kB are KFP's own templates.
+BARS = {"run": (38, 100_000, 130_000), "comparison": (78, 180_000, 180_000)}
 
 
 def main() -> int:
@@ -30,6 +30,7 @@ def main() -> int:
     from rco.config.shape import DEFAULT_STAGES, Shape
 
     shapes = {"run": Shape.of_run(DEFAULT_STAGES), "comparison": shape_for(Comparison.of({}), run=False)}
+    shapes["run of two stages"] = Shape.of_run(2)
     missed, results = False, {}
     print("| pipeline | pods | package, kB | nodes | spec, kB | status, kB | nodes without KFP's defaults | status, kB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -40,11 +41,11 @@ def main() -> int:
             figures = (stock.pods, size // 1000, stock.nodes, stock.spec // 1000, stock.status // 1000)
             print(f"| {name} | {' | '.join(map(str, figures))} | {plain.nodes} | {plain.status // 1000} |")
             results[name] = {"package": size, "kfp": asdict(stock), "without_defaults": asdict(plain)}
-            missed |= stock.pods > BARS[name][0] or size > BARS[name][1]
+            missed |= any(found > bar for found, bar in zip((stock.pods, size, stock.spec), BARS.get(name, ()), strict=False))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"bars ({', '.join(f'{n}: {pods} pods, {size // 1000} kB' for n, (pods, size) in BARS.items())}): "
-          f"{'MISSED' if missed else 'kept'}")  # fmt: skip
+    bars = (f"{n}: {pods} pods, {size // 1000} kB, spec {spec // 1000} kB" for n, (pods, size, spec) in BARS.items())
+    print(f"bars ({'; '.join(bars)}): {'MISSED' if missed else 'kept'}")
     return int(missed)
 
 

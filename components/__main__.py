@@ -1,28 +1,33 @@
 """`python -m components TASK --executor_input JSON`: a task of a compiled pipeline, in the image that holds its code.
 
-KFP writes a component's code into the pipeline, and Kubernetes keeps it six times for every task. The image has it already.
+KFP writes a component's code into the pipeline, and Kubernetes keeps it six times for every task. The image has it already;
+where the interface follows from the pipeline, it makes the function for the inputs of the task.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
+import logging
 import os
 import sys
-from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
     """Run a task as KFP's own executor does.
 
     Args:
-        arguments: the name of the component's file, which is that of its function; then what KFP's executor takes.
+        arguments: the name of the component's file, which is that of its function; `--executor_input`; what KFP hands to tasks.
     """
     os.environ["_KFP_RUNTIME"] = "true"  # KFP's own switch: what compiles pipelines takes two seconds to import
-    from kfp.dsl.executor_main import executor_main
+    from kfp.dsl.executor import Executor
 
-    name, *others = arguments
-    file = Path(__file__).with_name(f"{name}.py")
-    sys.argv[1:] = ["--component_module_path", str(file), "--function_to_execute", name, *others]
-    executor_main()
+    logging.basicConfig(stream=sys.stdout, format="[KFP Executor %(asctime)s %(levelname)s]: %(message)s", level=logging.INFO)
+    name, _, text = arguments
+    given = json.loads(text)
+    module = importlib.import_module(f"components.{name}")
+    function = module.in_image(given) if hasattr(module, "in_image") else getattr(module, name)
+    Executor(executor_input=given, function_to_execute=function).execute()
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ class Policy:
         task_class: what they are given on a cluster (`pipelines.cluster.deployment`).
         cached: whether a task with equal inputs may take the results of an earlier one. Not, if it looks at what a source of
             data or the tracking server holds now: what it did before says nothing.
-        module: that has its code in the image; empty: it was made for a pipeline, which must bring it along.
+        module: that has its code in the image.
     """
 
     task_class: TaskClass
     cached: bool
-    module: str = ""
+    module: str
 
 
 #: Of every component that was imported, by the name that KFP gives it.
@@ -48,8 +48,7 @@ def component(task_class: TaskClass, *, cached: bool = True) -> Callable[[Callab
 
     def make(function: Callable[..., Any]) -> base_component.BaseComponent:
         made = dsl.component(base_image=IMAGE, install_kfp_package=False)(function)
-        written = function.__module__ == f"components.{function.__name__}"
-        POLICIES[made.name] = Policy(task_class, cached, function.__name__ if written else "")
+        POLICIES[made.name] = Policy(task_class, cached, function.__name__)
         return made
 
     return make

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from kfp.dsl import base_component
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from components.generated import component_of
+from components.generated import artifacts_of, component_of, function_of
 from rco.config.shape import Shape
+
+if TYPE_CHECKING:
+    from kfp.dsl import base_component
 
 _TEXT = '''def report(
     settings: dict,
@@ -51,21 +55,32 @@ _TEXT = '''def report(
 _STUDENT = """
         students=Path(students.path),
         registered=registered,"""
+_EVALUATION = "evaluation_"
 
 
 def report(shape: Shape) -> base_component.BaseComponent:
     """The component for a pipeline of this shape: an artifact list cannot be gathered from tasks that are not a loop, so each
     branch has an input of its own, `evaluation_LABEL`. Of a run it is given the student, and what the registry has, too."""
-    evaluations = {label: f"evaluation_{label}" for label in shape.labels.values()}
+    return component_of(_text(shape.labels.values(), is_run=shape.is_run), "report", "light", cached=False)
+
+
+def in_image(executor_input: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function of the task that is given this input."""
+    given = artifacts_of(executor_input)
+    labels = [name.removeprefix(_EVALUATION) for name in given if name.startswith(_EVALUATION)]
+    return function_of(_text(labels, is_run="students" in given), "report")
+
+
+def _text(labels: Iterable[str], *, is_run: bool) -> str:
+    evaluations = {label: f"{_EVALUATION}{label}" for label in labels}
     inputs = [f"{name}: dsl.Input[dsl.Artifact]," for name in evaluations.values()]
     described = [f"{name}: of evaluate_students of the branch {label}." for label, name in evaluations.items()]
-    if shape.is_run:
+    if is_run:
         inputs += ["students: dsl.Input[dsl.Model],", "registered: dict,"]
         described += ["students: of the last stage.", "registered: of register_student."]
-    text = _TEXT.format(
+    return _TEXT.format(
         inputs="\n".join(f"    {line}" for line in inputs),
         described="\n".join(f"        {line}" for line in described),
         evaluations=", ".join(evaluations.values()),
-        more=_STUDENT if shape.is_run else "",
+        more=_STUDENT if is_run else "",
     )
-    return component_of(text, "report", "light", cached=False)

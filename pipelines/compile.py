@@ -8,6 +8,7 @@ from pathlib import Path
 from kfp import compiler
 
 from components.image import IMAGE, ROOT, content_hash
+from pipelines.cluster.merge import merge_components
 from pipelines.cluster.placement import Cluster
 from pipelines.pipeline import make_pipeline
 from rco.config.shape import Shape
@@ -20,6 +21,7 @@ def compile_to(path: Path, shape: Shape, cluster: Cluster | None = None) -> Path
     """Compile the pipeline of a shape for a cluster (default: `Cluster()`); returns the path written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(make_pipeline(shape, cluster=cluster or Cluster()), str(path))
+    merge_components(path)
     return path
 
 

@@ -29,6 +29,7 @@ from components.report import report
 from components.select_anchors import select_anchors
 from components.train_teacher import train_teacher
 from pipelines.cluster.placement import Cluster, place_locally
+from rco.config.plugins import installed
 from rco.config.shape import Shape
 from rco.tasks.settings import BranchTasks
 
@@ -65,11 +66,10 @@ class Run(NamedTuple):
     students: dsl.Model
 
 
-def make_step(*, last: bool, place: Place) -> Callable[..., Step]:
+def make_step(*, place: Place) -> Callable[..., Step]:
     """One step: choose anchors, distil from them.
 
     Args:
-        last: whether it is the last of its branch.
         place: applied to every task.
     """
 
@@ -77,6 +77,7 @@ def make_step(*, last: bool, place: Place) -> Callable[..., Step]:
         anchors_settings: dict,
         distill_settings: dict,
         previous: dict,
+        last_step: bool,
         route: dsl.Input[dsl.Model],
         route_index: dsl.Input[dsl.Artifact],
         dataset: dsl.Input[dsl.Dataset],
@@ -85,7 +86,7 @@ def make_step(*, last: bool, place: Place) -> Callable[..., Step]:
         chosen = select_anchors(
             settings=anchors_settings,
             previous=previous,
-            last_step=last,
+            last_step=last_step,
             route=route,
             route_index=route_index,
             students=students,
@@ -99,10 +100,11 @@ def make_step(*, last: bool, place: Place) -> Callable[..., Step]:
     return step
 
 
-def make_stage(number: int, *, last: bool, place: Place) -> Callable[..., Step]:
-    """A run's stage: a step that is one node, which opens."""
+def make_stage(number: int, *, place: Place) -> Callable[..., Step]:
+    """A run's stage: a step that is one node, which opens. All stages are alike, so that they share a component
+    (`pipelines.cluster.merge`): which is the last one is told them."""
     node = dsl.pipeline(name=f"stage-{number}", description=f"Stage {number}: choose an anchor, distil from it")
-    stage = node(make_step(last=last, place=place))
+    stage = node(make_step(place=place))
 
     def call(**inputs: Any) -> Step:
         outputs = stage(**inputs).outputs
@@ -119,8 +121,7 @@ def make_walk(steps: int, *, nodes: bool, place: Place) -> Callable[..., Walked]
         nodes: make each step a node.
         place: applied to every task.
     """
-    numbers = range(1, steps + 1)
-    made = [make_stage(n, last=n == steps, place=place) if nodes else make_step(last=n == steps, place=place) for n in numbers]
+    made = [make_stage(number, place=place) if nodes else make_step(place=place) for number in range(1, steps + 1)]
 
     def walk(
         init_settings: dict,
@@ -133,11 +134,12 @@ def make_walk(steps: int, *, nodes: bool, place: Place) -> Callable[..., Walked]
     ) -> Walked:
         students = place(init_students(settings=init_settings, dataset=dataset)).outputs["students"]
         selection: Any = {}
-        for step in made:
+        for number, step in enumerate(made, 1):
             students, anchors, selection = step(
                 anchors_settings=anchors_settings,
                 distill_settings=distill_settings,
                 previous=selection,
+                last_step=number == steps,
                 route=route,
                 route_index=route_index,
                 dataset=dataset,
@@ -189,7 +191,7 @@ def make_pipeline(shape: Shape, *, cluster: Cluster | None = None) -> base_compo
         parameters = dict(zip([field.name for field in shape.form], arguments, strict=True))
         guard = dsl.ExitHandler(place(close_run())) if cluster else contextlib.nullcontext()
         # Outside: KFP writes all parameters twice more for a task inside. A check that fails ends its own run in MLflow.
-        settings = place(checks(**shape.constants, **parameters)).outputs
+        settings = place(checks(**shape.constants, plugins=installed(), **parameters)).outputs
         with guard:
             dataset = place(prepare_data(settings=settings["data"])).outputs["dataset"]
             teacher = place(train_teacher(settings=settings["teacher"], dataset=dataset))

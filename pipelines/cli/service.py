@@ -132,7 +132,7 @@ def watch(service: Any, run_id: str, options: WatchOptions, planned: Any = None)
         click.echo(f"rco: {error}", err=True)
         click.echo("\n".join(again(service, run_id)), err=True)
         sys.exit(STILL_RUNNING if isinstance(error, StillRunningError) else NO_SERVICE)
-    _conclude(service, run, watcher.planned or (), options.as_json)
+    _conclude(service, run, watcher, options.as_json)
 
 
 def end(service: Any, run_id: str, options: WatchOptions) -> None:
@@ -160,7 +160,8 @@ def _to_its_end(watcher: Any, retries: int, seconds: float | None) -> Any:
             watcher.show("it is not tried again: its input cannot work")
             break
         for failure in failed:
-            watcher.show(f"{failure.label}: {failure.words}")
+            if watcher.told.pop(failure.label, "") != failure.words:
+                watcher.show(f"{failure.label}: {failure.words}")
         try:
             retry(watcher.service, run)
         except ServiceError as error:
@@ -172,12 +173,12 @@ def _to_its_end(watcher: Any, retries: int, seconds: float | None) -> Any:
     return run
 
 
-def _conclude(service: Any, run: Any, planned: Any, as_json: bool) -> None:
+def _conclude(service: Any, run: Any, watcher: Any, as_json: bool) -> None:
     """Say how a run ended; if it has not succeeded, this process ends."""
     from pipelines.cluster.watch import RUN_SUCCEEDED, close_in_mlflow, explain, state_of
     from pipelines.cluster.watch import as_json as in_json
 
-    state = state_of(run)
+    state, planned = state_of(run), watcher.planned or ()
     if told := close_in_mlflow(run):
         click.echo(told, err=True)
     if as_json:
@@ -186,7 +187,7 @@ def _conclude(service: Any, run: Any, planned: Any, as_json: bool) -> None:
         click.echo("the run succeeded", err=as_json)
         return
     click.echo(f"rco: the run ended as {state}", err=True)
-    for line in () if as_json else explain(service, run, planned):
+    for line in () if as_json else explain(service, run, planned, watcher.told):
         click.echo(f"  {service.clean(line)}", err=True)
     sys.exit(RUN_FAILED)
 

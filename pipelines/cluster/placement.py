@@ -43,10 +43,9 @@ class Cluster:
         site, name = self.deployment, task.component_spec.name
         kind = POLICIES[name].task_class
         place_locally(task).set_container_image(self.image)
-        if module := POLICIES[name].module:  # (`components.__main__`)
-            container = task.container_spec
-            container.command = ["python3", "-m", "components", module]
-            container.args = container.args[: container.args.index("--function_to_execute")]
+        container = task.container_spec
+        container.command = ["python3", "-m", "components", POLICIES[name].module]  # (`components.__main__`)
+        container.args = container.args[: container.args.index("--function_to_execute")]
         _resources(task, site.of(kind))
         _nodes(task, site.of(kind))
         _tries(task, site.of(kind))
@@ -117,6 +116,7 @@ def _services(task: dsl.PipelineTask, site: Deployment) -> None:
     for (kind, name), mount in mounts.items():
         use = kubernetes.use_secret_as_volume if kind == "secret" else kubernetes.use_config_map_as_volume
         use(task, name, mount_path=str(mounted.FOLDER / mount.folder), optional=mount.optional)
+        _name_once(task, "secret" if kind == "secret" else "configMap")
     if described := mounted.describe(mounts.values()):
         task.set_env_variable(mounted.VARIABLE, described)
     for source in others:
@@ -128,6 +128,11 @@ def _services(task: dsl.PipelineTask, site: Deployment) -> None:
             kubernetes.use_config_map_as_volume(task, site.certificates.config_map, mount_path=folder)
         for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):  # boto3's, and that of MLflow's client
             task.set_env_variable(variable, f"{folder}/{site.certificates.key}")
+
+
+def _name_once(task: dsl.PipelineTask, kind: str) -> None:
+    """Leave out the second way in which KFP names a constant object: every backend knows the first."""
+    task.platform_config["kubernetes"][f"{kind}AsVolume"][-1].pop(f"{kind}NameParameter")
 
 
 def _mounts(site: Deployment) -> tuple[dict[tuple[str, str], mounted.Mounted], list[Source]]:
@@ -157,8 +162,9 @@ def _variables(task: dsl.PipelineTask, source: Source) -> None:
     left = dict(source.variables)
     while left:  # once, unless a key serves several variables
         keys = {key: variable for variable, key in left.items()}
+        named = {key: mounted.by_reference(variable) for key, variable in keys.items()}
         if source.secret:
-            kubernetes.use_secret_as_env(task, source.secret, keys, optional=source.optional)
+            kubernetes.use_secret_as_env(task, source.secret, named, optional=source.optional)
         else:
-            kubernetes.use_config_map_as_env(task, source.config_map, keys, optional=source.optional)
+            kubernetes.use_config_map_as_env(task, source.config_map, named, optional=source.optional)
         left = {variable: key for variable, key in left.items() if keys[key] != variable}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.cluster import pods
@@ -49,6 +50,7 @@ class Watcher:
         draw: is given all tasks, each time.
         planned: its tasks; None: asked of the service.
         figures: news from MLflow; may raise anything.
+        told: of tasks that failed while others went on, the words that were shown.
     """
 
     service: Service
@@ -57,10 +59,11 @@ class Watcher:
     draw: Callable[[Tasks], None] = lambda tasks: None
     planned: Sequence[Planned] | None = None
     figures: Callable[[], list[str]] | None = None
+    told: dict[str, str] = field(default_factory=dict)
     _seen: dict[str, tuple[str, int]] = field(default_factory=dict)
     _waits: dict[str, float] = field(default_factory=dict)
     _asked: dict[str, float] = field(default_factory=dict)
-    _told: set[str] = field(default_factory=set)
+    _once_told: set[str] = field(default_factory=set)
     _figures_due: float = 0.0
 
     def wait(self, *, timeout: float | None = None, pace: Pace | None = None, after: Any = None) -> Any:
@@ -128,12 +131,13 @@ class Watcher:
             self._once(STALE)
         if not over:
             self._mention_waiting(tasks)
+            self._mention_failures(tasks)
         self._mention_figures(over)
         self.draw(tasks)
 
     def _once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+        if line not in self._once_told:
+            self._once_told.add(line)
             self.show(line)
 
     def _mention_waiting(self, tasks: Tasks) -> None:
@@ -151,6 +155,14 @@ class Watcher:
         reasons = pods.ask(self.run_id, self.service.namespace)
         command = f"kubectl describe pods -n {self.service.namespace or 'kubeflow'} -l pipeline/runid={self.run_id}"
         self.show(f"{first}: the pod has not started for {waited}: {'; '.join(reasons or ()) or f'{command} says why'}")
+
+    def _mention_failures(self, tasks: Tasks) -> None:
+        """Say why a task failed while others go on: a branch of a comparison may, hours before the end."""
+        for task in [task for task in tasks.failed() if task.label not in self.told][: _MOST_FAILURES - len(self.told)]:
+            words = self.service.clean(why(task, fetcher(self.service, self.run_id), duration=duration))
+            self.told[task.label] = words
+            self.show(f"{task.label}: {words}")
+            self.show(f"  log: {log_command(self.service.namespace, self.run_id, task.node)}")
 
     def _mention_figures(self, over: bool) -> None:
         if self.figures is None or (time.monotonic() < self._figures_due and not over):
@@ -291,11 +303,18 @@ def failures(service: Service, run: Any, planned: Sequence[Planned]) -> list[Fai
     return found
 
 
-def explain(service: Service, run: Any, planned: Sequence[Planned]) -> list[str]:
-    """Why a run did not succeed, in lines."""
+def explain(
+    service: Service, run: Any, planned: Sequence[Planned], told: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Why a run did not succeed, in lines.
+
+    Args:
+        told: task -> words that were shown already.
+    """
     found, lines = failures(service, run, planned), []
     for failure in found[:_MOST_FAILURES]:
-        lines += [f"{failure.label}: {failure.words}", f"  log: {failure.log}"]
+        words = "failed, its words are above" if told.get(failure.label) == failure.words else failure.words
+        lines += [f"{failure.label}: {words}", f"  log: {failure.log}"]
     if len(found) > _MOST_FAILURES:
         lines.append(f"and {len(found) - _MOST_FAILURES} more tasks failed")
     if was_terminated(run):

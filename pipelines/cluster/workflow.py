@@ -25,13 +25,13 @@ LARGEST = 1024 * 1024
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Of the spec: templates; what a task needs beside its texts; the same of a DAG.
-_TEMPLATES, _TASK, _DAG = 23_000, 1_250, 700
+_TEMPLATES, _TASK, _DAG = 21_500, 1_250, 700
 # Of a pod's spec: what is always there; for each of its parts.
 _POD, _VARIABLE, _REFERENCE, _VOLUME = 1_980, 60, 150, 350
 # Of what the task is given, as text in text: for each input and output.
 _STRUCT, _SCALAR, _RETURNED, _ARTIFACT_IN, _ARTIFACT_OUT = 750, 70, 50, 1_080, 600
 # Of the status, beside the texts: a driver of a DAG, a DAG's node, a node of a task; and all nodes around the pipeline.
-_DAG_DRIVER, _DAG_NODE, _NODE, _AROUND = 1_640, 800, 120, 4_750
+_DAG_DRIVER, _DAG_NODE, _NODE, _AROUND = 1_640, 800, 120, 3_250
 
 
 @dataclass(frozen=True)
@@ -77,29 +77,47 @@ def count(pipeline: Mapping[str, Any], platform: Mapping[str, Any] = MappingProx
     components, root = pipeline["components"], pipeline["root"]
     executors = pipeline["deploymentSpec"]["executors"]
     kubernetes = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
-    spec = _TEMPLATES + _escaped(root)
-    status = twice * (_escaped(root) + _DAG_DRIVER + _AROUND)
+    status = twice * (_escaped(root) + _form(root) + _DAG_DRIVER + _AROUND)
     pods, nodes = 1, 4 * twice  # the root and its driver, the workflow itself, the exit hook
-    shared: set[str] = set()
     for task in _tasks(root, components):
         component = components[task["componentRef"]["name"]]
         if "dag" in component:
-            spec += _escaped(component) + _escaped(task) + _DAG
             status += twice * (_escaped(component) + _escaped(task) + _DAG_DRIVER + _DAG_NODE)
             pods, nodes = pods + 1, nodes + 2 * twice
             continue
         label = component["executorLabel"]
         container, placed = executors[label]["container"], kubernetes.get(label, {})
-        spec += _escaped(task) + _escaped(placed) + _TASK
-        if (text := _text(container)) not in shared:  # KFP writes these once
-            shared.add(text)
-            spec += _escaped(container) + _escaped(component)
         patch = _patch(component, task, container, placed)
         given = sum(map(_escaped, (component, task, container, placed)))
         executors_of = twice + (2 if doubled or "retryPolicy" in task else 1)  # a node for the task, and its pod with its tries
         status += twice * (given + patch + _NODE) + executors_of * (patch + _NODE)
         pods, nodes = pods + 2, nodes + twice + executors_of
-    return Workflow(pods=pods, nodes=nodes, spec=spec, status=status)
+    return Workflow(pods=pods, nodes=nodes, spec=_spec(pipeline, executors, kubernetes), status=status)
+
+
+def _spec(pipeline: dict[str, Any], executors: dict[str, Any], kubernetes: dict[str, Any]) -> int:
+    """Bytes of a workflow's spec: a component, and the templates inside it, are there once, whatever number of tasks it has."""
+    components = pipeline["components"]
+    size, containers = _TEMPLATES + _form(pipeline["root"]), set()
+    used = {task["componentRef"]["name"] for task in _tasks(pipeline["root"], components)}
+    for component in (pipeline["root"], *(components[name] for name in sorted(used))):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            size += _escaped(task) + (_DAG if "dag" in components[task["componentRef"]["name"]] else _TASK)
+        if "dag" in component:
+            size += _escaped(component)
+            continue
+        label = component["executorLabel"]
+        size += _escaped(kubernetes.get(label, {}))
+        if (text := _text(executors[label]["container"])) not in containers:  # it goes by its container there
+            containers.add(text)
+            size += _escaped(executors[label]["container"]) + _escaped(component)
+    return size
+
+
+def _form(root: dict[str, Any]) -> int:
+    """Bytes of the values of all parameters, which the driver of the root is given."""
+    parameters = root.get("inputDefinitions", {}).get("parameters", {})
+    return _escaped({name: parameter.get("defaultValue") for name, parameter in parameters.items()})
 
 
 def _tasks(component: dict[str, Any], components: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 A cluster mounts one ConfigMap and one Secret into a task, a file a key. A dozen variables by reference would be written into
 every task of the workflow, six times each; and a variable by reference cannot stand beside one of the same name that Kubeflow's
-MLflow plugin sets. Only keys that the deployment file lists are read, and a variable that is set is never changed.
+MLflow plugin sets, so those of MLflow that cannot be mounted have another name there (`by_reference`). Only keys that the
+deployment file lists are read, and a variable that is set is never changed.
 """
 
 from __future__ import annotations
@@ -95,12 +96,22 @@ def describe(sources: Iterable[Mounted]) -> str:
     return "" if sources == DEFAULT else " ".join(source.described for source in sources)
 
 
+_OURS, _PLUGINS = "RCO_", "MLFLOW_"
+
+
+def by_reference(variable: str) -> str:
+    """The name of a variable where it comes by reference: that of one which Kubeflow's MLflow plugin may set is ours."""
+    return f"{_OURS}{variable}" if variable.startswith(_PLUGINS) else variable
+
+
 def take(environment: MutableMapping[str, str] = os.environ, folder: Path = FOLDER) -> None:
-    """Set the variables that are mounted and not yet set; where nothing is mounted, nothing happens.
+    """Set the variables that are mounted, or there by our name for them, and not yet set; else nothing happens.
 
     Raises:
         InputError: a key that must be there is not, or its file is not text.
     """
+    for name in [name for name in environment if name.startswith(by_reference(_PLUGINS))]:
+        environment.setdefault(name.removeprefix(_OURS), environment[name])
     described = environment.get(VARIABLE)
     sources = DEFAULT if described is None else [Mounted.read(text) for text in described.split()]
     for source in sources:

@@ -145,13 +145,9 @@ def _unnumbered(name: str) -> str:
 
 def first_task(package: dict[str, Any]) -> Callable[..., Any]:
     """The task that checks a run, from its compiled package: takes values of the input form, as a cluster would hand them."""
-    name, task = next((p, t) for p, t in _tasks(package, package["root"]["dag"], "") if p.split("/")[-1].startswith("check"))
+    task = next(t for p, t in _tasks(package, package["root"]["dag"], "") if p.split("/")[-1].startswith("check"))
     component = package["components"][task["componentRef"]["name"]]
-    command = package["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-    source = next(part for part in command["command"] if "\ndef " in part)
-    function = command["args"][command["args"].index("--function_to_execute") + 1]
-    namespace: dict[str, Any] = {"__name__": f"package.{name}"}
-    exec(compile(ast.parse(source), name, "exec"), namespace)
+    container = package["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
     form = package["root"]["inputDefinitions"]["parameters"]
     kinds = {"NUMBER_INTEGER": int}
 
@@ -167,9 +163,26 @@ def first_task(package: dict[str, Any]) -> Callable[..., Any]:
                 value = fed["runtimeValue"]["constant"]
             kind = kinds.get(component["inputDefinitions"]["parameters"][parameter]["parameterType"])
             arguments[parameter] = kind(value) if kind and value is not None and not isinstance(value, str) else value
-        return namespace[function](**arguments)
+        return _function_of(container, component, arguments)(**arguments)
 
     return call
+
+
+def _function_of(container: dict[str, Any], component: dict[str, Any], arguments: dict[str, Any]) -> Callable[..., Any]:
+    """What a component's container calls, which is written in the package or in the image (`components.__main__`)."""
+    command, words = container["command"], container["args"]
+    if command[1:3] == ["-m", "components"]:
+        module = importlib.import_module(f"components.{command[3]}")
+        outputs = component.get("outputDefinitions", {}).get("parameters", {})
+        made: Callable[..., Any] = module.in_image(
+            {"inputs": {"parameterValues": arguments}, "outputs": {"parameters": outputs}}
+        )
+        return made
+    source = next(part for part in command if "\ndef " in part)
+    namespace: dict[str, Any] = {"__name__": "package"}
+    exec(compile(ast.parse(source), "package", "exec"), namespace)
+    written: Callable[..., Any] = namespace[words[words.index("--function_to_execute") + 1]]
+    return written
 
 
 def checks(package: dict[str, Any], questions: list[dict[str, Any]], name: str) -> Facts:

@@ -6,10 +6,15 @@ stand-ins for their images, with Debian's and PyPI's programs inside. All else i
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -227,17 +232,88 @@ def test_runs_and_artifacts_survive_the_stack(stack: Stack, tmp_path: Path) -> N
     assert Path(fetched).read_bytes() == (tmp_path / "anchor.bin").read_bytes()
 
 
-def test_another_host_header_is_refused(stack: Stack) -> None:
-    import http.client
+def status(port: int, host: str, path: str = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default") -> int:
+    """What the server on that port answers to who calls it by this name."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers={"Host": host})
+        return connection.getresponse().status
 
+
+def test_another_host_header_is_refused(stack: Stack) -> None:
     port = int(stack.mlflow.rpartition(":")[2])
-    answers = {}
-    for host in (f"127.0.0.1:{port}", "localhost", f"mlflow:{port}", "evil.example", f"evil.example:{port}"):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("GET", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default", headers={"Host": host})
-        answers[host] = connection.getresponse().status
-        connection.close()
+    hosts = (f"127.0.0.1:{port}", "localhost", f"mlflow:{port}", "evil.example", f"evil.example:{port}")
+    answers = {host: status(port, host) for host in hosts}
     assert list(answers.values()) == [200, 200, 200, 403, 403], answers
+
+
+def as_kubernetes_starts_it(
+    container: dict[str, Any], namespace: str, secret: dict[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """The environment of a manifest's container and its arguments: variables go into later ones, `env` wins over `envFrom`."""
+    environment = dict(secret)
+    for variable in container["env"]:
+        if "valueFrom" in variable:
+            assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+            environment[variable["name"]] = namespace
+            continue
+        environment[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], variable["value"])
+    return environment, list(container["args"])
+
+
+def test_mlflow_comes_up_as_its_manifest_for_a_cluster_says(stack: Stack, built: Built) -> None:
+    """docs/kubernetes/mlflow.yaml in the image, with exactly its environment and a plain postgresql:// address. The tests'
+    engine has the host's network alone: ports are others, and the server listens on the loopback interface."""
+    import psycopg2
+
+    documents = list(yaml.safe_load_all((ROOT / "docs" / "kubernetes" / "mlflow.yaml").read_text()))
+    (deployment,) = (document for document in documents if document["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    confined = container["securityContext"]
+    assert (confined["readOnlyRootFilesystem"], confined["capabilities"]) == (True, {"drop": ["ALL"]})
+    login = {"host": "127.0.0.1", "port": stack.database, "user": "mlflow", "password": PASSWORDS["POSTGRES_PASSWORD"]}
+    database = psycopg2.connect(**login, dbname="mlflow")
+    database.autocommit = True
+    with contextlib.closing(database), database.cursor() as cursor:
+        cursor.execute("CREATE DATABASE manifest")
+    password = urllib.parse.quote(PASSWORDS["POSTGRES_PASSWORD"], safe="")
+    secret = {
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql://mlflow:{password}@127.0.0.1:{stack.database}/manifest",
+        "AWS_ACCESS_KEY_ID": PASSWORDS["S3_ACCESS_KEY"],
+        "AWS_SECRET_ACCESS_KEY": PASSWORDS["S3_SECRET_KEY"],
+    }
+    assert container["envFrom"] == [{"secretRef": {"name": "rco-mlflow"}}]
+    environment, words = as_kubernetes_starts_it(container, "team-a", secret)
+    environment["MLFLOW_S3_ENDPOINT_URL"] = environment["MLFLOW_S3_ENDPOINT_URL"].replace("8333", stack.s3.rpartition(":")[2])
+    port = servers.free_port()
+    words = [{"0.0.0.0": "127.0.0.1", "5000": str(port)}.get(word, word) for word in words]
+    options = ["--network", "host", "--add-host", "seaweedfs:127.0.0.1", "--read-only", "--tmpfs", "/tmp:mode=1777"]
+    options += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    options += [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
+    with step("MLflow as its manifest says"):
+        name = built.engine.docker("run", "--detach", *options, built.mlflow, *words).stdout.strip()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                # A probe of Kubernetes calls it by the address of its pod.
+                assert status(port, f"10.0.0.7:{port}", container["readinessProbe"]["httpGet"]["path"]) == 200
+                break
+            time.sleep(0.5)
+        c = Context(tracking_uri=f"http://localhost:{port}", pipeline_run="").client()
+        run = c.create_run(c.create_experiment("manifest"))
+        c.log_text(run.info.run_id, "kept", "note.txt")
+        assert [
+            key for key in objects(stack, PASSWORDS["S3_SECRET_KEY"]) if key.endswith(f"{run.info.run_id}/artifacts/note.txt")
+        ]
+        hosts = ("rco-mlflow:5000", "rco-mlflow.team-a:5000", "rco-mlflow.team-a.svc.cluster.local:5000", "evil.example")
+        assert [status(port, host) for host in hosts] == [200, 200, 200, 403]
+    finally:
+        said = built.engine.docker("logs", name, check=False)
+        built.engine.docker("rm", "--force", name)
+        print((said.stdout + said.stderr)[-2000:])
+    with contextlib.closing(psycopg2.connect(**login, dbname="manifest")) as database, database.cursor() as cursor:
+        cursor.execute("SELECT run_uuid FROM runs")
+        assert cursor.fetchall() == [(run.info.run_id,)]
 
 
 def test_a_run_of_the_pipeline_is_told_of_it(stack: Stack) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.image import IMAGE, content_hash
+from pipelines.cluster.merge import merge
 from pipelines.compile import compile_to
 from rco.config.parameters import PARAMETERS
 from rco.config.shape import Shape
@@ -83,11 +85,39 @@ def test_evaluation_and_report_see_the_last_stage(spec: pipeline_spec_pb2.Pipeli
 
 
 def test_only_the_last_stage_hands_out_the_converged_teacher(spec: pipeline_spec_pb2.PipelineSpec) -> None:
-    flags = [
-        task(inner(spec, k), "select-anchors")[1].inputs.parameters["last_step"].runtime_value.constant.bool_value
-        for k in range(1, STAGES + 1)
-    ]
+    stages = [dag(spec).tasks[f"stage-{k}"] for k in range(1, STAGES + 1)]
+    flags = [stage.inputs.parameters["last_step"].runtime_value.constant.bool_value for stage in stages]
     assert flags == [False] * (STAGES - 1) + [True]
+    for k in range(1, STAGES + 1):
+        _, chooser = task(inner(spec, k), "select-anchors")
+        assert chooser.inputs.parameters["last_step"].component_input_parameter == "last_step"
+
+
+def test_tasks_that_are_alike_share_a_component(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    assert {dag(spec).tasks[f"stage-{k}"].component_ref.name for k in range(1, STAGES + 1)} == {"comp-stage-1"}
+    leaves = [component for component in spec.components.values() if component.executor_label]
+    assert len(leaves) == len(spec.deployment_spec["executors"].fields) == 10
+
+
+def test_tasks_that_differ_in_one_thing_share_none() -> None:
+    """2 is as 1; 3 has another image, 4 another interface, 5 is given something else. A DAG of 1 and one of 2 are alike."""
+    numbers = range(1, 6)
+    tasks = {f"a-{n}": {"componentRef": {"name": f"comp-a-{n}"}} for n in numbers}
+    pipeline: dict[str, Any] = {
+        "components": {f"comp-a-{n}": {"executorLabel": f"exec-a-{n}"} for n in numbers}
+        | {f"comp-dag-{n}": {"dag": {"tasks": {"a": {"componentRef": {"name": f"comp-a-{n}"}}}}} for n in (1, 2, 3)},
+        "deploymentSpec": {"executors": {f"exec-a-{n}": {"container": {"image": "i"}} for n in numbers}},
+        "root": {"dag": {"tasks": tasks | {f"d-{n}": {"componentRef": {"name": f"comp-dag-{n}"}} for n in (1, 2, 3)}}},
+    }
+    pipeline["deploymentSpec"]["executors"]["exec-a-3"] = {"container": {"image": "another"}}
+    pipeline["components"]["comp-a-4"]["inputDefinitions"] = {}
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-a-5": {"activeDeadlineSeconds": "5"}}}}}}
+    merge(pipeline, platform)
+    names = {name: task["componentRef"]["name"] for name, task in pipeline["root"]["dag"]["tasks"].items()}
+    shared = {"a-2": "comp-a-1", "d-2": "comp-dag-1"}
+    assert names == {name: shared.get(name, f"comp-{'a' if name[0] == 'a' else 'dag'}-{name[2:]}") for name in names}
+    assert set(pipeline["components"]) == set(names.values())
+    assert set(pipeline["deploymentSpec"]["executors"]) == {"exec-a-1", "exec-a-3", "exec-a-4", "exec-a-5"}
 
 
 def test_cache_policy_of_every_task(spec: pipeline_spec_pb2.PipelineSpec) -> None:

@@ -91,6 +91,20 @@ def test_many_failures_are_a_few_and_a_number(stub: KfpStub, comparison_yaml: Pa
     assert "branch-kd init-students: failed" in done.output
 
 
+def test_a_branch_that_fails_while_others_go_on_says_why_at_once_and_once(stub: KfpStub, comparison_yaml: Path) -> None:
+    kd, other = "branch-kd/init-students", "branch-lr-decay/init-students"
+    going = ("RUNNING", {"check": "SUCCEEDED", kd: "FAILED", other: "RUNNING"})
+    stub.script = (*[going] * 3, ("FAILED", {"check": "SUCCEEDED", kd: "FAILED", other: "SUCCEEDED"}))
+    stub.logs = {kd: "RuntimeError: no room\n"}
+    done = rco(stub, "wait", started(stub, comparison_yaml))
+    lines = lines_of(done)
+    told = lines.index("branch-kd init-students: RuntimeError: no room")
+    assert told < lines.index("branch-lr-decay init-students: succeeded after 2 min")
+    assert lines[told + 1].startswith("  log: kubectl logs ")
+    assert done.output.count("RuntimeError: no room") == 1
+    assert "branch-kd init-students: failed, its words are above" in done.output
+
+
 def test_a_list_that_stops_is_said_once_and_the_run_is_watched_to_its_end(stub: KfpStub, rco_yaml: Path) -> None:
     going = ("RUNNING", {"check": "SUCCEEDED", "train-teacher": "RUNNING"})
     stub.script = (*[going] * 6, ("SUCCEEDED", going[1]))

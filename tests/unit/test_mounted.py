@@ -39,6 +39,19 @@ def test_a_variable_that_is_set_stays(tmp_path: Path) -> None:
         assert environment == {"MLFLOW_TRACKING_URI": given_}
 
 
+def test_what_comes_by_our_name_for_it(tmp_path: Path) -> None:
+    name = mounted.by_reference("MLFLOW_TRACKING_URI")
+    assert (name, mounted.by_reference("AWS_REGION")) == ("RCO_MLFLOW_TRACKING_URI", "AWS_REGION")
+    write(tmp_path, MLFLOW_TRACKING_URI="http://mounted")
+    for environment, known in (
+        ({name: "http://ours"}, "http://ours"),
+        ({name: "http://ours", "MLFLOW_TRACKING_URI": "http://the-plugins"}, "http://the-plugins"),
+        ({"RCO_RESULTS": "s3://b/r"}, "http://mounted"),
+    ):
+        take(environment, tmp_path)
+        assert environment["MLFLOW_TRACKING_URI"] == known
+
+
 def test_keys_that_nobody_listed_are_not_read(tmp_path: Path) -> None:
     write(tmp_path, AWS_ACCESS_KEY_ID="id")
     (tmp_path / "secret/rco-credentials/LD_PRELOAD").write_text("/evil.so")
