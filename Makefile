@@ -196,7 +196,7 @@ setup: $(VENV)/.run ## install what `make run` needs
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
 	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml -o requirements.lock
+		--extra export pyproject.toml -o requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra dev --extra export -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
@@ -223,7 +223,7 @@ install = $(UV) pip install --torch-backend $(TORCH_BACKEND) --no-verify-hashes 
 endif
 
 $(VENV)/.run: $(VENV)/.uv requirements.lock pyproject.toml
-	@$(call install,requirements.lock,)
+	@$(call install,requirements.lock,[export])
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml

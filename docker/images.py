@@ -64,7 +64,7 @@ if lacking:
     sys.exit("; ".join(lacking))
 """
 _SOUND_RCO = """
-import rco, rco.tasks.check, pipelines.cli.main, torch, torchvision, mlflow, kfp
+import rco, rco.tasks.check, pipelines.cli.main, torch, torchvision, mlflow, kfp, onnx, onnxruntime, onnxscript
 from components.image import content_hash
 if content_hash() != sys.argv[1]:
     sys.exit(f"the image holds {content_hash()}, the checkout {sys.argv[1]}")

@@ -12,6 +12,7 @@ import click
 
 from pipelines.cli.options import find_modules_here, home_option
 from rco.core.errors import InputError, choice
+from rco.exporting.config import FORMATS, OF_ONNX
 
 if TYPE_CHECKING:
     from rco.exporting.export import Images, Row
@@ -52,13 +53,11 @@ def export(
     images, and not kept if it answers otherwise. ONNX needs: pip install 'rco[export]'.
     """
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
-    from rco.exporting.export import FORMATS
-
     for name in wanted:
         choice("format", name, FORMATS)
     if not wanted:
         raise InputError("format", formats, "is empty", f"Choose from: {', '.join(FORMATS)}")
-    if {"onnx", "int8"} & set(wanted):
+    if set(OF_ONNX) & set(wanted):
         from rco.exporting.formats import require_onnx
 
         require_onnx()

@@ -148,6 +148,11 @@ class Dataset:
         """The fixed, stratified part of the validation images on which hardness is measured."""
         return self._open("val", np.array(self.manifest.probe, np.int64))
 
+    def some(self, part: str, most: int) -> Split:
+        """A part, or so many of its images, evenly spaced, if it has more."""
+        size = self.manifest.sizes[part]
+        return self.split(part) if size <= most else self._open(part, np.linspace(0, size - 1, most).astype(np.int64))
+
     def _open(self, part: str, rows: Rows | None = None) -> Split:
         kind = _FileSplit if self.manifest.storage == "files" else _ArraySplit
         return kind(self.folder, self.manifest, part, rows)

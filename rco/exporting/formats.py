@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rco.core.errors import InputError
+from rco.core.errors import InputError, disk_full
 from rco.core.files import atomically
 from rco.core.settings import jsonable
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
     from rco.exporting.shipped import Shipped
 
@@ -91,7 +92,7 @@ def to_onnx(student: Shipped, path: Path, *, probabilities: bool = False) -> Exp
 
     example = torch.zeros((2, *student.inputs.image_shape))
     output = "probabilities" if probabilities else "logits"
-    with _quiet(), _traced(student):
+    with _quiet(), _tracing(student.model):
         program = torch.onnx.export(
             final(student, probabilities),
             (example,),
@@ -124,14 +125,16 @@ def open_onnx(path: Path) -> Exported:
     """
     require_onnx()
     import onnxruntime
+    import torch
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()  # its own count is the machine's, whatever the container's limit
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a class of its own for each way in which a file can be wrong
-        words = " ".join(str(error).split())[:200]
-        raise InputError("student", str(path), f"cannot be opened by onnxruntime ({words})", "Export it again") from None
+        problem = f"cannot be opened by onnxruntime ({_words(error)})"
+        raise InputError("student", str(path), problem, "Export it again") from None
     (name, *others) = [given.name for given in session.get_inputs()]
     if others or len(session.get_outputs()) != 1:
         raise InputError("student", str(path), "has other inputs or outputs than a student", "Export it again")
@@ -160,14 +163,29 @@ def to_pt2(student: Shipped, path: Path, *, probabilities: bool = False) -> Expo
     """
     import torch
 
-    example = torch.zeros((2, *student.inputs.image_shape))
-    with _quiet(), _traced(student):
-        shapes = ({0: torch.export.Dim("batch")},)
-        program = torch.export.export(final(student, probabilities), (example,), dynamic_shapes=shapes)
+    program = traced(final(student, probabilities), student.inputs.image_shape, student.model)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
     return Exported(path, eager(program.module()))
+
+
+def traced(model: nn.Module, image_shape: tuple[int, int, int], name: str) -> ExportedProgram:
+    """A network as torch.export's graph, with an open batch size.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        image_shape: (C, H, W).
+        name: of the network, for the message.
+
+    Raises:
+        InputError: it cannot be traced.
+    """
+    import torch
+
+    with _quiet(), _tracing(name):
+        shapes = ({0: torch.export.Dim("batch")},)
+        return torch.export.export(model, (torch.zeros((2, *image_shape)),), dynamic_shapes=shapes)
 
 
 def to_int8(source: Exported, path: Path, calibration: Pixels) -> Exported:
@@ -177,6 +195,9 @@ def to_int8(source: Exported, path: Path, calibration: Pixels) -> Exported:
 
     Args:
         calibration: (N, C, H, W) training images in 0..1, from which the ranges of activations are read.
+
+    Raises:
+        InputError: onnxruntime cannot quantise it.
     """
     require_onnx()
     from onnxruntime import quantization
@@ -190,43 +211,50 @@ def to_int8(source: Exported, path: Path, calibration: Pixels) -> Exported:
             return None if batch is None else {INPUT: batch}
 
     def write(temporary: Path) -> None:
-        with _quiet():
-            quantization.quantize_static(str(source.path), str(temporary), Reader(), per_channel=True, reduce_range=True)
+        try:
+            with _quiet():
+                quantization.quantize_static(str(source.path), str(temporary), Reader(), per_channel=True, reduce_range=True)
+        except Exception as error:
+            if isinstance(error, (OSError, MemoryError)) or disk_full(error, [path.parent]):
+                raise
+            problem = f"cannot be made of this network by onnxruntime ({type(error).__name__}: {_words(error)})"
+            raise InputError("format", "int8", problem, "Take onnx") from error
 
     atomically(path, write)
     return open_onnx(path)
 
 
 @contextlib.contextmanager
-def _traced(student: Shipped) -> Iterator[None]:
+def _tracing(model: str) -> Iterator[None]:
     """Say it in words where a network cannot be traced."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # the tracer meets the user's own code
-        words = " ".join(str(error).split())[:200]
         raise InputError(
             "student",
-            student.model,
-            f"cannot be traced by torch.export ({type(error).__name__}: {words})",
+            model,
+            f"cannot be traced by torch.export ({type(error).__name__}: {_words(error)})",
             "Its forward must not depend on what is in the images",
         ) from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' progress and warnings off the screen: what goes wrong is raised."""
-    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "torch.export", "root", "")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)
 
 
 def in_batches(answers: Answers, pixels: Pixels) -> Pixels:

@@ -20,6 +20,7 @@ from rco.core.errors import InputError
 from rco.data.inputs import Inputs
 from rco.exporting import export as exporting
 from rco.exporting import formats
+from rco.exporting.config import FORMATS
 from rco.exporting.export import Images, export
 from rco.exporting.predict import image_paths, predictor
 from rco.exporting.shipped import Shipped, shipped
@@ -62,7 +63,7 @@ def written(folder: Path, images: Images, tmp_path_factory: pytest.TempPathFacto
     """All formats, written once: the exporter takes seconds."""
     out = tmp_path_factory.mktemp("export")
     with shipped(str(folder), Path("nowhere")) as student:
-        return out, export(student, exporting.FORMATS, out, images)
+        return out, export(student, FORMATS, out, images)
 
 
 @pytest.fixture
