@@ -11,7 +11,14 @@ from typing import Any
 
 import click
 
-from pipelines.cli.options import comparison_option, home_option, no_cache_option, parameter_options, recipe_option
+from pipelines.cli.options import (
+    comparison_option,
+    find_modules_here,
+    home_option,
+    no_cache_option,
+    parameter_options,
+    recipe_option,
+)
 from pipelines.cli.recipes import merged_comparison, merged_parameters
 from rco.config.kinds import DEFAULTS, KINDS, REFERENCE, SHARED, SWEPT
 from rco.config.parameters import PARAMETERS
@@ -151,6 +158,7 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     from rco.tasks.report import sync
     from rco.tracking import moved, outbox
 
+    find_modules_here()
     local = Home(home.resolve())
     moved.settle(local.root)
     os.environ.update(local.environment)
@@ -158,12 +166,12 @@ def sync(reports: tuple[str, ...], home: Path, anywhere: bool) -> None:
     if not reports and not undelivered:
         click.echo("nothing waits for delivery")
     show_progress()
-    away = False
+    kept = False
     with TemporaryDirectory() as scratch:
         given = [fetch(uri, Path(scratch) / str(number)) for number, uri in enumerate(reports)]
         for report in given or undelivered:
-            run_id = sync(report, anywhere=anywhere)
-            click.echo(f"{report}: {f'delivered, run {run_id}' if run_id else 'the server is still away; all is kept'}")
-            away = away or not run_id
-    if away:
+            run_id, problem = sync(report, anywhere=anywhere)
+            click.echo(f"{report}: {f'not delivered, and kept ({problem})' if problem else f'delivered, run {run_id}'}")
+            kept = kept or bool(problem)
+    if kept:
         sys.exit(1)

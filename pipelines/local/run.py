@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rco.config.parameters import PARAMETERS
 from rco.core import home as homes
 from rco.core.errors import disk_full
 from rco.core.marks import DIED, DIVERGED, FULL, PREFIX, REFUSED
@@ -145,6 +146,7 @@ def _run(
         **os.environ,
         **place.environment,
         "RCO_PIPELINE_RUN": run_id,
+        "RCO_EXPERIMENT": str(parameters.get("experiment") or PARAMETERS["experiment"].default),
         "PYTHONUNBUFFERED": "1",
     }
     # A fixed name of the image would hide edits of the code from the cache; a run that is open around this one is no task's.
@@ -275,7 +277,11 @@ def _close_runs(environment: Mapping[str, str], status: str) -> None:
     from rco.tracking.context import Context, forgiving
     from rco.tracking.runs import end_open_runs
 
-    context = Context(tracking_uri=environment["MLFLOW_TRACKING_URI"], pipeline_run=environment["RCO_PIPELINE_RUN"])
+    context = Context(
+        tracking_uri=environment["MLFLOW_TRACKING_URI"],
+        pipeline_run=environment["RCO_PIPELINE_RUN"],
+        experiment=environment["RCO_EXPERIMENT"],
+    )
     with forgiving("The end of the pipeline run"):
         end_open_runs(context, status)
 

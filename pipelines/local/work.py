@@ -39,12 +39,14 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
     import logging
 
     from rco.tasks.process import log, show_progress
+    from rco.tracking.context import require_writable
     from rco.training import device, resume
 
     # KFP announces cache hits on the root logger.
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     show_progress()
     log.info("checking the settings")
+    require_writable(os.environ.get("MLFLOW_TRACKING_URI", ""))
     plan = _plan(READERS[request["pipeline"]](request["parameters"]))
     device.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
@@ -70,6 +72,8 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
 def _cache_by_content(home: Path) -> None:
     """Let KFP's local cache go by what a task computes (image, source, inputs), as it does on a cluster.
 
+    An entry that is damaged, or whose files were deleted or cut, is none: the task runs again.
+
     It goes by the component's name as well, and KFP's compiler numbers those through all tasks of a pipeline: with one more
     branch in a comparison, nothing would be found again. It goes by the full paths of inputs, too; here they are relative to
     the home, which may be moved. What is found counts as used now: `rco clean` takes what was not for long.
@@ -85,7 +89,10 @@ def _cache_by_content(home: Path) -> None:
 
         def get(self, key: str) -> Any:
             with locked(home, alone=False):  # nothing is removed between the look and the use
-                found = super().get(key)
+                try:
+                    found = super().get(key)
+                except (ValueError, KeyError, TypeError, AttributeError, OSError):  # of an entry that is damaged
+                    found = None
                 if found is not None:
                     with contextlib.suppress(OSError):
                         os.utime(self._entry_path(key))
@@ -98,13 +105,23 @@ def _cache_by_content(home: Path) -> None:
 
         @staticmethod
         def _serialize_artifact(artifact: Any) -> Any:
-            return _relative(plain._serialize_artifact(artifact), root)
+            sizes = _sizes(Path(artifact.uri)) if artifact.uri else {}
+            return {**_relative(plain._serialize_artifact(artifact), root), "sizes": sizes}
 
         @staticmethod
         def _deserialize_artifact(data: Mapping[str, Any]) -> Any:
-            return plain._deserialize_artifact({**data, "uri": str(root / data["uri"])})
+            path = root / data["uri"]
+            if (sizes := data.get("sizes")) and sizes.items() - _sizes(path).items():
+                raise cache._MissingArtifactError(str(path))
+            return plain._deserialize_artifact({**data, "uri": str(path)})
 
     cache.LocalCache = ContentCache
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """The files of an artifact, relative to it, and their sizes in bytes."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in files if file.is_file()}
 
 
 def _relative(described: Any, root: Path) -> Any:

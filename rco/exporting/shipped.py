@@ -98,19 +98,11 @@ def _only(folder: Path, where: str) -> Path:
 def _downloaded(uri: str, home: Path, scratch: Path) -> Path:
     import os
 
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    from rco.tracking.context import Context, first_line
     from rco.tracking.moved import database_uri
+    from rco.tracking.registry import download
 
     local = database_uri(home.resolve()) if (home / "mlflow.db").is_file() else ""
-    Context(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or local, pipeline_run="").client()
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(scratch)))
-    except MlflowException as error:
-        problem = f"cannot be loaded ({first_line(error)})"
-        raise InputError("student", uri, problem, "Copy a model's URI from the MLflow UI, or set MLFLOW_TRACKING_URI") from None
+    return download(uri, "student", tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or local, folder=scratch)
 
 
 @contextmanager

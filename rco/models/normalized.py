@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -27,3 +33,22 @@ class Normalized(nn.Module):
         """Logits (B, K) of pixels (B, C, H, W) in 0..1."""
         logits: Tensor = self.network((pixels - self.mean) / self.std)
         return logits
+
+
+def untraceable(model: nn.Module, example: NDArray[np.float32]) -> str:
+    """Why torch.export cannot trace a network, as when its forward depends on what is in the images; empty: it can.
+
+    Args:
+        example: what it takes, of 2 images or more.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # of a failure the exporter logs pages
+    try:
+        shapes = ({0: torch.export.Dim.AUTO},)
+        program = torch.export.export(model, (torch.from_numpy(example),), dynamic_shapes=shapes)
+        torch.export.save(program, io.BytesIO())
+    except Exception as error:  # the tracer meets the user's own code
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    finally:
+        logging.disable(disabled)
+    return ""

@@ -101,6 +101,8 @@ class _Written:
     checkpoints: tuple[Checkpoint, ...]
     history: tuple[dict[str, Any], ...]
     probe_sha256: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,8 @@ class Route:
         decay_epochs: epochs after which the learning rate was decayed.
         history: one row an epoch: epoch, lr, loss, val_accuracy (empty for imported routes).
         probe_sha256: of the probe file.
+        mean, std: of each channel of pixels in 0..1, by which the teacher's images were normalised; empty: not known (routes of
+            before it was written).
     """
 
     folder: Path
@@ -123,6 +127,8 @@ class Route:
     decay_epochs: tuple[int, ...]
     history: tuple[dict[str, Any], ...]
     probe_sha256: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -141,12 +147,15 @@ class Route:
         history: Sequence[dict[str, Any]],
         probe_labels: NDArray[np.int64],
         probe_logits: NDArray[np.float32],
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
     ) -> Route:
         """Write probe file and manifest beside checkpoints that are already in `folder`.
 
         Args:
             probe_labels: (N,).
             probe_logits: (M, N, K), in the order of `checkpoints`.
+            mean, std: as the attributes; (C,) or empty.
         """
         if probe_logits.shape[:2] != (len(checkpoints), len(probe_labels)):
             raise ValueError(
@@ -161,6 +170,7 @@ class Route:
             "checkpoints": list(checkpoints),
             "history": list(history),
             "probe_sha256": digest,
+            **({"mean": list(mean), "std": list(std)} if mean else {}),
         }
         write_json(folder / MANIFEST, manifest)
         return cls.open(folder)
@@ -194,12 +204,19 @@ class Route:
             decay_epochs=words.decay_epochs,
             history=words.history,
             probe_sha256=words.probe_sha256,
+            mean=words.mean,
+            std=words.std,
         )
         if not route.checkpoints:
             raise InputError("route", str(folder), "has no checkpoints", "A route needs at least one")
         if list(route.epochs) != sorted(set(route.epochs)) or route.epochs[0] < 1:
             raise InputError(
                 "route", list(route.epochs), "has epochs that do not increase from 1", "Order the checkpoints by epoch"
+            )
+        channels = route.network.in_channels if route.mean or route.std else 0
+        if not len(route.mean) == len(route.std) == channels or not all(map(math.isfinite, (*route.mean, *route.std))):
+            raise InputError(
+                "route", str(path), f"has a mean and a std that are not of {channels} channels", "Copy or make the route again"
             )
         for row in route.history:
             if type(row.get("epoch")) is not int or not all(v is None or is_number(v) for v in row.values()):

@@ -17,8 +17,9 @@ from rco.tasks.left_open import close_left_open
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
 from rco.tasks.validate import costs_of_anchors
-from rco.tracking.context import Context, forgiving
-from rco.tracking.runs import end_open_runs, open_parent
+from rco.tracking.context import Context, forgiving, require_writable
+from rco.tracking.probe import PLAIN_ANCHORS, has_logged_models
+from rco.tracking.runs import end_open_runs, open_parent, require_parent
 from rco.training import results
 
 
@@ -40,6 +41,8 @@ def check(
         InputError: the first thing that cannot work.
     """
     require(plugins)
+    context = Context.from_environment()
+    require_writable(context.tracking_uri)
     comparison = Comparison.read(parameters)
     settings = preflight(comparison, compiled={key: int(steps) for key, steps in compiled.items()})
     if comparison.is_run:
@@ -52,12 +55,13 @@ def check(
         log.info("%s, %s: %s", *counts)
     for cost in costs_of_anchors(comparison.branches):
         log.info("%s", cost)
-    context = Context.from_environment()
+    context = replace(context, experiment=settings.filing.experiment)
     if comparison.reference.services.check_services:
         require_services(context, functools.partial(open_parent, context, **settings.filing.parent))
     elif context.active:
         with forgiving("The parent run"):
             open_parent(context, **settings.filing.parent)
+            mention_anchors(context)
     if context.active:
         with forgiving("The end of earlier pipeline runs"):
             close_left_open(context)
@@ -72,6 +76,13 @@ def mention_results() -> None:
     place; empty, the variable says that none are wanted."""
     if results.VARIABLE not in os.environ:
         log.info("%s is not set: what another run has trained is not found, but trained again", results.VARIABLE)
+
+
+def mention_anchors(context: Context) -> None:
+    """Say it where the server has no logged models."""
+    client = context.client()
+    if not has_logged_models(client, require_parent(context, client).info.experiment_id):
+        log.warning("this MLflow server has no logged models (MLflow 3 has): %s", PLAIN_ANCHORS)
 
 
 def require_services(context: Context, open_parent: Callable[[], str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -101,10 +101,14 @@ def evaluate_students(
         measured.append(replace(student, logits=student.logits[:0]))  # of all seeds they may not fit into memory
     if teacher is None:  # the first worker has the figures
         return {}
-    if manifest.num_classes <= _READABLE:
-        matrix = np.sum([student.confusion for student in measured], axis=0).tolist()
-        write_json(evaluation / CONFUSION, {"class_names": list(manifest.class_names), "matrix": matrix})
+    write_confusion(evaluation, manifest.class_names, [student.confusion for student in measured])
     return _headline("teacher", [teacher]) | _headline("student", measured)
+
+
+def write_confusion(evaluation: Path, class_names: Sequence[str], matrices: Sequence[list[list[int]]]) -> None:
+    """Write the sum of confusion matrices (K, K) for the Kubeflow UI, unless there are more classes than a person can read."""
+    if len(class_names) <= _READABLE:
+        write_json(evaluation / CONFUSION, {"class_names": list(class_names), "matrix": np.sum(matrices, axis=0).tolist()})
 
 
 @dataclass(frozen=True, kw_only=True)

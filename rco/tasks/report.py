@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -164,15 +164,24 @@ def deliver(
         log.warning("what MLflow lacks is kept beside the report; when the server is back, deliver it with: rco sync")
 
 
-def sync(report: Path, *, anywhere: bool = False) -> str:
+class Synced(NamedTuple):
+    """What `sync` did.
+
+    Attributes:
+        run_id: of the parent run; empty: all is kept.
+        problem: why it is kept.
+    """
+
+    run_id: str
+    problem: str = ""
+
+
+def sync(report: Path, *, anywhere: bool = False) -> Synced:
     """Deliver what waits in a report's outbox to the server that MLFLOW_TRACKING_URI names, then clear the outbox. Safe to
     repeat: what the server has is not sent again.
 
     Args:
         anywhere: also to another server than the one that was away.
-
-    Returns:
-        the parent's run id; empty if the server is still away, and all is kept.
 
     Raises:
         InputError: no or a damaged outbox, or a server that it was not meant for.
@@ -189,17 +198,18 @@ def sync(report: Path, *, anywhere: bool = False) -> str:
             f"Set it to {meant_for}, or give --anywhere with a server",
         )
     run_id = ""
-    with forgiving(f"Run {pipeline_run}"):
+    with forgiving(f"Run {pipeline_run}") as attempt:
         run_id = pending.send(context, report_files(report))
     registration = report / outbox.FOLDER / outbox.REGISTRATION
     if run_id and registration.is_dir():
         settings = {"seeds": [0], **read_json(registration / "settings.json")}  # which 0.1 did not have
         filing = from_dict(Filing, settings, partial=True)
-        if not register_from(filing, student=registration / "student", evaluation=registration / "evaluation"):
-            return ""
-    if run_id:
-        outbox.clear(report)
-    return run_id
+        with forgiving("The registration of the student") as attempt:
+            register_from(filing, student=registration / "student", evaluation=registration / "evaluation")
+    if attempt.failed:
+        return Synced("", attempt.reason)
+    outbox.clear(report)
+    return Synced(run_id)
 
 
 def report_files(folder: Path) -> list[Path]:

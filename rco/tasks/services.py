@@ -21,7 +21,7 @@ from rco.core.errors import InputError
 from rco.core.storage.addresses import is_remote, local_path
 from rco.core.storage.probe import SKEW_REFUSED, describe_skew, probe_store
 from rco.tracking.context import Context, without_credentials
-from rco.tracking.probe import probe
+from rco.tracking.probe import PLAIN_ANCHORS, probe
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 #: Seconds for a check, by far more than services are given to answer: importing their clients counts, on a busy machine too.
@@ -159,23 +159,23 @@ def writable(name: str, folder: Path, remedy: str) -> list[Finding]:
 
 
 def mlflow(context: Context, open_run: Callable[[], str] | None = None) -> list[Finding]:
-    """Check that MLflow stores a run and an artifact, gives them back, and has a version with logged models."""
+    """Check that MLflow stores a run and an artifact, gives them back, and has logged models."""
     found = probe(context, open_run)
     uri = without_credentials(context.tracking_uri)
     text = f"{uri}: a run and an artifact written, read and deleted in {found.seconds:.1f} s"
     status, step = OK, ""
     if found.server:
         text += f"; server {found.server}, client {found.client}"
-        if number(found.server) < (3, 0):
-            status, step = FAIL, "Update the server: MLflow 3 is the first that knows logged models, which anchors are"
-        elif number(found.server) < number(found.client):
+        if number(found.server) < number(found.client):
             status, step = WARN, "Update the server: it is older than the client"
         elif not re.match(r"(?!file:)[a-z][\w+.-]*:", found.artifacts):
             status = WARN
             text += f"; artifacts go to {found.artifacts} on the disk of the machine that writes them"
             step = "Unless the server is this machine, start it with --serve-artifacts, or nobody else will find them"
+    if not found.logged_models:
+        status, step = WARN, f"Update the server: it has no logged models (MLflow 3 has), and {PLAIN_ANCHORS}"
     if found.left:
-        status = FAIL if status == FAIL else WARN
+        status = WARN
         text += f"; {found.left} could not be deleted"
         step = step or "Remove it, or allow this login to delete"
     return [Finding(name="MLflow", status=status, found=text, next_step=step)]

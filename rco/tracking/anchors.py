@@ -1,7 +1,7 @@
 """Anchors as LoggedModels: each checkpoint is uploaded once per experiment, and linked to every run that learns from it.
 
 Several pipelines may need an anchor at the same time. Each claims it (a LoggedModel that is PENDING), the process with the
-oldest claim uploads it, and the others wait.
+oldest claim uploads it, and the others wait. On a server that has no LoggedModels an anchor is an artifact of each run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rco.core.files import verify
-from rco.models.route import ANCHOR, Anchor
+from rco.models.route import ANCHOR, Anchor, anchor_folder
 from rco.tracking.model_run import ModelRun
+from rco.tracking.probe import has_logged_models
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -22,12 +23,13 @@ _ANCHOR_FILE = "anchor.safetensors"
 
 
 def anchor_tag(epoch: int) -> str:
-    """The tag of a student's run that holds the LoggedModel id of the anchor of an epoch."""
+    """The tag of a student's run that holds the LoggedModel id of the anchor of an epoch, or the address of its artifacts."""
     return f"rco.anchor.{epoch}"
 
 
 def log_anchor(run: ModelRun, folder: Path) -> None:
     """Make an anchor known as a LoggedModel, and the run as one that learnt from it. Does nothing if the run has it already.
+    On a server without logged models the anchor becomes a plain artifact of the run.
 
     Args:
         folder: with anchor.json and the checkpoint, as `rco.tasks.selection.write_anchor` writes it.
@@ -41,18 +43,32 @@ def log_anchor(run: ModelRun, folder: Path) -> None:
     tag = anchor_tag(anchor.epoch)
     if tag in run.client.get_run(run.run_id).data.tags:
         return
-    model_id, uploaded = _logged_model(run, folder, anchor)
-    if uploaded:
-        run.client.log_outputs(run.run_id, models=[LoggedModelOutput(model_id, step=anchor.epoch)])
+    model_id: str | None = None
+    if not has_logged_models(run.client, run.experiment_id):
+        where = _log_plainly(run, folder, anchor)
     else:
-        run.client.log_inputs(run.run_id, models=[LoggedModelInput(model_id)])
+        model_id, uploaded = _logged_model(run, folder, anchor)
+        where = model_id
+        if uploaded:
+            run.client.log_outputs(run.run_id, models=[LoggedModelOutput(model_id, step=anchor.epoch)])
+        else:
+            run.client.log_inputs(run.run_id, models=[LoggedModelInput(model_id)])
     now = time.time_ns() // 1_000_000
     metrics = [
         Metric(f"anchor_{name}", getattr(anchor, name), now, anchor.epoch, model_id=model_id)
         for name in ("val_accuracy", "hardness", "relative_hardness", "lr", "train_loss")
         if getattr(anchor, name) is not None
     ]
-    run.client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(tag, model_id)])
+    run.client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(tag, where)])
+
+
+def _log_plainly(run: ModelRun, folder: Path, anchor: Anchor) -> str:
+    """The address of an anchor among the artifacts of the run, where this process has uploaded it."""
+    verify(folder / _ANCHOR_FILE, anchor.sha256)
+    place = f"anchors/{anchor_folder(anchor.epoch)}"
+    for file in (folder / _ANCHOR_FILE, folder / ANCHOR):
+        run.client.log_artifact(run.run_id, str(file), place)
+    return f"runs:/{run.run_id}/{place}"
 
 
 def _logged_model(run: ModelRun, folder: Path, anchor: Anchor) -> tuple[str, bool]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SQLITE = "sqlite:///"
+#: Addresses without a scheme that MLflow knows as services.
+_NO_FOLDERS = ("databricks", "databricks-uc", "uc")
+#: MLflow's name of the switch that lets it write into folders all the same.
+_SWITCH = "MLFLOW_ALLOW_FILE_STORE"
 #: Says why this process is not the first that works on its task (set by `rco.tasks.worker`).
 RESTARTED = "RCO_RESTARTED"
 
@@ -46,6 +50,29 @@ def import_mlflow() -> Any:
     return mlflow
 
 
+@functools.cache
+def require_writable(uri: str) -> None:
+    """Refuse a tracking server that MLflow no longer writes to: a folder.
+
+    Raises:
+        InputError: it is one, and MLflow's own switch for it is not set.
+    """
+    if not uri or uri in _NO_FOLDERS or urlsplit(uri).scheme not in ("", "file"):
+        return
+    mlflow = import_mlflow()
+    try:
+        mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
+    except mlflow.exceptions.MlflowException as error:
+        if _SWITCH not in str(error):  # something else is wrong with it: the first request that is tracked says so
+            return
+        raise InputError(
+            "MLFLOW_TRACKING_URI",
+            uri,
+            "is a folder, and MLflow does not write runs into folders any more",
+            f"Name a database: {_SQLITE}mlflow.db (`mlflow migrate-filestore` takes old runs there), or set {_SWITCH}=true",
+        ) from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The pipeline run that this process works for, and the server that tracks it. Read from the environment, not from
@@ -57,6 +84,7 @@ class Context:
         artifact_root: address for the artifacts of a new experiment; empty: the server decides.
         task_run: id of the run that Kubeflow's MLflow plugin made for this task; empty without the plugin.
         restarted: why earlier processes of this task have died; empty: this is the first.
+        experiment: where the pipeline run is tracked, as far as this process knows.
     """
 
     tracking_uri: str
@@ -64,17 +92,19 @@ class Context:
     artifact_root: str = ""
     task_run: str = ""
     restarted: str = ""
+    experiment: str = ""
 
     @classmethod
     def from_environment(cls) -> Context:
-        """MLFLOW_TRACKING_URI, RCO_PIPELINE_RUN (set by the local runner, or from the pod's labels), RCO_ARTIFACT_ROOT, and
-        MLFLOW_RUN_ID (set by Kubeflow's MLflow plugin)."""
+        """MLFLOW_TRACKING_URI, RCO_PIPELINE_RUN (set by the local runner, or from the pod's labels), RCO_ARTIFACT_ROOT,
+        RCO_EXPERIMENT (set by the local runner), and MLFLOW_RUN_ID (set by Kubeflow's MLflow plugin)."""
         return cls(
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
             pipeline_run=os.environ.get("RCO_PIPELINE_RUN", ""),
             artifact_root=os.environ.get("RCO_ARTIFACT_ROOT", ""),
             task_run=os.environ.get("MLFLOW_RUN_ID", ""),
             restarted=os.environ.get(RESTARTED, ""),
+            experiment=os.environ.get("RCO_EXPERIMENT", ""),
         )
 
     @property
@@ -83,7 +113,12 @@ class Context:
         return bool(self.tracking_uri and self.pipeline_run)
 
     def client(self) -> MlflowClient:
-        """A client of the tracking server. MLflow logs warnings only from then on."""
+        """A client of the tracking server. MLflow logs warnings only from then on.
+
+        Raises:
+            InputError: as `require_writable`.
+        """
+        require_writable(self.tracking_uri)
         mlflow = import_mlflow()
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -117,9 +152,18 @@ def _open_database(uri: str) -> None:
 
 @dataclass
 class Attempt:
-    """Whether a `forgiving` block failed."""
+    """What became of a `forgiving` block.
 
-    failed: bool = False
+    Attributes:
+        reason: why it failed; empty: it did not.
+    """
+
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed."""
+        return bool(self.reason)
 
 
 @contextlib.contextmanager
@@ -138,10 +182,8 @@ def forgiving(what: str) -> Iterator[Attempt]:
     except InputError:
         raise
     except Exception as error:
-        attempt.failed = True
-        log.warning(
-            "%s was not delivered to MLflow (%s: %s); the record is kept", what, type(error).__name__, first_line(error)
-        )
+        attempt.reason = f"{type(error).__name__}: {first_line(error)}"
+        log.warning("%s was not delivered to MLflow (%s); the record is kept", what, attempt.reason)
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +56,7 @@ class PendingReport:
         Args:
             files: pictures and tables for the parent's artifacts.
         """
+        context = replace(context, experiment=self.parent["experiment"])
         open_parent(context, **self.parent)
         return deliver(context, self.deliveries, headline=self.headline, files=files, note=self.note)
 

@@ -18,7 +18,9 @@ from rco.tracking.context import Context, without_credentials
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PLAIN_ANCHORS = "anchors become plain artifacts of their students' runs"
 _PROBED = "rco.probe"
+_HAVE_LOGGED_MODELS: dict[str, bool] = {}  # by the server's address
 
 
 class Probe(NamedTuple):
@@ -30,6 +32,7 @@ class Probe(NamedTuple):
         artifacts: address of the run's artifacts, as the server gives it.
         left: address of the artifact if it could not be removed; else empty.
         seconds: duration.
+        logged_models: whether the server has MLflow 3's logged models.
     """
 
     server: str
@@ -37,6 +40,7 @@ class Probe(NamedTuple):
     artifacts: str
     left: str
     seconds: float
+    logged_models: bool = True
 
 
 def probe(context: Context, open_run: Callable[[], str] | None = None) -> Probe:
@@ -59,12 +63,37 @@ def probe(context: Context, open_run: Callable[[], str] | None = None) -> Probe:
         began = time.monotonic()
         server = _server_version(context.tracking_uri)
     with explained(uri, "cannot keep runs"):
-        artifacts, left = _probe_new_experiment(context, client) if open_run is None else _probe_run(client, uri, open_run())
-    return Probe(server, mlflow.__version__, artifacts, left, time.monotonic() - began)
+        if open_run is None:
+            artifacts, left, models = _probe_new_experiment(context, client)
+        else:
+            run_id = open_run()
+            artifacts, left = _probe_run(client, uri, run_id)
+            models = has_logged_models(client, client.get_run(run_id).info.experiment_id)
+    return Probe(server, mlflow.__version__, artifacts, left, time.monotonic() - began, models)
 
 
-def _probe_new_experiment(context: Context, client: MlflowClient) -> tuple[str, str]:
-    """As `_probe_run`, with a run in a new experiment that is then deleted."""
+def has_logged_models(client: MlflowClient, experiment_id: str) -> bool:
+    """Whether a server has logged models, which anchors are. MLflow 2 and some hosted servers have none. Raises what MLflow's
+    client raises.
+
+    Args:
+        experiment_id: of any experiment there.
+    """
+    known = _HAVE_LOGGED_MODELS.get(client.tracking_uri)
+    if known is None:
+        try:
+            client.search_logged_models([experiment_id], max_results=1)
+            known = True
+        except Exception as error:
+            if _http_status(error) not in (404, 405, 501):
+                raise
+            known = False
+        _HAVE_LOGGED_MODELS[client.tracking_uri] = known
+    return known
+
+
+def _probe_new_experiment(context: Context, client: MlflowClient) -> tuple[str, str, bool]:
+    """As `_probe_run`, with a run in a new experiment that is then deleted; and whether there are logged models."""
     name = f"rco-doctor-{secrets.token_hex(4)}"
     root = f"{context.artifact_root.rstrip('/')}/{name}" if context.artifact_root else None
     experiment_id = client.create_experiment(name, artifact_location=root)
@@ -75,8 +104,9 @@ def _probe_new_experiment(context: Context, client: MlflowClient) -> tuple[str, 
         if location.endswith((f"/{name}", f"/{experiment_id}")):  # this experiment's alone; empty folders may be left there
             with contextlib.suppress(Exception):
                 _artifact_repository(location).delete_artifacts()
+        models = has_logged_models(client, experiment_id)
         client.delete_run(run_id)
-        return found
+        return *found, models
     finally:
         client.delete_experiment(experiment_id)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 REUSED = "reused_from"
+#: Tag of the experiments in which pipelines of this project are tracked.
+_OPENED = "rco.pipelines"
 
 
 class NotTrackedError(RuntimeError):
@@ -47,6 +49,8 @@ def open_parent(
         raise InputError("experiment", experiment, "is a deleted experiment in MLflow", "Restore it, or use another name")
     else:
         experiment_id = found.experiment_id
+    if found is None or _OPENED not in found.tags:
+        client.set_experiment_tag(experiment_id, _OPENED, "true")
     parent = find_run(client, [experiment_id], context.pipeline_run, key=None)
     if parent is None:
         own = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
@@ -70,11 +74,18 @@ def _create_experiment(client: MlflowClient, name: str, artifact_root: str | Non
 
 
 def find_parent(context: Context, client: MlflowClient) -> Run | None:
-    """The parent run of this pipeline run, searched for in all experiments."""
+    """The parent run of this pipeline run. Its experiment is asked, if this process knows it; else those in which pipelines
+    were opened. Others are not listed: a shared server may have tens of thousands."""
+    if context.experiment and (named := client.get_experiment_by_name(context.experiment)) is not None:
+        parent = find_run(client, [named.experiment_id], context.pipeline_run, key=None)
+        if parent is not None:
+            return parent
     ids: list[str] = []
     token = None
     while True:
-        page = client.search_experiments(order_by=["last_update_time DESC"], page_token=token)
+        page = client.search_experiments(
+            filter_string=f"tags.`{_OPENED}` = 'true'", order_by=["last_update_time DESC"], page_token=token
+        )
         ids += [e.experiment_id for e in page]
         token = page.token
         if not token:

@@ -25,10 +25,12 @@ from rco.training.distributed import answers
 from rco.training.doubts import doubts
 
 log = logging.getLogger("rco")
+_ALIKE = 5e-3  # of pixels in 0..1: between two means or deviations that are taken as the same
 
 
 def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
-    """Copy a verified route into `folder`; measure its checkpoints again if they were measured on another data set.
+    """Copy a verified route into `folder`; measure its checkpoints again if they were measured on another data set. Images that
+    are normalised otherwise than those of its teacher are warned of.
 
     Args:
         spec: the teacher in the user's settings; it must agree with the route.
@@ -51,13 +53,31 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
             f"is of other data, so its teacher may have seen the open classes ({', '.join(data.manifest.open_classes)})",
             "Use the data settings of the route's own run, or import its checkpoints with these open_classes",
         )
+    if difference := _fed_otherwise(source, data):
+        log.warning("warning: %s", difference)
     folder.mkdir(parents=True, exist_ok=True)
     for c in source.checkpoints:
         shutil.copyfile(source.folder / c.file, folder / c.file)
     if source.data_digest == data.manifest.digest:
         source.write_index(folder)
         return Route.open(folder)
-    return _write_measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, ())
+    fed = (source.mean, source.std)
+    return _write_measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, (), fed)
+
+
+def _fed_otherwise(source: Route, data: Dataset) -> str:
+    """How the images of a route's teacher were normalised, if those of the data are otherwise; empty: alike, or not known."""
+    there = {"image_mean": source.mean, "image_std": source.std}
+    here = {"image_mean": data.manifest.mean, "image_std": data.manifest.std}
+    if not source.mean or all(np.allclose(there[name], here[name], rtol=0, atol=_ALIKE) for name in there):
+        return ""
+    differences = " and ".join(f"{name} {_numbers(there[name])} (here {_numbers(here[name])})" for name in there)
+    flags = " ".join(f"--{name.replace('_', '-')} {_numbers(values)}" for name, values in there.items())
+    return f"the route's teacher was fed with {differences}, and may answer worse than it can; to feed it as then: {flags}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def import_route(
@@ -103,7 +123,9 @@ def import_route(
             checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
         for note, names in notes.items():
             log.warning("%s%s: %s", names[0], f" and {len(names) - 1} more" if len(names) > 1 else "", note)
-        _write_measured(checkpoints, data, spec, compute, scratch, [epoch + first for epoch in decay_epochs], ())
+        # The user has said by image_mean and image_std how the teacher was fed, or left it as it is for the data.
+        fed = (data.manifest.mean, data.manifest.std)
+        _write_measured(checkpoints, data, spec, compute, scratch, [epoch + first for epoch in decay_epochs], (), fed)
     return Route.open(folder)
 
 
@@ -141,8 +163,13 @@ def _write_measured(
     folder: Path,
     decay_epochs: Sequence[int],
     history: Sequence[dict[str, Any]],
+    fed: tuple[Sequence[float], Sequence[float]],
 ) -> Route:
-    """Write a route whose weights lie in `folder`, with accuracy and probe logits measured on `data`."""
+    """Write a route whose weights lie in `folder`, with accuracy and probe logits measured on `data`.
+
+    Args:
+        fed: mean and std that its teacher's images were normalised by.
+    """
     probe = np.asarray(data.manifest.probe)
     validation = data.split("val")
     with_accuracy, probe_logits = [], []
@@ -163,4 +190,6 @@ def _write_measured(
         history=history,
         probe_labels=labels[probe],
         probe_logits=np.stack(probe_logits),
+        mean=fed[0],
+        std=fed[1],
     )

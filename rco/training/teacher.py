@@ -118,6 +118,8 @@ class _GrowingRoute:
             history=self.history,
             probe_labels=self.labels[self.probe],
             probe_logits=np.stack(self.probe_logits),
+            mean=self.data.manifest.mean,
+            std=self.data.manifest.std,
         )
 
     def state(self) -> dict[str, Any]:

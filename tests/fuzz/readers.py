@@ -291,6 +291,8 @@ def _a_route(folder: Path) -> Route:
         history=[{"epoch": e, "lr": 0.1, "loss": 1.0, "val_accuracy": 0.5} for e in range(1, 5)],
         probe_labels=np.arange(3),
         probe_logits=np.ones((2, 3, 3), np.float32),
+        mean=[0.5] * SPEC.in_channels,
+        std=[0.25] * SPEC.in_channels,
     )
 
 

@@ -54,6 +54,17 @@ def test_a_larger_pipeline_has_a_larger_workflow(tmp_path: Path) -> None:
     assert sizes[0].total < sizes[1].total
 
 
+@pytest.mark.parametrize(("classes", "written"), [(100, True), (101, False), (1000, False)])
+def test_a_confusion_matrix_that_nobody_can_read_stays_out_of_kubeflow(classes: int, written: bool, tmp_path: Path) -> None:
+    from rco.tasks.evaluate import CONFUSION, write_confusion
+
+    ones = [[1] * classes] * classes
+    write_confusion(tmp_path, [str(k) for k in range(classes)], [ones, ones])
+    assert (tmp_path / CONFUSION).is_file() == written
+    if written:
+        assert json.loads((tmp_path / CONFUSION).read_text())["matrix"][3][5] == 2
+
+
 def test_the_largest_confusion_matrix_is_far_below_what_kfp_takes() -> None:
     """Its backend refuses tasks with more than 4 MiB of metrics: those of some 600 classes (kubeflow/pipelines#11949)."""
     from rco.tasks.evaluate import _READABLE

@@ -256,7 +256,7 @@ class TestMLflow:
             ("3.17.2", "s3://bucket/1/2/artifacts", "", OK, ""),
             ("99.0", "mlflow-artifacts:/1", "", OK, ""),
             ("3.2.0", "mlflow-artifacts:/1", "", WARN, "older than the client"),
-            ("2.22.0", "mlflow-artifacts:/1", "", FAIL, "MLflow 3"),
+            ("2.22.0", "mlflow-artifacts:/1", "", WARN, "plain artifacts"),
             ("3.17.2", "/mlruns/1/2/artifacts", "", WARN, "--serve-artifacts"),
             ("3.17.2", "file:///mlruns/1", "", WARN, "--serve-artifacts"),
             ("", "file:///home/.rco/artifacts/1", "", OK, ""),
@@ -266,7 +266,7 @@ class TestMLflow:
     def test_what_was_found(
         self, monkeypatch: pytest.MonkeyPatch, server: str, artifacts: str, left: str, status: str, words: str
     ) -> None:
-        probe = Probe(server, "3.17.2", artifacts, left, 0.1)
+        probe = Probe(server, "3.17.2", artifacts, left, 0.1, not server.startswith("2."))
         monkeypatch.setattr(services, "probe", lambda *_: probe)
         found = only(services.mlflow(Context(tracking_uri=f"http://me:{CANARY}@mlflow?{CANARY}", pipeline_run="")))
         assert found.status == status

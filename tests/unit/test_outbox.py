@@ -59,7 +59,8 @@ def test_everything_arrives_later_and_once(server: Path, report: Path) -> None:
 
     where = kept(server, report, "later")
     assert outbox.waiting(report)
-    run_id = sync(report)
+    run_id, problem = sync(report)
+    assert problem == ""
     assert not outbox.waiting(report)
     assert not (report / outbox.FOLDER).exists()
     client = where.client()
@@ -78,7 +79,7 @@ def test_everything_arrives_later_and_once(server: Path, report: Path) -> None:
         assert sha256_of(folder / "anchor.safetensors") == model.tags["rco.sha256"]
 
     again = kept(server, report, "later")
-    assert sync(report) == run_id
+    assert sync(report).run_id == run_id
     assert {r.info.run_id for r in children(client, "later")} == {r.info.run_id for r in runs.values()}
     assert steps(client, runs["student"].info.run_id) == [1, 2, 3]
     assert again == where
@@ -89,7 +90,9 @@ def test_while_the_server_is_away_all_is_kept(server: Path, report: Path) -> Non
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     before = sorted(path for path in report.rglob("*") if path.is_file())
-    assert sync(report, anywhere=True) == ""
+    run_id, problem = sync(report, anywhere=True)
+    assert run_id == ""
+    assert "Connection" in problem
     assert sorted(path for path in report.rglob("*") if path.is_file()) == before
 
 

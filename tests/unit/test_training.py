@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +222,35 @@ class TestRoute:
         assert adopted.probe()[1].shape == (4, 32, 10)
         assert [c.sha256 for c in adopted.checkpoints] == [c.sha256 for c in route.checkpoints]
         assert [c.val_accuracy for c in adopted.checkpoints] != [c.val_accuracy for c in route.checkpoints]
+
+    def test_a_teacher_that_was_fed_otherwise_is_warned_of(
+        self, route: Route, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logging.getLogger("rco"), "propagate", True)
+        fed = (data.manifest.mean, data.manifest.std)
+        assert (route.mean, route.std) == fed
+        adopt_route(route, data, TEACHER, CPU, tmp_path / "alike")
+        assert "image_mean" not in caplog.text
+        config = DataConfig(image_mean=("0.5",), image_std=("0.25",), probe_size=32)
+        prepare(config, tmp_path / "data", source_digest(config))
+        other = Dataset.open(tmp_path / "data")
+        adopted = adopt_route(route, other, TEACHER, CPU, tmp_path / "adopted")
+        (mean,), (std,) = fed
+        assert f"was fed with image_mean {mean:.4g} (here 0.5) and image_std {std:.4g} (here 0.25)" in caplog.text
+        assert f"--image-mean {mean:.4g} --image-std {std:.4g}" in caplog.text
+        assert (adopted.mean, adopted.std) == fed, "it is the teacher's, whatever it is fed with now"
+
+    def test_a_route_of_before_the_normalisation_was_written(self, route: Route, data: Dataset, tmp_path: Path) -> None:
+        shutil.copytree(route.folder, tmp_path / "old")
+        manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+        assert (manifest.pop("mean"), manifest.pop("std")) == (list(route.mean), list(route.std))
+        (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+        old = Route.open(tmp_path / "old")
+        assert (old.mean, old.std) == ((), ())
+        assert adopt_route(old, data, TEACHER, CPU, tmp_path / "copy").checkpoints == route.checkpoints
+        (tmp_path / "old" / "manifest.json").write_text(json.dumps({**manifest, "mean": [0.5, 0.5, 0.5], "std": [0.2]}))
+        with pytest.raises(InputError, match="not of 1 channels"):
+            Route.open(tmp_path / "old")
 
 
 class TestStage:

@@ -22,15 +22,24 @@ _REFUSED = re.compile(r"(?:unexpected keyword argument|multiple values for (?:ke
 
 
 def find_maker(name: str, parameter: str, path: str = "") -> NetworkMaker:
-    """What calls a factory; its module is imported.
+    """What calls a factory; its module is imported. Arguments and errors are those of `find_factory`.
+
+    Raises:
+        InputError: there is no such module or factory. What is returned raises it too: if the factory fails, or returns
+            something else than a module with weights.
+    """
+    return partial(_call_factory, find_factory(name, parameter, path), name, parameter)
+
+
+def find_factory(name: str, parameter: str, path: str = "") -> Callable[..., Any]:
+    """A factory; its module is imported.
 
     Args:
         name: of the network, as the user knows it.
         path: of the factory, `package.module:factory`; empty: the name is its path.
 
     Raises:
-        InputError: there is no such module or factory; it names `parameter`. What is returned raises it too: if the factory
-            fails, or returns something else than a module with weights.
+        InputError: there is no such module or factory; it names `parameter`.
     """
     module_name, _, attribute = (path or name).partition(":")
     if not module_name or not attribute:
@@ -61,15 +70,25 @@ def find_maker(name: str, parameter: str, path: str = "") -> NetworkMaker:
             f"{attribute} cannot be called (it is of type {type(factory).__name__})",
             "Name a function or class that yields a module",
         )
-    return partial(_call_factory, factory, name, parameter)
+    found: Callable[..., Any] = factory
+    return found
 
 
-def _call_factory(factory: Callable[..., Any], name: str, parameter: str, dimensions: Dimensions) -> nn.Module:
+def arguments_of(factory: Callable[..., Any], dimensions: Dimensions) -> dict[str, Any]:
+    """The keyword arguments that a factory is called with; it is called to find them."""
+    return _call(factory, _offered(factory, dimensions))[1]
+
+
+def _offered(factory: Callable[..., Any], dimensions: Dimensions) -> dict[str, Any]:
     arguments = asdict(dimensions)
     if not dimensions.embedding_dim:
         del arguments["embedding_dim"]
+    return _accepted(factory, arguments)
+
+
+def _call_factory(factory: Callable[..., Any], name: str, parameter: str, dimensions: Dimensions) -> nn.Module:
     try:
-        network = _call(factory, _accepted(factory, arguments))
+        network, _ = _call(factory, _offered(factory, dimensions))
     except Exception as error:
         raise InputError(
             parameter,
@@ -88,11 +107,12 @@ def _call_factory(factory: Callable[..., Any], name: str, parameter: str, dimens
     return network
 
 
-def _call(factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """What `factory` yields. One that takes any keyword (**kwargs) may hand them to code that takes fewer, or has set some."""
+def _call(factory: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What `factory` yields, and the arguments that it has taken. One that takes any keyword (**kwargs) may hand them to code
+    that takes fewer, or has set some."""
     while True:
         try:
-            return factory(**arguments)
+            return factory(**arguments), arguments
         except TypeError as error:
             match = _REFUSED.search(str(error))
             if match is None or match[1] not in arguments or not _takes_any(factory):

@@ -56,6 +56,11 @@ def origin(name: str) -> Origin | None:
     return Origin(entry.dist.name, entry.dist.version, package_digest(_path(entry).partition(":")[0]))
 
 
+def factory_path(name: str) -> str:
+    """`package.module:factory` of a network that is neither ours nor torchvision's."""
+    return name if ":" in name else _path(_found()[0][name])
+
+
 def find_maker(name: str, parameter: str) -> NetworkMaker | None:
     """What calls the factory of a network of another package, which is imported; None: there is no network of that name.
 
