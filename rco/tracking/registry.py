@@ -164,23 +164,40 @@ def load(uri: str, *, model: NetworkSpec | None = None, tracking_uri: str | None
     Raises:
         InputError: MLflow has no such model, or it was not registered by this project.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     from rco.models.spec import load_network
 
     default = "sqlite:///.rco/mlflow.db" if Path(".rco/mlflow.db").is_file() else ""
     address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
     Context(tracking_uri=address, pipeline_run="").client()
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
-    except MlflowException as error:
-        raise InputError(
-            "uri", uri, f"cannot be loaded ({first_line(error)})", "Copy a model's URI from the MLflow UI"
-        ) from None
+    folder = _downloaded(uri)
     files = sorted(folder.rglob("*.safetensors"))
     if len(files) != 1:
         raise InputError(
             "uri", uri, f"holds {len(files)} safetensors files", "Name an anchor, or a student that this project registered"
         )
     return load_network(files[0], spec=model)
+
+
+def download(uri: str, into: Path) -> Path:
+    """The folder of a model in MLflow, of whoever registered it, in `into`.
+
+    Raises:
+        InputError: no server is named, or it has no such model.
+    """
+    context = Context.from_environment()
+    if not context.tracking_uri:
+        raise InputError("uri", uri, "is in MLflow, and no server is named", "Set MLFLOW_TRACKING_URI")
+    context.client()
+    return _downloaded(uri, str(into))
+
+
+def _downloaded(uri: str, into: str | None = None) -> Path:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=into))
+    except MlflowException as error:
+        raise InputError(
+            "uri", uri, f"cannot be loaded ({first_line(error)})", "Copy a model's URI from the MLflow UI"
+        ) from None
