@@ -196,9 +196,9 @@ setup: $(VENV)/.run ## install what `make run` needs
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve the dependencies anew and write the locks
 	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra export pyproject.toml -o requirements.lock
+		--extra export --extra timm pyproject.toml -o requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra dev --extra export -c requirements.lock pyproject.toml -o requirements-dev.lock
+		--extra dev --extra export --extra timm -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		-c requirements.lock docker/mlflow-requirements.in -o docker/mlflow-requirements.lock
 
@@ -214,7 +214,7 @@ $(VENV)/.uv: requirements-uv.lock
 	@touch $@
 
 # A variable: its comma must not part the arguments of a call.
-DEVELOPING := [dev,export]
+DEVELOPING := [dev,export,timm]
 
 ifeq ($(TORCH_BACKEND),)
 install = $(UV) pip install --require-hashes -r $(1) && $(UV) pip install -q --no-deps --no-build-isolation -e .
@@ -223,7 +223,7 @@ install = $(UV) pip install --torch-backend $(TORCH_BACKEND) --no-verify-hashes 
 endif
 
 $(VENV)/.run: $(VENV)/.uv requirements.lock pyproject.toml
-	@$(call install,requirements.lock,[export])
+	@$(call install,requirements.lock,[export,timm])
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.uv requirements-dev.lock pyproject.toml

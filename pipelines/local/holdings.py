@@ -6,6 +6,7 @@
     logits    kept logits of anchors
     resume    resume points of an interrupted training
     data      downloaded data sets                                                               stays
+    weights   downloaded weights                                                                 stays
     MLflow    database and artifacts: MLflow itself removes what was deleted in it (mlflow gc)   stays
     other     all else                                                                           stays
 
@@ -29,7 +30,7 @@ from rco.tracking import moved, outbox
 
 #: What may be removed, in the order of the table.
 KINDS = ("runs", "cache", "results", "logits", "resume")
-STAYS = ("data", "MLflow", "other")
+STAYS = ("data", "weights", "MLflow", "other")
 #: A folder for what is being removed, in the folder of the home that it lay in: so it gets there in one step.
 ASIDE = ".removed"
 _ENTRY, _LOGITS = re.compile(r"[0-9a-f]{64}\.json"), re.compile(r"[0-9a-f]{32}\.safetensors")
@@ -67,7 +68,7 @@ def holdings(home: Path) -> list[Thing]:
         home: resolved.
     """
     found = [*_runs(home), *_cached(home), *_results(home), *_logits(home), *_resume(home)]
-    found += [_thing("data", home / "data")] if _folder(home / "data") else []
+    found += [_thing(kind, home / kind) for kind in ("data", "weights") if _folder(home / kind)]
     of_mlflow = [home / name for name in (moved.DATABASE, moved.ARTIFACTS) if _is_there(home / name)]
     found += [_thing("MLflow", *of_mlflow)] if of_mlflow else []
     known = sum(thing.size for thing in found)

@@ -142,6 +142,7 @@ def _run(
         "RCO_LOGITS": str(place.root / "logits"),
         "RCO_RESULTS": str(place.root / "results"),
         "RCO_RESUME": str(place.root / "resume"),
+        "RCO_WEIGHTS": str(place.root / "weights"),
         "RCO_RESUME_RUN": "local",  # whoever runs the same again goes on, though it is another run
         **os.environ,
         **place.environment,

@@ -17,7 +17,7 @@ from rco.core.errors import InputError, UnusedError, choice
 from rco.core.plugins import AUTO, Registry, Settings, registry_of, unused
 from rco.core.settings import jsonable, typed
 from rco.data.config import DataConfig
-from rco.models.config import ModelConfig
+from rco.models.config import ModelConfig, StartConfig
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
 from rco.tracking.config import ServicesConfig, TrackingConfig
@@ -30,9 +30,11 @@ class RunConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     teacher: ModelConfig = field(default_factory=lambda: ModelConfig(model="digits-cnn-l"))
+    teacher_start: StartConfig = field(default_factory=StartConfig)
     teacher_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, lr=0.05, augment="shift"))
     route: RouteConfig = field(default_factory=RouteConfig)
     student: ModelConfig = field(default_factory=lambda: ModelConfig(model="digits-cnn-s"))
+    student_start: StartConfig = field(default_factory=StartConfig)
     student_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=80, lr=0.05, augment="shift"))
     ema: EmaConfig = field(default_factory=EmaConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -89,7 +91,7 @@ def _refuse_unread(flat: Mapping[str, Any]) -> None:
     unread: dict[str, tuple[str, str]] = {}
     if flat.get("route", ""):  # which may hold a password, so it is not said
         words = ("means nothing beside route, whose teacher is trained", "Leave it out, or leave out route")
-        of_training = [p.name for p in PARAMETERS.values() if p.group == "teacher_train"]
+        of_training = [p.name for p in PARAMETERS.values() if p.group in ("teacher_start", "teacher_train")]
         unread = dict.fromkeys([*of_training, "checkpoint_every"], words)
     if not flat.get("registered_model", True):
         words = ("means nothing where no student is registered", "Leave it out, or name a registered_model")
@@ -134,9 +136,11 @@ class Parameter:
 _GROUPS = {
     "data": "",
     "teacher": "teacher_",
+    "teacher_start": "teacher_",
     "teacher_train": "teacher_",
     "route": "",
     "student": "student_",
+    "student_start": "student_",
     "student_train": "",
     "ema": "",
     "anchors": "",

@@ -4,6 +4,7 @@ A name is one of:
 
 - ours: `network_names()` lists them; any `wrn-DEPTH-WIDTH` and `mobilenetv2-tT-wW` works;
 - `torchvision/NAME`: a torchvision classifier with random weights (just NAME where it is not also one of ours);
+- `timm/NAME`: a network of timm, where that is installed;
 - `package.module:factory`: the user's code, imported because its user named it;
 - a name of another package's, which it has declared as an entry point of the group `rco.models` (`families.packages`).
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from rco.core.errors import InputError, choice
 from rco.models.config import STEMS
 from rco.models.embeddings import embedding_path
-from rco.models.families import digits, factories, mobilenetv2, packages, resnet, torchvision, vgg, wide_resnet
+from rco.models.families import digits, factories, mobilenetv2, packages, resnet, timm, torchvision, vgg, wide_resnet
 from rco.models.families.layers import Dimensions, NetworkMaker, first_line
 from rco.models.taps import observe
 
@@ -168,6 +169,8 @@ def _find_maker(name: str, dimensions: Dimensions, stem: str, parameter: str) ->
     choice(stem_parameter, stem, STEMS)
     if ":" in name:
         return factories.find_maker(name, parameter)
+    if name.startswith(timm.PREFIX):
+        return timm.find_maker(name, parameter)
     if make := _find_ours(name, parameter) or packages.find_maker(name, parameter):
         return make
     bare = name.removeprefix("torchvision/")
@@ -183,7 +186,7 @@ def _find_maker(name: str, dimensions: Dimensions, stem: str, parameter: str) ->
             parameter,
             name,
             "is not known",
-            f"{hint}Name a torchvision classifier, package.module:factory, or one of: {', '.join(ours)}",
+            f"{hint}Name a torchvision classifier, timm/NAME, package.module:factory, or one of: {', '.join(ours)}",
         )
     return torchvision.find_maker(bare, dimensions, stem, stem_parameter)
 
@@ -203,8 +206,8 @@ def _make_on(device: str, make: NetworkMaker, dimensions: Dimensions) -> nn.Modu
     try:
         with torch.device(device):
             return make(dimensions)
-    except NotImplementedError:
-        # Some constructors (regnet's) compute with tensors, which the meta device cannot.
+    except (NotImplementedError, RuntimeError):
+        # Some constructors (regnet's, many of timm's) compute with tensors, which the meta device cannot.
         return make(dimensions).to(device)
 
 

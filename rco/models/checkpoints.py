@@ -34,6 +34,10 @@ _REMEDY = "Save model.state_dict(), best as safetensors"
 Shaped = Mapping[str, Any]
 
 
+class OtherClassesError(InputError):
+    """Weights of the same network for another number of classes."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """The weights that were found for a network.
@@ -94,7 +98,9 @@ def _dicts(content: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
                     waiting.append((path, inner))
 
 
-def find_weights(content: Any, expected: Sequence[Shaped], source: object, *, choice: str = "") -> Weights:
+def find_weights(
+    content: Any, expected: Sequence[Shaped], source: object, *, choice: str = "", left_out: tuple[str, ...] = ()
+) -> Weights:
     """The weights in a checkpoint that fit a network.
 
     A prefix that all names share comes off if they fit without it. Counters of batch norms may be missing, as for torch. Where
@@ -105,6 +111,7 @@ def find_weights(content: Any, expected: Sequence[Shaped], source: object, *, ch
         expected: the network's tensors by name; several if it is known under several sets of names.
         source: the file, for messages.
         choice: where the weights are in the file, for a file with several: `model_ema`; empty: see above.
+        left_out: how names begin that the file may have beside those that are expected, such as those of a head.
 
     Raises:
         InputError: no weights, none that fit, or several; the message says what is nearest.
@@ -120,10 +127,11 @@ def find_weights(content: Any, expected: Sequence[Shaped], source: object, *, ch
     fitting = {
         place: prefix
         for place, mapping in places.items()
-        if (prefix := next((p for p in _prefixes(mapping) if any(_fits(mapping, p, e) for e in expected)), None)) is not None
+        if (prefix := next((p for p in _prefixes(mapping) if any(_fits(mapping, p, e, left_out) for e in expected)), None))
+        is not None
     }
     if not fitting:
-        _refuse(places, expected, source)
+        _refuse(places, expected, source, left_out)
     raw = [place for place in fitting if not _AVERAGED.search(place)]
     averaged = [place for place in fitting if place not in raw]
     if len(raw or averaged) > 1:
@@ -135,10 +143,10 @@ def find_weights(content: Any, expected: Sequence[Shaped], source: object, *, ch
         )
     place = (raw or averaged)[0]
     prefix = fitting[place]
-    state = {name: _loaded(tensor, source) for name, tensor in _stripped(places[place], prefix).items()}
-    wanted = next(e for e in expected if _fits(places[place], prefix, e))
+    wanted = next(e for e in expected if _fits(places[place], prefix, e, left_out))
+    stripped = _stripped(places[place], prefix)
+    state = {name: _loaded(tensor, source) for name, tensor in stripped.items() if name in wanted}
     _require_kinds(state, wanted, source)
-    state = {name: tensor for name, tensor in state.items() if name in wanted}
     _require_finite(state, wanted, source)
     notes = _notes(state, wanted, place, prefix, averaged if raw else [])
     return Weights(state, place, prefix, notes)
@@ -184,17 +192,20 @@ def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == _COUNTER
 
 
-def _differences(mapping: Shaped, prefix: str, expected: Shaped) -> tuple[list[str], list[str], list[str]]:
+def _differences(
+    mapping: Shaped, prefix: str, expected: Shaped, left_out: tuple[str, ...] = ()
+) -> tuple[list[str], list[str], list[str]]:
     """The names that are missing, that are unknown, and that are there in another shape."""
     given = _stripped(mapping, prefix)
     missing = [name for name in expected if name not in given and not _is_counter(name)]
     extra = [name for name in given if name not in expected and not (name == "n_averaged" and len(given[name].shape) == 0)]
+    extra = [name for name in extra if not name.startswith(left_out)] if left_out else extra
     shapes = [name for name in expected if name in given and tuple(given[name].shape) != tuple(expected[name].shape)]
     return missing, extra, shapes
 
 
-def _fits(mapping: Shaped, prefix: str, expected: Shaped) -> bool:
-    return not any(_differences(mapping, prefix, expected))
+def _fits(mapping: Shaped, prefix: str, expected: Shaped, left_out: tuple[str, ...]) -> bool:
+    return not any(_differences(mapping, prefix, expected, left_out))
 
 
 def _loaded(tensor: Any, source: object) -> Tensor:
@@ -209,7 +220,7 @@ def _loaded(tensor: Any, source: object) -> Tensor:
 
 def _require_kinds(state: Mapping[str, Tensor], expected: Shaped, source: object) -> None:
     """Refuse what would lose its meaning when it is copied: complex numbers, and integers for weights."""
-    wrong = [name for name, tensor in state.items() if name in expected and _kind(tensor) != _kind(expected[name])]
+    wrong = [name for name, tensor in state.items() if _kind(tensor) != _kind(expected[name])]
     if wrong:
         shown = f"{wrong[0]} is {_type(state[wrong[0]])}"
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -255,26 +266,26 @@ def _shown(place: str) -> str:
     return place or "at the top"
 
 
-def _refuse(places: Mapping[str, Shaped], expected: Sequence[Shaped], source: object) -> None:
+def _refuse(places: Mapping[str, Shaped], expected: Sequence[Shaped], source: object, left_out: tuple[str, ...]) -> None:
     """Say how the nearest weights differ.
 
     Raises:
-        InputError: always.
+        InputError: always; OtherClassesError if only the classes do.
     """
 
     def nearness(found: tuple[str, str, Shaped]) -> tuple[int, int]:
         place, prefix, wanted = found
-        missing, _, shapes = _differences(places[place], prefix, wanted)
+        missing, _, shapes = _differences(places[place], prefix, wanted, left_out)
         return len(wanted) - len(missing), -len(shapes)
 
     every = [(place, prefix, wanted) for place in places for prefix in _prefixes(places[place]) for wanted in expected]
     place, prefix, wanted = max(every, key=nearness)
-    missing, extra, shapes = _differences(places[place], prefix, wanted)
+    missing, extra, shapes = _differences(places[place], prefix, wanted, left_out)
     given = _stripped(places[place], prefix)
     where = f" (in {place})" if place else ""
     if not missing and not extra and (classes := _classes(given, wanted, shapes)):
         theirs, ours, layer = classes
-        raise InputError(
+        raise OtherClassesError(
             "weights",
             str(source),
             f"are for {counted(theirs, 'class', 'classes')}, and the network is for {ours}: {layer} has "

@@ -67,7 +67,7 @@ def _looked_at(content: Any, name: str, tensors: Mapping[str, Any], path: Path) 
         except InputError:
             continue
         try:
-            find_weights(content, namings_of(network), path, **({"choice": name} if name else {}))
+            find_weights(content, namings_of(network), path, choice=name)
         except InputError as error:
             problem = problem or f"{spec.model}: {error.problem}"
             continue

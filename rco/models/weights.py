@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rco.core.errors import InputError
 from rco.core.tensors import load_state
-from rco.models.checkpoints import find_weights, read_content, read_plainly
+from rco.models.checkpoints import Weights, find_weights, read_content, read_plainly
+from rco.models.head import in_head
 from rco.models.keymaps.choose import choose, key_maps
 
 if TYPE_CHECKING:
@@ -132,17 +133,54 @@ def load_checkpoint(model: nn.Module, path: Path, *, image_size: int = 0, choice
     return load_content(model, read_content(path), path, image_size=image_size, choice=choice)
 
 
-def load_content(model: nn.Module, content: Any, source: object, *, image_size: int = 0, choice: str = "") -> tuple[str, ...]:
+def load_content(
+    model: nn.Module,
+    content: Any,
+    source: object,
+    *,
+    image_size: int = 0,
+    choice: str = "",
+    but: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = (),
+) -> tuple[str, ...]:
     """As `load_checkpoint`, of what `rco.models.checkpoints.read_content` yields.
 
     Args:
         source: the file, for messages.
+        but: paths of modules that keep the weights that they have; the file may have others for them, or none.
+        left_out: as for `find_weights`.
     """
     namings = namings_of(model)
-    found = find_weights(content, namings, source, choice=choice)
+    found = find_for(model, content=content, source=source, choice=choice, but=but, left_out=left_out)
     complete = next(naming for naming in namings if found.state.keys() <= naming.keys())
     import_weights(model, {**complete, **found.state}, source, image_size=image_size)
     return found.notes
+
+
+def find_for(
+    *models: nn.Module,
+    content: Any,
+    source: object,
+    choice: str = "",
+    but: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = (),
+) -> Weights:
+    """The weights in a checkpoint that fit one of these modules.
+
+    Args:
+        content, source, choice, but, left_out: as for `load_content`; `but` is of each module.
+
+    Raises:
+        InputError: as `find_weights`.
+    """
+    expected, beginnings = [], set(left_out)
+    for model in models:
+        namings = namings_of(model)
+        kept = {id(tensor) for name, tensor in namings[0].items() if but and in_head(name, but)}
+        for naming in namings:
+            beginnings |= {f"{name.rpartition('.')[0]}." for name, tensor in naming.items() if id(tensor) in kept}
+            expected.append({name: tensor for name, tensor in naming.items() if id(tensor) not in kept})
+    return find_weights(content, expected, source, choice=choice, left_out=tuple(sorted(beginnings)))
 
 
 def namings_of(model: nn.Module) -> list[dict[str, Tensor]]:

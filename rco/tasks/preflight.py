@@ -14,8 +14,14 @@ from rco.config.filing import Filing
 from rco.config.parameters import RunConfig
 from rco.config.plugins import used_by
 from rco.core.code import package_digest
+from rco.core.errors import InputError
 from rco.core.settings import jsonable
-from rco.models.families import packages
+from rco.data.config import DataConfig
+from rco.data.sources.base import Info
+from rco.models.config import ModelConfig, StartConfig
+from rco.models.families import packages, timm
+from rco.models.spec import NetworkSpec
+from rco.tasks.process import log
 from rco.tasks.settings import (
     AnchorSettings,
     BranchTasks,
@@ -25,10 +31,11 @@ from rco.tasks.settings import (
     InitSettings,
     Settings,
     StageSettings,
+    StartSettings,
     TeacherSettings,
 )
 from rco.tasks.validate import chooses_one_by_one, existing_route, planned_route, restarts, validate
-from rco.training.config import ComputeConfig
+from rco.training.config import ComputeConfig, TrainConfig
 
 
 def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = None) -> Settings:
@@ -44,7 +51,8 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
 
     compute = validate(comparison, compiled=compiled)
     reference = comparison.reference
-    teacher, ahead = _teacher_settings(reference, compute), planned_route(reference)
+    starts = _Starts(reference)
+    teacher, ahead = _teacher_settings(reference, compute, starts), planned_route(reference)
     # A run measures its teacher again on other data, and says so; what is compared must have been learnt from the same.
     route = None if comparison.is_run else existing_route(reference)
     common = _Common(
@@ -53,15 +61,19 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
         teachers_code=teacher.code,
         route_data=route.data_digest if route else "",
         tau=float(comparison.shared["tau"]),
+        starts=starts,
     )
+    data = _normalised_as_trained(comparison)
     return Settings(
-        data=DataSettings(data=reference.data, source_digest=source_digest(reference.data), plugins=used_by(reference.data)),
+        data=DataSettings(data=data, source_digest=source_digest(data), plugins=used_by(data)),
         teacher=teacher,
         filing=Filing(
             experiment=reference.tracking.experiment,
             parameters={
                 **comparison.shared,
-                "source": reference.data.source.plugin_name,
+                "source": data.source.plugin_name,
+                "image_mean": list(data.image_mean),
+                "image_std": list(data.image_std),
                 **jsonable(compute),
                 **_plugins(comparison.branches),
             },
@@ -78,7 +90,89 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
     )
 
 
-def _teacher_settings(config: RunConfig, compute: ComputeConfig) -> TeacherSettings:
+def _normalised_as_trained(comparison: Comparison) -> DataConfig:
+    """The data's settings, with mean and deviation of published weights that networks begin with, unless the user gave others.
+
+    Raises:
+        InputError: two networks begin with weights that were trained with different ones.
+    """
+    from rco.tasks.weights import published_for
+
+    data = comparison.reference.data
+    wanted: dict[tuple[tuple[float, ...], tuple[float, ...]], str] = {}
+    for config in (branch.config for branch in comparison.branches):
+        teacher = [] if config.route.route else [("teacher", config.teacher_start, config.teacher.model)]
+        for role, start, model in (*teacher, ("student", config.student_start, config.student.model)):
+            if known := published_for(role, start, model):
+                wanted.setdefault((known.mean, known.std), known.name)
+    if not wanted or data.image_mean:
+        return data
+    if len(wanted) > 1:
+        each = "; ".join(f"{name} with {_words(mean)} and {_words(std)}" for (mean, std), name in wanted.items())
+        problem = f"is left out, and weights were trained with different means and deviations: {each}"
+        raise InputError("image_mean", [], problem, "Give image_mean and image_std, or begin with other weights")
+    (((mean, std), name),) = wanted.items()
+    log.info("images are normalised as for %s: image_mean = %s, image_std = %s", name, _words(mean), _words(std))
+    return data.with_values(image_mean=tuple(map(str, mean)), image_std=tuple(map(str, std)))
+
+
+def _words(numbers: Sequence[float]) -> str:
+    return ",".join(map(str, numbers))
+
+
+class _Starts:
+    """The weights that networks begin with, each read once.
+
+    Args:
+        config: its data are those of all branches.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.data = config.data
+        self._checked: dict[tuple[str, StartConfig, ModelConfig], StartSettings | None] = {}
+        self._info: Info | None = None
+
+    def check(self, role: str, start: StartConfig, model: ModelConfig, train: TrainConfig) -> StartSettings | None:
+        """As `rco.tasks.weights.check_start`.
+
+        Raises:
+            InputError: as it; or the body is to have a rate of its own, and the network has no head.
+        """
+        if train.body_lr_factor != 1:
+            from rco.models.head import head_paths
+
+            try:
+                head_paths(self._spec(model).blank(), self._spec(model).num_classes)
+            except InputError as error:
+                name = "teacher_body_lr_factor" if role == "teacher" else "body_lr_factor"
+                remedy = f"{error.remedy}, or leave {name} out"
+                raise InputError(name, train.body_lr_factor, f"the {role}'s head {error.problem}", remedy) from None
+        if not start.weights:
+            return None
+        from rco.tasks.weights import check_start
+
+        key = role, start, model
+        if key not in self._checked:
+            self._checked[key] = check_start(role, start, self._spec(model))
+        return self._checked[key]
+
+    def _spec(self, model: ModelConfig) -> NetworkSpec:
+        from rco.data.sources.kinds import check_source
+
+        if self._info is None:
+            self._info = check_source(self.data)
+        channels, height, _ = self._info.image_shape
+        return NetworkSpec(
+            model=model.model,
+            stem=model.stem,
+            in_channels=channels,
+            num_classes=self._info.num_classes,
+            image_size=height,
+            embedding_dim=model.embedding_dim,
+        )
+
+
+def _teacher_settings(config: RunConfig, compute: ComputeConfig, starts: _Starts) -> TeacherSettings:
     from rco.core.storage.contents import fingerprint
 
     code = code_digest(config.teacher.model)
@@ -88,6 +182,7 @@ def _teacher_settings(config: RunConfig, compute: ComputeConfig) -> TeacherSetti
         teacher=config.teacher,
         compute=compute,
         code=code,
+        start=starts.check("teacher", config.teacher_start, config.teacher, config.teacher_train),
         train=config.teacher_train,
         checkpoint_every=config.route.checkpoint_every,
         plugins=used_by(config.teacher_train),
@@ -103,6 +198,7 @@ class _Common:
     teachers_code: str
     route_data: str
     tau: float
+    starts: _Starts
 
 
 def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> BranchTasks:
@@ -111,7 +207,12 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
     both = f"{common.teachers_code} {students_code}".strip()
     return BranchTasks(
         init=InitSettings(
-            student=config.student, seeds=seeds, compute=compute.alone, code=students_code, route_data=common.route_data
+            student=config.student,
+            seeds=seeds,
+            compute=compute.alone,
+            code=students_code,
+            start=common.starts.check("student", config.student_start, config.student, config.student_train),
+            route_data=common.route_data,
         ),
         anchors=AnchorSettings(
             anchors=config.anchors,
@@ -154,7 +255,10 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
 
 def code_digest(name: str) -> str:
     """What is behind a model that is neither ours nor torchvision's, as a cache key: the digest of a user's factory
-    (`rco.core.code`); of a model of another package, also the package's name and version. Empty for every other model."""
+    (`rco.core.code`); of a model of another package, also the package's name and version; of timm, its version. Empty for every
+    other model."""
+    if name.startswith(timm.PREFIX):
+        return timm.version()
     module, separator, _ = name.partition(":")
     return package_digest(module) if separator else str(packages.origin(name) or "")
 

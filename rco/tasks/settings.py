@@ -1,7 +1,8 @@
 """What each task is given: the settings that it uses and no others, because they are its cache key.
 
-Four entries are not the user's words: `source_digest`, `route_digest`, `code` and `plugins` say what the data, the route, the
-models that are not ours and the plug-ins of other packages hold now, so that an edit is never hidden by a cache.
+Some entries are not the user's words: `source_digest`, `route_digest`, `code`, `plugins` and a start's `sha256` say what the
+data, the route, the models that are not ours, the plug-ins of other packages and the weights to begin with hold now, so that an
+edit is never hidden by a cache.
 """
 
 from __future__ import annotations
@@ -29,12 +30,22 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """The weights that a network begins with. `sha256` is that of the file that the check has read."""
+
+    weights: str
+    head: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
     """Of train_teacher. With a route that exists, `train` and `checkpoint_every` are None: they cannot matter."""
 
     teacher: ModelConfig
     compute: ComputeConfig
     code: str = ""
+    start: StartSettings | None = None
     train: TrainConfig | None = None
     checkpoint_every: int | None = None
     plugins: dict[str, str] = field(default_factory=dict)
@@ -50,6 +61,7 @@ class InitSettings:
     seeds: tuple[int, ...]
     compute: ComputeConfig
     code: str = ""
+    start: StartSettings | None = None
     route_data: str = ""
 
 

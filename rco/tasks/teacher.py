@@ -17,6 +17,7 @@ from rco.tasks.launch import in_workers
 from rco.tasks.process import EpochLines, log, read_settings, task
 from rco.tasks.settings import TeacherSettings
 from rco.tasks.students import as_training, data_summary, found_again, logged, settings_as_params, taken_up
+from rco.tasks.weights import initial_networks
 from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.tracker import tracked
@@ -115,9 +116,17 @@ def _train(
         "train_teacher", identity, label=label, network=spec.written, prefix="teacher_", files=route
     ) as points:
         record = taken_up(points, record)
+        ((_, initial),) = initial_networks("teacher", s.start, spec, (train.seed,))
         with tracked(context, record) as tracker:
             for row in teacher.train_teacher(
-                data, spec, train, s.compute, checkpoint_every=checkpoint_every, folder=route, checkpointer=points
+                data,
+                spec,
+                train,
+                s.compute,
+                checkpoint_every=checkpoint_every,
+                folder=route,
+                initial=initial,
+                checkpointer=points,
             ):
                 tracker.log(row["epoch"], logged(row))
                 say(row)

@@ -27,6 +27,9 @@ class TrainConfig(Settings):
     weight_decay: float = setting(5e-4, "weight decay")
     schedule: Schedule = plugin_setting(SCHEDULES, "multistep", "learning rate over the epochs")
     warmup_epochs: float = setting(0.0, "epochs of linear warm-up")
+    body_lr_factor: float = setting(
+        1.0, "learning rate of all but the last layer, as a part of lr: fine-tuning takes 0.1 or so"
+    )
     augment: str = setting("none", "none | shift (1 pixel) | crop (pad 4) | crop-flip | resized-crop-flip")
     label_smoothing: float = setting(0.0, "part of each label that is spread evenly over all classes")
     class_balance: str = setting(
@@ -40,6 +43,7 @@ class TrainConfig(Settings):
         at_least("batch_size", self.batch_size, 1)
         choice("augment", self.augment, AUGMENTATIONS)
         positive("lr", self.lr)
+        positive("body_lr_factor", self.body_lr_factor)
         at_least("weight_decay", self.weight_decay, 0)
         at_least("seed", self.seed, 0)
         below_one("label_smoothing", self.label_smoothing, "Give 0.1, for example, or 0 for none")

@@ -24,7 +24,7 @@ from rco.training.device import autocast, random_state, set_random_state
 from rco.training.distributed import World
 from rco.training.ema import Ema
 from rco.training.learner import Learner, shared
-from rco.training.optimizers.state import load_optimizer_state, make_optimizer
+from rco.training.optimizers.state import FACTOR, load_optimizer_state, make_optimizer
 from rco.training.progress import Progress
 from rco.training.schedule import learning_rate
 
@@ -202,7 +202,7 @@ class Trainer:
         x = x.contiguous(memory_format=torch.channels_last)
         rate = self._rate(self.progress.batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(FACTOR, 1.0)
         with autocast(self.compute):
             anchor_out = self.anchor.output(x, rows, view) if self.anchor is not None else None
             parts = self.learn(x, anchor_out, labels)

@@ -32,6 +32,7 @@ def train_teacher(
     *,
     checkpoint_every: int,
     folder: Path,
+    initial: nn.Module | None = None,
     checkpointer: Checkpointer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train a teacher on the labels; keep checkpoints and their logits on the probe samples.
@@ -40,6 +41,7 @@ def train_teacher(
     call this alike, the first one writes it.
 
     Args:
+        initial: the network as it begins, trained in place; None: with random weights of the seed.
         checkpointer: as for `rco.training.loop.fit`; it also saves the part "route", and restores its files in `folder`.
 
     Yields:
@@ -48,7 +50,7 @@ def train_teacher(
     Raises:
         InputError: the saved state is of another training, or what `rco.training.loop.fit` refuses.
     """
-    world, model = World.current(), spec.build(config.seed)
+    world, model = World.current(), initial if initial is not None else spec.build(config.seed)
     validation = data.split("val")
     epochs_to_keep = set(checkpoint_epochs(config, checkpoint_every))
     folder.mkdir(parents=True, exist_ok=True)

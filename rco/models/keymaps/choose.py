@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from rco.models.keymaps import mobilenetv2, resnet, torchvision_resnet, vgg, wide_resnet
+from rco.models.keymaps import densenet, mobilenetv2, resnet, torchvision_resnet, vgg, wide_resnet
 from rco.models.keymaps.base import KeyMap
 
 # Each has `key_map`.
-_FAMILIES = (resnet, wide_resnet, vgg, mobilenetv2, torchvision_resnet)
+_FAMILIES = (resnet, wide_resnet, vgg, mobilenetv2, torchvision_resnet, densenet)
 # RepDistiller saves a network; mdistiller, what distils it, which has the network as `student`.
 _PREFIXES = ("", "student.")
 
