@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-#: Pods at most, and bytes of the package at most.
-BARS = {"run": (38, 110_000), "comparison": (78, 190_000)}
+#: Pods at most, and bytes of the package at most: a parameter is some 430 bytes.
+BARS = {"run": (38, 120_000), "comparison": (78, 200_000)}
 
 
 def main() -> int:
