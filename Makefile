@@ -108,7 +108,7 @@ test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch t
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)
-	@status=0; for part in step growth overhead resume pipeline students prepare workflow; do \
+	@status=0; for part in step growth overhead settings resume pipeline students prepare workflow; do \
 		echo "=== bench-$$part"; $(MAKE) --no-print-directory bench-$$part || status=1; done; exit $$status
 
 .PHONY: bench-step
@@ -122,6 +122,10 @@ bench-growth: $(VENV)/.dev ## measure how cost grows with batch, data, classes, 
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.dev ## measure what keeping the route and tracking cost beside training
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+.PHONY: bench-settings
+bench-settings: $(VENV)/.dev ## measure what augmentation and regularisation cost
+	@$(BIN)/python benchmarks/settings.py $(ARGS)
 
 .PHONY: bench-resume
 bench-resume: $(VENV)/.dev ## measure what resume points cost

@@ -25,7 +25,8 @@ from benchmarks.gpu.common import TESTS, Part, calibrated, digits, reason, said,
 from benchmarks.gpu.graphs import CompiledTrainer, GraphedTrainer
 from benchmarks.gpu.steps import compiler
 from rco.core.errors import DivergenceError
-from rco.data.config import AUGMENTATIONS, DataConfig
+from rco.data.augmentation import AUGMENTATIONS
+from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Split
 from rco.data.prepare import prepare
 from rco.data.sources.kinds import source_digest

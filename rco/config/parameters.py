@@ -44,7 +44,7 @@ class RunConfig:
     services: ServicesConfig = field(default_factory=ServicesConfig)
 
     def __post_init__(self) -> None:
-        self.student_train.require_label_term(self.objective.label_weight)
+        self.student_train.require_fit(self.objective)
         if self.tracking.registered_weights == "ema" and not self.ema.ema_decay:
             raise InputError(
                 "registered_weights", "ema", "is asked for, but ema_decay = 0 keeps no average", "Set ema_decay, such as 0.999"
@@ -224,6 +224,8 @@ def read_group(group: str, flat: Mapping[str, Any]) -> Any:
         if not prefix:
             raise
         p = PARAMETERS[_flat_name(prefix, error.parameter)]
+        if not p.chooser:
+            raise error.renamed(p.name) from None
         chosen = flat.get(p.chooser, PARAMETERS[p.chooser].default)
         raise unused(p.name, error.value, f"{p.chooser} = {chosen}", f"set {p.chooser}", p.owners) from None
     except InputError as error:

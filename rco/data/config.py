@@ -12,7 +12,6 @@ from rco.data.normalisation import require_numbers
 from rco.data.sources.base import SOURCES, SourceKind
 from rco.data.sources.files import ImageFiles
 
-AUGMENTATIONS = ("none", "shift", "crop", "crop-flip", "resized-crop-flip")
 LARGEST_IMAGE = 4096  # pixels, of the side to which images are brought
 
 

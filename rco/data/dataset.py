@@ -14,10 +14,9 @@ The file of the test part is opened only where that part is asked for. Preparing
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -27,98 +26,20 @@ from numpy.typing import NDArray
 
 from rco.core.documents import read_as
 from rco.core.errors import InputError, choice
-from rco.core.settings import jsonable
 from rco.core.tensors import read_tensors
-from rco.data.account import Account
-from rco.data.config import AUGMENTATIONS, LARGEST_IMAGE
-from rco.data.decoding import Decoding
-from rco.data.image_file import Shape
+from rco.data.augmentation import Augmentation, as_augmentation
 from rco.data.images import FileImages, Pixels, Rows
+from rco.data.manifest import MANIFEST as MANIFEST
+from rco.data.manifest import OPEN as OPEN
+from rco.data.manifest import PARTS as PARTS
+from rco.data.manifest import Manifest as Manifest
+from rco.data.manifest import part_file as part_file
 from rco.data.order import balanced_order
 from rco.data.share import WHOLE, Share
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-MANIFEST = "manifest.json"
-PARTS = ("train", "val", "test")
-OPEN = "open"
-_LARGEST = 2**16  # pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a prepared data set is.
-
-    Args:
-        source: what the user called it.
-        source_digest: what the source held; see `source_digest`.
-        digest: hex sha256 of the prepared content, wherever it lies.
-        storage: "arrays" or "files".
-        root: folder of the files, absolute or relative to the data set; empty for arrays.
-        resize: whether files are brought to `image_shape` when read; else they have it.
-        num_classes: K.
-        class_names: of the K classes, by label. Open classes are not among them.
-        image_shape: (C, H, W).
-        mean: of each channel of the training images scaled to 0..1 (files: of 4,096 images, evenly spaced); or `image_mean`.
-        std: likewise; at least one grey level, for it is divided by; or `image_std`.
-        sizes: images in "train", "val" and "test", and in "open" if there are open classes.
-        probe: the validation images, by number, on which hardness is measured.
-        open_classes: name -> label of the classes that nothing is trained on; the labels are those of the source.
-        decoding: how files become pixels.
-        account: what became of the source, for people; older data sets have none.
-    """
-
-    source: str
-    source_digest: str
-    digest: str
-    storage: str
-    root: str
-    resize: bool
-    num_classes: int
-    class_names: tuple[str, ...]
-    image_shape: Shape
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    sizes: dict[str, int]
-    probe: tuple[int, ...]
-    open_classes: dict[str, int] = field(default_factory=dict)
-    decoding: Decoding = field(default_factory=Decoding)
-    account: Account = field(default_factory=Account)
-
-    def __post_init__(self) -> None:
-        channels, height, width = self.image_shape
-        colours = (1, 3) if self.storage == "files" else (1, 2, 3, 4)  # files are decoded as grey or as colour
-        wrong = {
-            "storage": self.storage not in ("arrays", "files"),
-            "num_classes": self.num_classes < 2,
-            "class_names": len(self.class_names) != self.num_classes,
-            "image_shape": channels not in colours or not (1 <= height <= _LARGEST and 1 <= width <= _LARGEST),
-            "resize": self.resize and (height != width or height > LARGEST_IMAGE),
-            "mean": len(self.mean) != channels or not all(map(math.isfinite, self.mean)),
-            "std": len(self.std) != channels or not all(math.isfinite(v) and v > 0 for v in self.std),
-            "sizes": set(self.sizes) != {*PARTS, *([OPEN] if self.open_classes else [])} or min(self.sizes.values()) < 0,
-            "probe": not all(0 <= row < self.sizes.get("val", 0) for row in self.probe),
-            "root": ".." in PurePath(self.root).parts,
-        }
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                raise InputError(name, getattr(self, name), "is not what a prepared data set has", "Prepare it again")
-
-    @property
-    def written(self) -> dict[str, Any]:
-        """As it is written. What is as it was before there was a choice is left out: such data sets are older."""
-        words = jsonable(self)
-        for name, default in (("open_classes", {}), ("decoding", Decoding()), ("account", Account())):
-            if getattr(self, name) == default:
-                del words[name]
-        return dict(words)
-
-
-def part_file(folder: Path, manifest: Manifest, part: str) -> Path:
-    """Where one part's labels are, with its images or their paths."""
-    return folder / f"{part}.{'json' if manifest.storage == 'files' else 'safetensors'}"
 
 
 class Dataset:
@@ -191,7 +112,7 @@ class Split(ABC):
         device: str | torch.device = "cpu",
         seed: int | None = None,
         epoch: int = 0,
-        augment: str = "none",
+        augment: str | Augmentation = "none",
         workers: int = 2,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pass over the images once.
@@ -202,14 +123,16 @@ class Split(ABC):
             device: where batches lie, and where they are augmented. Arrays are moved there once, and stay.
             seed: None: all images in order, as they are. Else for training: order and augmentation are functions of
                 (seed, epoch), the same on every device, with any number of workers, and for any batch size.
-            augment: one of `rco.data.config.AUGMENTATIONS`; see `rco.data.augment`.
+            augment: what happens to each image; or, by its name, a crop alone (`rco.data.augmentation.AUGMENTATIONS`).
             workers: processes that decode files; 0: this one. Arrays need none.
 
         Yields:
-            (x, y): (B, C, H, W) float32, normalised by the manifest's mean and std, and (B,) int64.
+            (x, y): (B, C, H, W) float32, normalised by the manifest's mean and std, and (B,) int64; of mixed images (B, K)
+            float32, the share of each class.
 
         Raises:
-            InputError: an unknown augmentation, or one without a seed; during the pass, a file that cannot be read.
+            InputError: an unknown augmentation, or one without a seed, or that does not go with these images; during the
+                pass, a file that cannot be read.
         """
         indexed = self.indexed_batches(
             batch_size, device=device, seed=seed, epoch=epoch, augment=augment, workers=workers, view=None
@@ -223,7 +146,7 @@ class Split(ABC):
         device: str | torch.device = "cpu",
         seed: int | None = None,
         epoch: int = 0,
-        augment: str = "none",
+        augment: str | Augmentation = "none",
         workers: int = 2,
         view: int | None = None,
         skip: int = 0,
@@ -243,9 +166,14 @@ class Split(ABC):
         Yields:
             (x, y, rows): rows is (B,), the numbers of the images in this part.
         """
-        choice("augment", augment, AUGMENTATIONS)
-        if seed is None and view is None and augment != "none":
+        augmentation = as_augmentation(augment)
+        augmentation.require_channels(self.manifest.image_shape[0])
+        if seed is None and view is None and augmentation != Augmentation():
             raise InputError("augment", augment, "is random, but there is no seed", "Give a seed, or augment = none")
+        if augmentation.mixes and (view is not None or seed is None):
+            raise InputError(
+                "augment", augment, "mixes images, whose partners are not those of a view", "Mix none, or show no view"
+            )
         rng = None if seed is None else np.random.default_rng((seed, epoch))
         last = None if count is None else skip + count
         if rng is None:
@@ -254,42 +182,60 @@ class Split(ABC):
             order = balanced_order(self.labels.numpy(), rng)
         else:
             order = rng.permutation(len(self))
-        return self._batches(batch_size, device, rng, order, augment, workers, view, slice(skip, last), share)
+        shown = _Shown(order, seed, epoch, view, slice(skip, last), share)
+        return self._batches(batch_size, device, rng, shown, augmentation, workers)
 
     def _batches(
         self,
         batch_size: int,
         device: str | torch.device,
         rng: np.random.Generator | None,
-        order: Rows,
-        augment: str,
+        shown: _Shown,
+        augmentation: Augmentation,
         workers: int,
-        view: int | None,
-        which: slice,
-        share: Share,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         import torch
 
         from rco.data.augment import draws_of, transformed, view_draws
+        from rco.data.policies import ImageDraws, erased, mixed, with_policy
 
         device = torch.device(device)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
         scale, offset = 1 / (255 * std), -mean / std
+        order, view, crop = shown.order, shown.view, augmentation.augment
         count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
-        chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
-        draws = None if view is None else view_draws(augment, len(self), view)
+        sizes = [min(batch_size, len(self) - i * batch_size) for i in range(count)]
+        draws = None if view is None else view_draws(crop, len(self), view)[order]
+        if rng and draws is None and augmentation.mixes:  # a partner is of the next batch
+            draws = draws_of(crop, len(self), rng)
         if rng and draws is None:
-            for rows in chunks[: which.start]:
-                draws_of(augment, len(rows), rng)
-        chunks = chunks[which]
-        parts = [share.of(len(rows)) for rows in chunks]
-        shares = [rows[part] for rows, part in zip(chunks, parts, strict=True)]
-        for chunk, part, rows, (images, labels) in zip(chunks, parts, shares, self._raw(shares, device, workers), strict=True):
+            for size in sizes[: shown.which.start]:
+                draws_of(crop, size, rng)
+        batches = range(count)[shown.which]
+        parts = [shown.share.of(sizes[i]) for i in batches]
+        # Of each batch, the places in the order that are this share; where images are mixed, and the place after them.
+        places = [i * batch_size + np.arange(part.start, part.stop) for i, part in zip(batches, parts, strict=True)]
+        if augmentation.mixes:
+            places = [np.append(own, (own[-1] + 1) % len(self)) for own in places]
+        rows_of = [order[own] for own in places]
+        raw = self._raw(rows_of, device, workers)
+        for i, part, own, rows, (images, labels) in zip(batches, parts, places, rows_of, raw, strict=True):
             if draws is not None:
-                images = transformed(images, augment, draws[rows])
+                images = transformed(images, crop, draws[own])
             elif rng:
-                images = transformed(images, augment, draws_of(augment, len(chunk), rng)[part])
-            yield images.to(torch.float32).mul_(scale).add_(offset), labels, rows
+                images = transformed(images, crop, draws_of(crop, sizes[i], rng)[part])
+            if augmentation.crops_alone:
+                yield images.to(torch.float32).mul_(scale).add_(offset), labels, rows
+                continue
+            drawn = ImageDraws.of(
+                augmentation, rows if view is not None else own, seed=shown.seed or 0, epoch=shown.epoch, view=view
+            )
+            x = with_policy(images, augmentation, drawn).to(torch.float32).mul_(scale).add_(offset)
+            x = erased(x, augmentation, drawn)
+            if augmentation.mixes:
+                x, labels = mixed(x[:-1], labels[:-1], x[1:], labels[1:], drawn.first(len(rows) - 1), self.manifest.num_classes)
+                rows = rows[:-1]
+            yield x, labels, rows
 
     def _check_labels(self, labels: NDArray[np.int64]) -> None:
         """Refuse labels that no class has: a device would fail on them later, or answer wrongly."""
@@ -300,6 +246,18 @@ class Split(ABC):
     @abstractmethod
     def _raw(self, chunks: list[Rows], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of the chunks, its images (B, C, H, W) uint8 and labels (B,) on `device`."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Which images a pass shows, and what their randomness is a function of: see `Split.indexed_batches`."""
+
+    order: Rows
+    seed: int | None
+    epoch: int
+    view: int | None
+    which: slice
+    share: Share
 
 
 class _ArraySplit(Split):

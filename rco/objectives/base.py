@@ -56,6 +56,8 @@ class Objective(Plugin, ABC):
             InputError: they cannot.
         """
 
+    #: Whether its terms read labels as classes (B,): then images cannot be mixed.
+    needs_classes: ClassVar[bool] = False
     #: Whether something is mimicked even with lambda = 0.
     mimics_without_lambda: ClassVar[bool] = False
 
@@ -92,7 +94,7 @@ class Objective(Plugin, ABC):
         Args:
             student: logits (B, K), and features if `taps` names a module.
             anchor: the same of the frozen anchor, a constant target: no gradient may flow into it.
-            labels: (B,), int64.
+            labels: (B,), int64; of mixed images (B, K) float32, the share of each class, unless it `needs_classes`.
             own: of `make_own`.
         """
 

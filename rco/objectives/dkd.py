@@ -64,6 +64,7 @@ class Dkd(Objective):
     the second term linearly over the first 20 of 240 epochs, which this does not.
     """
 
+    needs_classes: ClassVar[bool] = True
     summary: ClassVar[str] = "the target class and the others apart"
 
     dkd_alpha: float = setting(1.0, "weight of the target class's part (1: as its authors)")

@@ -170,7 +170,7 @@ def metrics(student: Student) -> dict[str, float]:
 
 def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the parent run in MLflow."""
-    classes = int(summary["dataset"]["num_classes"])
+    classes = int(summary["dataset"].get("num_classes", 0))
     return {
         **{f"student_test_{name}": summary["student"][name] for name in _METRICS},
         **{f"student_test_{name}": value for name, value in further(summary["student"], classes).items()},
@@ -251,7 +251,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
 
 def _more_measures(summary: Mapping[str, Any]) -> dict[str, Table]:
     """The measures beside accuracy as a table; nothing, of an older evaluation."""
-    classes = int(summary["dataset"]["num_classes"])
+    classes = int(summary["dataset"].get("num_classes", 0))
     rows = {role: further(summary[role], classes) for role in ("teacher", "student")}
     if "student_ema" in summary:
         rows["student, EMA"] = further(summary["student_ema"], classes)

@@ -37,7 +37,7 @@ def metrics(student: Student) -> dict[str, float]:
 
 def _further(student: Student, role: str) -> dict[str, float]:
     """The measures beside accuracy of a student or its teacher."""
-    figures = further(student.evaluation[role], int(student.record.data["num_classes"]))
+    figures = further(student.evaluation[role], len(student.evaluation["class_names"]))
     if averaged := student.evaluation.get("student_ema") if role == "student" else None:
         figures["ema_accuracy"] = averaged["accuracy"]
     return figures

@@ -229,6 +229,12 @@ def validate_networks(config: RunConfig) -> None:
         raise InputError(
             "image_size", config.data.image_size, f"images are {height}x{width}", "Set image_size to make them square"
         )
+    trained = (("", config.student_train), *(() if config.route.route else (("teacher_", config.teacher_train),)))
+    for prefix, train in trained:
+        try:
+            train.augmentation.require_channels(channels)
+        except InputError as error:
+            raise error.renamed(prefix + error.parameter) from None
     for parameter, model in (("teacher", config.teacher), ("student", config.student)):
         check_network(
             model.model,

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
+from rco.core.settings import jsonable
 from rco.core.tensors import load_arrays, save_arrays
 from rco.data.augment import moved
+from rco.data.augmentation import Augmentation, as_augmentation
 from rco.data.dataset import Split
 from rco.data.images import Rows
 from rco.models.taps import Output, observe
@@ -87,7 +89,7 @@ class StoredLogits:
     Attributes:
         anchor: frozen by this.
         train: the images.
-        augment: one of `rco.data.config.AUGMENTATIONS`.
+        augment: what makes a view of an image, or the name of one that crops alone.
         views: V.
         anchor_id: sha256 of the anchor's weights; empty: nothing is stored beyond this object.
         folder: the files of logits that outlive the process; None: there are none.
@@ -96,7 +98,7 @@ class StoredLogits:
 
     anchor: nn.Module
     train: Split
-    augment: str
+    augment: str | Augmentation
     views: int
     compute: ComputeConfig
     batch_size: int
@@ -173,12 +175,13 @@ class StoredLogits:
         """Named by all that the logits depend on: any process may have written the file that has this name."""
         if self.folder is None or not self.anchor_id:
             return None
+        augmentation = as_augmentation(self.augment)
         identity = {
             "format": _FORMAT,
             "anchor": self.anchor_id,
             "data": self.train.manifest.digest,
             "part": self.train.part,
-            "augment": self.augment,
+            "augment": augmentation.augment if augmentation.crops_alone else jsonable(augmentation),
             "view": view,
             "precision": self.compute.precision,
             "dtype": str(self.dtype),

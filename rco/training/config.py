@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from rco.core.errors import InputError, UnusedError, choice
 from rco.core.plugins import Settings, plugin_setting
 from rco.core.settings import at_least, below_one, no_credentials, positive, setting
-from rco.data.config import AUGMENTATIONS
+from rco.data.augmentation import Augmentation
+from rco.objectives.config import ObjectiveConfig
 from rco.training.optimizers.base import OPTIMIZERS, Optimizer
 from rco.training.schedules.base import SCHEDULES, Schedule
 
@@ -31,6 +32,17 @@ class TrainConfig(Settings):
         1.0, "learning rate of all but the last layer, as a part of lr: fine-tuning takes 0.1 or so"
     )
     augment: str = setting("none", "none | shift (1 pixel) | crop (pad 4) | crop-flip | resized-crop-flip")
+    auto_augment: str = setting("none", "operations on each image after augment: none | randaugment | trivialaugment")
+    randaugment_ops: int = setting(2, "operations one after the other (randaugment)")
+    randaugment_magnitude: int = setting(9, "strength of the operations, 0 to 30 (randaugment)")
+    erasing: float = setting(0.0, "probability that a rectangle of an image is erased")
+    mixup: float = setting(
+        0.0, "mix every image and its label with another one's; alpha of the shares' Beta distribution, such as 0.2 (0: do not)"
+    )
+    cutmix: float = setting(
+        0.0,
+        "paste a rectangle of another image into every one; alpha as of mixup, such as 1 (0: do not; beside mixup: half each)",
+    )
     label_smoothing: float = setting(0.0, "part of each label that is spread evenly over all classes")
     class_balance: str = setting(
         "none", "none | weights (in the labels' term rare classes count for more) | sampling (every class is shown as often)"
@@ -41,7 +53,7 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         at_least("epochs", self.epochs, 1)
         at_least("batch_size", self.batch_size, 1)
-        choice("augment", self.augment, AUGMENTATIONS)
+        _ = self.augmentation
         positive("lr", self.lr)
         positive("body_lr_factor", self.body_lr_factor)
         at_least("weight_decay", self.weight_decay, 0)
@@ -58,6 +70,15 @@ class TrainConfig(Settings):
             )
         self.decay_epochs(self.epochs)
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to the training images.
+
+        Raises:
+            InputError: it cannot work.
+        """
+        return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
+
     def decay_epochs(self, epochs: int) -> tuple[int, ...]:
         """The epochs after which the learning rate drops, in a training of `epochs` epochs: `Schedule.decays`.
 
@@ -66,12 +87,33 @@ class TrainConfig(Settings):
         """
         return self.schedule.decays(epochs)
 
-    def require_label_term(self, label_weight: float) -> None:
-        """Refuse what concerns the labels' term, where it has no weight.
+    def require_fit(self, objective: ObjectiveConfig) -> None:
+        """Refuse what does not go with the loss of a stage.
 
         Raises:
-            UnusedError: the first such setting that is not off.
+            UnusedError: a setting of the labels' term, where this has no weight.
+            InputError: mixed images where answers about single ones are stored, or where each must be of one class.
         """
+        self._require_label_term(objective.label_weight)
+        for name in ("mixup", "cutmix"):
+            if not (value := getattr(self, name)):
+                continue
+            if objective.views:
+                raise InputError(
+                    name,
+                    value,
+                    f"gives an image another partner in every epoch, but views = {objective.views} keeps the anchor's logits",
+                    "Use views = 0, or no mixup and cutmix",
+                )
+            if objective.needs_anchor and objective.objective.needs_classes:
+                raise InputError(
+                    name,
+                    value,
+                    f"mixes two classes, but objective = {objective.objective.plugin_name} needs the one class of an image",
+                    "Use another objective, or no mixup and cutmix",
+                )
+
+    def _require_label_term(self, label_weight: float) -> None:
         for name, value, off in (
             ("label_smoothing", self.label_smoothing, 0.0),
             ("class_balance", self.class_balance, "none"),

@@ -116,7 +116,7 @@ def train_stage(
         InputError: settings that mean nothing without a labels' term, stored logits that are too large, and what
             `rco.training.loop.fit` refuses.
     """
-    train.require_label_term(objective.label_weight)
+    train.require_fit(objective)
     if loss is None:
         loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
     split, validation, probe = data.split("train"), data.split("val"), np.asarray(data.manifest.probe)
@@ -126,7 +126,7 @@ def train_stage(
         working = StoredLogits(
             anchor=anchor,
             train=split,
-            augment=train.augment,
+            augment=train.augmentation,
             views=objective.views,
             compute=compute,
             batch_size=train.batch_size,

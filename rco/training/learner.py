@@ -22,7 +22,7 @@ class Learner(nn.Module):
 
         Args:
             anchor: what the frozen anchor says of them.
-            labels: (B,), int64.
+            labels: (B,), int64; or (B, K) float32, as for `rco.objectives.stage.label_loss`.
         """
         parts: dict[str, Tensor] = self.objective(observe(self.model, x, self.objective.taps.student), anchor, labels)
         return parts

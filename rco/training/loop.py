@@ -170,7 +170,7 @@ class Trainer:
             device=self.compute.device,
             seed=self.config.seed,
             epoch=progress.epoch,
-            augment=self.config.augment,
+            augment=self.config.augmentation,
             workers=self.compute.workers,
             view=view,
             skip=progress.batches,

@@ -28,7 +28,8 @@ from torchvision.transforms import functional as vision
 
 from rco.core.errors import InputError
 from rco.data import augment
-from rco.data.config import AUGMENTATIONS, DataConfig
+from rco.data.augmentation import AUGMENTATIONS
+from rco.data.config import DataConfig
 from rco.data.dataset import Dataset, Manifest, Split
 from rco.data.decoding import Decoding
 from rco.data.images import ArrayImages, FileImages, header
