@@ -151,6 +151,19 @@ gpu: ## prove on a GPU what has never run there, in 8 minutes, with python3 as i
 bench-workflow: $(VENV)/.run ## count pods and bytes of the workflows that a cluster keeps (no time is measured)
 	@$(BIN)/python benchmarks/workflow.py $(ARGS)
 
+# Plans of benchmarks/evidence/plans; DATA=DIR holds the archives that the larger ones are cut from.
+PLAN  ?= gap-digits
+HOURS ?= 2
+DATA  ?=
+
+.PHONY: evidence
+evidence: $(VENV)/.dev ## train what the records of PLAN=gap-digits lack, for HOURS=2; says first what it costs; DATA=DIR ARGS="--jobs 2"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence run '$(PLAN)' --hours '$(HOURS)' $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+.PHONY: evidence-pages
+evidence-pages: $(VENV)/.dev ## write the pages of benchmarks/evidence, and README's table, from the records
+	@$(BIN)/python -m benchmarks.evidence pages
+
 .PHONY: lint
 lint: $(VENV)/.dev ## check format, rules, types and the direction of imports
 	$(BIN)/ruff format --check .

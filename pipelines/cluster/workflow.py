@@ -95,7 +95,7 @@ def count(pipeline: Mapping[str, Any], platform: Mapping[str, Any] = MappingProx
     return Workflow(pods=pods, nodes=nodes, spec=_spec(pipeline, executors, kubernetes), status=status)
 
 
-def _spec(pipeline: dict[str, Any], executors: dict[str, Any], kubernetes: dict[str, Any]) -> int:
+def _spec(pipeline: Mapping[str, Any], executors: dict[str, Any], kubernetes: dict[str, Any]) -> int:
     """Bytes of a workflow's spec: a component, and the templates inside it, are there once, whatever number of tasks it has."""
     components = pipeline["components"]
     size, containers = _TEMPLATES + _form(pipeline["root"]), set()
