@@ -90,9 +90,9 @@ def test_a_package_for_a_cluster(environment: dict[str, str], tmp_path: Path) ->
     assert form["distance_scale"]["defaultValue"] == 0.01
     assert "every-nth (every n-th checkpoint)" in form["strategy"]["description"]
     assert "or of another package (two-layers)" in form["student"]["description"]
-    program = spec["deploymentSpec"]["executors"]["exec-check"]["container"]["command"][-1]
+    plugins = spec["root"]["dag"]["tasks"]["check"]["inputs"]["parameters"]["plugins"]["runtimeValue"]["constant"]
     for name in ("strategy every-nth", "model two-layers"):
-        assert re.search(rf"'{name}': '{ORIGIN}'", program)
+        assert re.fullmatch(ORIGIN, plugins[name])
     # An image without the package refuses it.
     without = {**environment, "PYTHONPATH": ""}
     code = "from rco.config.plugins import require; require({'strategy every-nth': 'mypackage 0.1 (0)'})"
