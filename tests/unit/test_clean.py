@@ -53,6 +53,7 @@ def home(tmp_path: Path) -> Path:
         f"logits/{'c' * 32}.safetensors",
         f"resume/local/train_teacher/4f/point-00001-000002-{'d' * 64}.safetensors",
         "data/cifar/batch.bin",
+        "weights/resnet18-f37072fd.pth",
         "artifacts/run/model",
     ):
         (root / file).parent.mkdir(parents=True)
@@ -109,6 +110,7 @@ def test_what_is_asked_for_goes_and_nothing_else(home: Path, words: list[str], e
     names = {name[:21] if name.startswith("runs") else name for name in expected}
     assert gone(home, *words) == names
     assert (home / "data/cifar/batch.bin").is_file()
+    assert (home / "weights/resnet18-f37072fd.pth").is_file()
     assert (home / "artifacts/run/model").is_file()
     assert (home / "last-run").is_dir()
 
@@ -160,7 +162,7 @@ def test_a_home_is_shown(home: Path) -> None:
     told = json.loads(rco("--home", home, "--json").output)
     assert {kind: of["count"] for kind, of in told["holds"].items()} == {
         **{"runs": 3, "cache": 3, "results": 1, "logits": 1, "resume": 1},
-        **{"data": 1, "MLflow": 1, "other": 1},
+        **{"data": 1, "weights": 1, "MLflow": 1, "other": 1},
     }
     every = sum(path.lstat().st_size for path in home.rglob("*") if path.is_symlink() or path.is_file())
     assert sum(of["bytes"] for of in told["holds"].values()) == every
