@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.evidence.plan import Setting, Subset
@@ -58,9 +59,9 @@ def _cut(subset: Subset, source: Path | None, target: Path) -> None:
     remedy = f"Give DATA=DIR, a folder with {subset.archive}.tar.xz or the folder {subset.archive} in it"
     if source is None:
         raise InputError("data", "", f"is not named, and {subset.archive} is needed", remedy)
-    names = dict(_files(source, subset.archive, remedy))
+    files = dict(_files(source, subset.archive, remedy))
     by_class: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name in sorted(names):
+    for name in sorted(files):
         part, label, _ = name.split("/")
         by_class[part, label].append(name)
     labels = sorted({label for part, label in by_class if part == "train"})
@@ -73,14 +74,13 @@ def _cut(subset: Subset, source: Path | None, target: Path) -> None:
                 "images", subset.images, f"are more than the {len(by_class['train', label])} of {label}", "Want fewer"
             )
         wanted.update(by_class["train", label][: subset.images], by_class["test", label])
-    for name, read in _files(source, subset.archive, remedy):
-        if name in wanted:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes(read())
+    for name in sorted(wanted):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(files[name]())
 
 
 def _files(source: Path, archive: str, remedy: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """PART/CLASS/FILE of every image of an archive, and what reads it (before the next is asked for)."""
+    """PART/CLASS/FILE of every image of an archive, and what gives its bytes; those of a tar (some 50 MB) are held."""
     folder, tar = source / archive, source / f"{archive}.tar.xz"
     if folder.is_dir():
         for path in folder.glob("*/*/*"):
@@ -92,6 +92,6 @@ def _files(source: Path, archive: str, remedy: str) -> Iterator[tuple[str, Calla
                 if member.isfile() and len(parts) == 3 and parts[0] in ("train", "test"):
                     file = opened.extractfile(member)
                     assert file is not None
-                    yield "/".join(parts), file.read
+                    yield "/".join(parts), partial(bytes, file.read())
     else:
         raise InputError("data", str(source), f"has no {archive}", remedy)

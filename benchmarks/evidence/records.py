@@ -1,8 +1,10 @@
 """One record a student, in records/PLAN.jsonl: settings, seed, curve, test accuracy, cost, versions, machine.
 
-A student is found again by its identity: its whole configuration, the digest of its data, both seeds. It does not depend on the
-machine, on versions, or on the bits of the teacher's weights, all of which the record has: so a plan goes on anywhere, and on
-code that was edited since. What must be the same for a comparison, the teacher, is looked at when it is made (`groups`).
+A student is found again by its identity: its whole configuration, the digest of its data, both seeds. It does not depend on
+the machine, on versions, or on the bits of the teacher's weights, all of which the record has: so a plan goes on anywhere, and
+on code that was edited since. Of the configuration it is what differs from the defaults: a parameter that is new later does not
+make old records another student's. A default that changes would, and has to be named in the plans from then on. What must be
+the same for a comparison, the teacher, is looked at when it is made (`groups`).
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.plan import Plan, Student
-from rco.core.settings import jsonable
+from rco.config.parameters import PARAMETERS
 from rco.training.identity import name_of
 
 RECORDS = Path(__file__).with_name("records")
-#: Groups of the configuration that do not change a student: where its data lie and what is written of it.
+#: Groups of parameters that do not change a student: where its data lie, and what is written of it.
 _NO_PART = ("data", "tracking", "services", "compute")
 
 
 def identity_of(plan: Plan, student: Student, data_digest: str) -> str:
     """Of all that a student is to be; plans that ask for the same student share it."""
-    config = {name: value for name, value in jsonable(plan.config(student)).items() if name not in _NO_PART}
-    return name_of({**config, "restarts": plan.restarts(student.branch), "data": data_digest}, 32)
+    flat = plan.config(student).to_flat()
+    config = {p.name: flat[p.name] for p in PARAMETERS.values() if p.group not in _NO_PART and flat[p.name] != p.default}
+    return name_of({"parameters": config, "restarts": plan.restarts(student.branch), "data": data_digest}, 32)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from benchmarks.evidence.plan import PLANS, Plan, Setting, Student, Subset, dete
 from benchmarks.evidence.records import RECORDS, append, groups, identity_of, pending, read_records
 from benchmarks.evidence.run import Run
 from benchmarks.evidence.train import Places
+from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
 
 TINY: dict[str, Any] = {
@@ -130,6 +131,16 @@ class TestRecords:
             identity_of(planned(branches={**TINY["branches"], "cut": {"kind": "kd-restart", "stages": 1}}), student, "d"),
         ]
         assert len({one, *others}) == 6
+
+    def test_a_parameter_that_is_new_later_changes_no_identity(
+        self, planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan, student = planned(), Student(setting="tiny", branch="kd", seed=0, teacher_seed=0)
+        one = identity_of(plan, student, "d")
+        fewer = {name: p for name, p in PARAMETERS.items() if name != "stage_schedule"}
+        monkeypatch.setattr("benchmarks.evidence.records.PARAMETERS", fewer)
+        assert identity_of(plan, student, "d") == one
+        assert identity_of(planned(branches={"kd": {"kind": "kd", "tau": 2.0}}, tests={}), student, "d") != one
 
     def test_half_a_line_is_passed_over_and_the_next_is_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "plan.jsonl"
