@@ -32,6 +32,7 @@ from rco.strategies.config import AnchorConfig
 from rco.training.config import TrainConfig
 from rco.training.distillation import distill_route
 from rco.training.distributed import QUIET, World, answers, joined_group
+from rco.training.ema import Ema
 from rco.training.loop import fit
 from rco.training.resume_points import ResumePoints
 from rco.training.shared_points import SharedPoints
@@ -107,6 +108,18 @@ def frozen_norm(data: Dataset, folder: Path) -> dict[str, Any]:
 
 def batch_norm(data: Dataset, folder: Path) -> dict[str, Any]:
     return trained(data, convolutions(nn.BatchNorm2d), batch_leaving(data, lambda rest: rest > 8 and rest % 4 != 0))
+
+
+def regularised(data: Dataset, folder: Path) -> dict[str, Any]:
+    """Everything that happens to images, labels, gradients and weights at once."""
+    config = TRAIN.with_values(
+        **{"auto_augment": "trivialaugment", "erasing": 0.3, "mixup": 0.3, "cutmix": 1.0},
+        **{"label_smoothing": 0.1, "class_balance": "weights", "clip_norm": 0.5},
+    )
+    network, ema = STUDENT.build(0), Ema(0.8)
+    rows = list(fit(network, data.split("train"), labels_only(), config, CPU, epochs=2, ema=ema))
+    logits, _ = answers(ema.network, data.probe(), CPU)
+    return {"rows": still(rows), "weights": summed(network), "ema": summed(ema.network), "of_ema": logits.tolist()}
 
 
 def measured(data: Dataset, folder: Path) -> dict[str, Any]:
@@ -195,7 +208,7 @@ def diverged(data: Dataset, folder: Path) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[Dataset, Path], dict[str, Any]]] = {
     case.__name__: case
-    for case in (uneven, tiny_last, frozen_norm, batch_norm, measured, route, resumed, handed_over, diverged)
+    for case in (uneven, tiny_last, frozen_norm, batch_norm, regularised, measured, route, resumed, handed_over, diverged)
 }
 
 

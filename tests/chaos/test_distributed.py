@@ -119,7 +119,7 @@ class TestShares:
 
 class TestWorkers:
     @pytest.mark.parametrize("size", SIZES)
-    @pytest.mark.parametrize("case", ["uneven", "tiny_last", "frozen_norm", "route", "diverged", "handed_over"])
+    @pytest.mark.parametrize("case", ["uneven", "tiny_last", "frozen_norm", "regularised", "route", "diverged", "handed_over"])
     def test_end_where_one_does(self, alone: dict[str, dict[str, Any]], together: Results, case: str, size: int) -> None:
         """Losses and weights within float tolerance, the same anchors, whichever way the last batch is cut."""
         assert close(alone[case], together[size][case][0])

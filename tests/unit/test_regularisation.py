@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
+from rco.config.filing import Filing
 from rco.config.parameters import RunConfig
 from rco.core.errors import InputError, UnusedError
 from rco.core.tensors import load_state
@@ -24,7 +25,12 @@ from rco.evaluation.measured import read_evaluation
 from rco.models.taps import Output
 from rco.models.weights import state_digest
 from rco.objectives.stage import label_loss, labels_only
+from rco.tasks import register as registering
+from rco.tasks.process import read_settings
 from rco.tasks.students import EMA, STUDENT, seed_folder
+from rco.tracking.context import Context
+from rco.tracking.record import Record
+from rco.tracking.registry import Promotion
 from rco.training.balance import class_weights
 from rco.training.config import TrainConfig
 from rco.training.ema import Ema
@@ -178,7 +184,9 @@ def test_the_average_changes_no_training_and_survives_an_interruption(data: Data
     assert state_digest(resumed.averaged) == state_digest(whole.averaged)
 
 
-def test_a_run_measures_the_average_beside_the_last_weights_and_goes_on_from_these(tmp_path: Path) -> None:
+def test_a_run_measures_and_registers_the_average_and_goes_on_from_the_last_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = {"teacher": "digits-mlp", "student": "digits-mlp", "teacher_epochs": 2, "checkpoint_every": 1, "epochs": 4}
     told |= {"n_anchors": 2, "strategy": "equal-interval", "batch_size": 512, "teacher_batch_size": 512, "device": "cpu"}
     walk = Walk(tmp_path / "a", **told, ema_decay=0.8, registered_weights="ema", label_smoothing=0.1, class_balance="weights")
@@ -197,6 +205,27 @@ def test_a_run_measures_the_average_beside_the_last_weights_and_goes_on_from_the
     assert "student, EMA" in page
     assert "macro F1" in page
     assert (tmp_path / "a/report/per_class.csv").read_text().startswith("class,test_images,student_precision,")
+    registered: dict[str, Any] = {}
+
+    def register(context: Context, name: str, model: nn.Module, record: Record, **more: Any) -> str:
+        registered.update(more, answer=model(torch.from_numpy(more["example"])), state=load_state(more["weights"])[0])
+        return "1"
+
+    def promote(*_: Any, **more: Any) -> Promotion:
+        registered.update(more)
+        return Promotion(True, "it is the first")
+
+    monkeypatch.setattr(registering, "register", register)
+    monkeypatch.setattr(registering, "registered_version", lambda *_: None)
+    monkeypatch.setattr(registering, "promote", promote)
+    monkeypatch.setattr(Context, "from_environment", lambda: Context(tracking_uri="sqlite:///none.db", pipeline_run="test"))
+    filing = read_settings(Filing, walk.settings["filing"])
+    registering.register_from(filing, student=walk.student, evaluation=seed_folder(walk.evaluation, 0))
+    assert all(torch.equal(registered["state"][name], averaged[name]) for name in averaged)
+    assert registered["weights"].name == STUDENT, "`rco export` and `rco.load` find it under this name"
+    assert torch.allclose(registered["answer"], torch.from_numpy(registered["expected"]), atol=1e-4)
+    assert registered["accuracy"] == summary["student_ema"]["accuracy"]
+    monkeypatch.undo()
     plain = Walk(tmp_path / "b", **told, label_smoothing=0.1, class_balance="weights")
     plain.dataset, plain.route, plain.index = walk.dataset, walk.route, walk.index
     plain.walk()
