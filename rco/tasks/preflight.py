@@ -145,6 +145,7 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
             compute=compute,
             code=both,
             in_depth=not branch.kind,
+            export=config.exporting.export or None,
         ),
     )
 

@@ -13,11 +13,12 @@ from rco.core.tensors import load_arrays, load_state
 from rco.data.inputs import FILE as INPUTS
 from rco.evaluation.measured import read_evaluation
 from rco.models.spec import described, load_network
+from rco.tasks.exported import exported_files
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.students import STUDENT, seed_folder
 from rco.tracking.context import Context, forgiving
 from rco.tracking.record import Record
-from rco.tracking.registry import promote, register, registered_version
+from rco.tracking.registry import link_files, promote, register, registered_version
 
 
 @task
@@ -62,6 +63,9 @@ def register_from(s: Filing, *, student: Path, evaluation: Path) -> dict[str, An
             data_digest=Record.read(student).data["digest"],
             margin=s.champion_margin,
         )
+        if files := exported_files(evaluation, measured):
+            names = {name: path.name for name, path in files.items()}
+            link_files(context, s.registered_model, version, Record.read(student), names)
         log.info(
             "version %s is %s: %s", version, "the champion" if promotion.champion else "not the champion", promotion.reason
         )

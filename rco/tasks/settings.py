@@ -107,6 +107,7 @@ class EvaluateSettings:
         branch: empty: the student of a run.
         tau: one for all branches: congruence at different temperatures could not be compared.
         in_depth: measure latency, and keep the figures of every class, and what a registration needs.
+        export: formats to write the student in; None: none, and the task's key is as it was without.
     """
 
     branch: str
@@ -117,6 +118,7 @@ class EvaluateSettings:
     compute: ComputeConfig
     code: str = ""
     in_depth: bool = False
+    export: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

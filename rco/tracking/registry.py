@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rco.core.errors import InputError
 from rco.tracking.context import Context, first_line
+from rco.tracking.delivery import EXPORT
 from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
 
@@ -98,6 +99,21 @@ def register(
         name, source=info.model_uri, run_id=run.run_id, model_id=info.model_id, tags={"rco.sha256": sha256}
     )
     return str(version.version)
+
+
+def link_files(context: Context, name: str, version: str, record: Record, files: Mapping[str, str]) -> None:
+    """Tell a version where the student's files of other formats are: tags `rco.export.FORMAT` with addresses for
+    `mlflow.artifacts.download_artifacts`. The report brings the files there (`rco.tracking.delivery`). Safe to repeat.
+
+    Args:
+        record: of the student, in whose run of this pipeline run they are.
+        files: format -> name.
+    """
+    client = context.client()
+    run = ModelRun.open(context, client, record)
+    run.end()
+    for kind, file in files.items():
+        client.set_model_version_tag(name, version, f"rco.export.{kind}", f"runs:/{run.run_id}/{EXPORT}/{file}")
 
 
 class Promotion(NamedTuple):
