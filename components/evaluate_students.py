@@ -15,14 +15,14 @@ def evaluate_students(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
 ):
-    """Measure the students and the converged teacher on the test part, which no other task touches.
+    """Measure the students and the converged teacher on the test part, which no other task touches; export a run's student.
 
     Args:
         settings: rco.tasks.settings.EvaluateSettings.
         dataset: of prepare_data.
         students: of the last step.
         anchors: of the last step: they hold the converged teacher.
-        evaluation: of each seed the figures and the tracking record.
+        evaluation: of each seed the figures and the tracking record; of a run also its student's files of other formats.
         metrics: the headline figures.
         confusion: the confusion matrix, summed over the students, unless there are more classes than a person can read.
     """

@@ -4,8 +4,10 @@
     a branch: init_students -> [select_anchors -> distill_students] x steps -> evaluate_students
 
 A task trains all seeds of its branch. In a run each stage is a step, and a node that opens in the UI; its only branch is not
-wrapped, and its student is registered. In a comparison each branch is a node that opens, anchors that are known before the
-first stage are one step, and the greedy search, which looks at the students after every stage, has a step a stage.
+wrapped, and its student is registered. Where that is to be exported, the evaluation does it, which has the data at hand: a
+component of its own would be two pods more, and the data once more. In a comparison each branch is a node that opens, anchors
+that are known before the first stage are one step, and the greedy search, which looks at the students after every stage, has a
+step a stage.
 Branches and steps are unrolled by a factory, because a pipeline's shape is fixed when it is compiled (`rco.config.shape`); all
 else is a run-time parameter. A step that finds nothing left to do hands its students on.
 """

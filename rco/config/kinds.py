@@ -40,8 +40,9 @@ MOST = 24
 #: Kinds whose stages are known before a student is trained: kd-restart can have their lengths.
 RESTARTED = tuple(name for name in _STRATEGIES if not issubclass(STRATEGIES[name], Adaptive))
 GROUPS = {name: p.group for name, p in PARAMETERS.items()}
-#: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and register no student.
-NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin", "registered_weights")
+#: Parameters of `rco run` that mean nothing here: branches have their own strategies and seeds, and no student is registered
+#: or exported.
+NOT_SHARED = ("seed", "strategy", "registered_model", "champion_margin", "registered_weights", "export")
 SHARED = tuple(name for name in PARAMETERS if name not in NOT_SHARED)
 #: Parameters of the student alone: they can differ between branches that share a teacher and a data set.
 SWEPT = tuple(name for name in SHARED if GROUPS[name] in ("student", "student_train", "ema", "anchors", "objective"))

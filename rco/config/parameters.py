@@ -17,6 +17,7 @@ from rco.core.errors import InputError, UnusedError, choice
 from rco.core.plugins import AUTO, Registry, Settings, registry_of, unused
 from rco.core.settings import jsonable, typed
 from rco.data.config import DataConfig
+from rco.exporting.config import ExportConfig
 from rco.models.config import ModelConfig, StartConfig
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
@@ -41,6 +42,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    exporting: ExportConfig = field(default_factory=ExportConfig)
     services: ServicesConfig = field(default_factory=ServicesConfig)
 
     def __post_init__(self) -> None:
@@ -147,6 +149,7 @@ _GROUPS = {
     "objective": "",
     "compute": "",
     "tracking": "",
+    "exporting": "",
     "services": "",
 }
 

@@ -43,6 +43,27 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format that the student was written in (`rco.exporting.export.Row`); the first is PyTorch's own.
+
+    Attributes:
+        problem: why it was not written; there are no figures then.
+    """
+
+    format: str
+    size: int | None = None
+    latency_ms: float | None = None
+    difference: float | None = None
+    accuracy: float | None = None
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        figures = (self.size, self.latency_ms, self.difference, self.accuracy)
+        if not self.problem and None in figures:
+            raise InputError("export", self.format, "lacks a figure", "Evaluate again")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The fields of the document (written by `rco.tasks.evaluate.evaluate_students`) that are read."""
 
@@ -59,6 +80,7 @@ class Evaluation:
     student_ema: Measured | None = None
     ema_sha256: str = ""
     teacher_sha256: str = ""
+    export: tuple[Format, ...] = ()
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)

@@ -1,1 +1,1 @@
-"""Floor 4: a student on its way out: in other formats, and asked about images."""
+"""Floor 3: a student on its way out: in other formats, and asked about images."""

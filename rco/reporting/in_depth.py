@@ -126,7 +126,7 @@ def summarise(
         *("stage", "anchor_epoch", "reason", "val_accuracy", "kl_to_anchor", "kl_to_teacher"),
         *("first_epoch", "last_epoch", "anchor_val_accuracy", "anchor_sha256", "anchors"),
     )
-    open_set = {"open_set": evaluation["open_set"]} if "open_set" in evaluation else {}
+    more = {name: evaluation[name] for name in ("open_set", "export") if name in evaluation}
     of_ema = {}
     if evaluation.get("student_ema"):
         of_ema["student_ema"] = model("student_ema", val_accuracy=record.stages[-1]["val_accuracy_ema"])
@@ -141,7 +141,7 @@ def summarise(
         "student": model("student", epochs=record.rows[-1]["step"], val_accuracy=record.stages[-1]["val_accuracy"]),
         **of_ema,
         "congruence_kl": evaluation["congruence_kl"],
-        **open_set,
+        **more,
         "tau": evaluation["tau"],
         "device": evaluation["device"],
         "registered": dict(registered),
@@ -165,7 +165,14 @@ def metrics(student: Student) -> dict[str, float]:
         **({"test_ema_accuracy": evaluation["student_ema"]["accuracy"]} if evaluation.get("student_ema") else {}),
         **(openset.figures(evaluation["open_set"]["student"]) if "open_set" in evaluation else {}),
         "test_congruence_kl": evaluation["congruence_kl"],
+        **_export_figures(evaluation.get("export", ())),
     }
+
+
+def _export_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Size in bytes, milliseconds of one image on the CPU, and validation accuracy of each file that was written."""
+    written = [row for row in rows[1:] if not row.get("problem")]  # the first is PyTorch's
+    return {f"export_{row['format']}_{name}": row[name] for row in written for name in ("size", "latency_ms", "accuracy")}
 
 
 def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -246,6 +253,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
             models,
         ),
         **({_open_set_title(summary["open_set"]): openset.table(summary["open_set"])} if "open_set" in summary else {}),
+        **({"The student in other formats": _export_table(summary["export"])} if "export" in summary else {}),
     }
 
 
@@ -260,6 +268,18 @@ def _more_measures(summary: Mapping[str, Any]) -> dict[str, Table]:
         if all(rows.values())
         else {}
     )
+
+
+def _export_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    heads = ["format", "bytes", "ms (cpu, 1 image)", "val.", "largest difference to PyTorch"]
+    return heads, [_export_row(row) for row in rows]
+
+
+def _export_row(row: Mapping[str, Any]) -> list[str]:
+    if row.get("problem"):
+        return [row["format"], "", "", "", f"not written: {row['problem']}"]
+    apart = "" if row["format"] == "PyTorch" else f"{row['difference']:.1e} of the largest answer"
+    return [row["format"], f"{row['size']:,}", f"{row['latency_ms']:.3f}", percent(row["accuracy"]), apart]
 
 
 def _open_set_title(open_set: Mapping[str, Any]) -> str:

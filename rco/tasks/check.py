@@ -10,13 +10,15 @@ from types import MappingProxyType
 from typing import Any
 
 from rco.config.branches import Comparison
+from rco.config.parameters import RunConfig
 from rco.config.plugins import require
 from rco.core.errors import InputError
 from rco.core.words import counted
+from rco.models.families import packages
 from rco.tasks.left_open import close_left_open
 from rco.tasks.preflight import preflight
 from rco.tasks.process import log, task
-from rco.tasks.validate import costs_of_anchors
+from rco.tasks.validate import costs_of_anchors, student_spec
 from rco.tracking.context import Context, forgiving, require_writable
 from rco.tracking.probe import PLAIN_ANCHORS, has_logged_models
 from rco.tracking.runs import end_open_runs, open_parent, require_parent
@@ -65,10 +67,29 @@ def check(
     if context.active:
         with forgiving("The end of earlier pipeline runs"):
             close_left_open(context)
+    if context.active and settings.filing.registered_model:
+        mention_tracing(comparison.reference)
     if not context.active:
         log.warning("MLFLOW_TRACKING_URI is not set: nothing is tracked; the records stay in the artifacts")
     mention_results()
     return settings.outputs()
+
+
+def mention_tracing(config: RunConfig) -> None:
+    """Say it where the registry cannot have the student as a traced graph. Only code that is not ours needs the trial; what is
+    to be exported has been traced by `validate`."""
+    if config.exporting.export or not packages.is_foreign(config.student.model):
+        return
+    from rco.data.sources.kinds import check_source
+    from rco.exporting.trial import try_tracing
+
+    try:
+        try_tracing(student_spec(config, check_source(config.data)))
+    except InputError as error:
+        log.warning(
+            "the registry cannot have %s as a traced graph: it %s. %s. It will be registered with the code that makes it",
+            *(config.student.model, error.problem, error.remedy),
+        )
 
 
 def mention_results() -> None:

@@ -19,6 +19,7 @@ from rco.evaluation import openset
 from rco.evaluation.measured import FILE
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
+from rco.tasks.exported import write_formats
 from rco.tasks.launch import in_workers
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.settings import EvaluateSettings
@@ -42,8 +43,8 @@ def evaluate_students(
     """Measure the student of every seed, and the converged teacher, on the test part, which nothing before has touched.
 
     Writes of each student a folder with its figures (`rco.evaluation.measured`) and its tracking record; in depth also an
-    example batch with the student's answer, for a test of what serves it. The confusion matrix, summed over the students, is
-    beside them if a person can read it.
+    example batch with the student's answer, for a test of what serves it, and the student in other formats if it is to be
+    exported. The confusion matrix, summed over the students, is beside them if a person can read it.
 
     Args:
         anchors: of the last step: the converged teacher is among them.
@@ -91,10 +92,12 @@ def evaluate_students(
                 "teacher": teacher.unseen,
                 "student": student.unseen,
             }
+        registered, weights = (averaged, EMA) if s.registered_weights == "ema" else (model, STUDENT)
+        if s.export:
+            document["export"] = write_formats(out, s.export, data, registered.cpu(), folder / weights, s.student.model)
         write_json(out / FILE, document)
         Record.read(folder).write(out)
         if s.in_depth:
-            registered = averaged if s.registered_weights == "ema" else model
             write_example(out, data, registered.cpu())
         if s.branch:
             log.info("%s: test accuracy %.2f %%", key, 100 * student.figures["accuracy"])

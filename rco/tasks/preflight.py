@@ -249,6 +249,7 @@ def _branch_tasks(branch: Branch, common: _Common, lengths: tuple[int, ...]) -> 
             code=both,
             in_depth=not branch.kind,
             registered_weights=config.tracking.registered_weights,
+            export=config.exporting.export or None,
         ),
     )
 

@@ -20,11 +20,12 @@ from rco.data.inputs import FILE as INPUTS
 from rco.evaluation.measured import read_evaluation
 from rco.models.families import packages
 from rco.models.spec import NetworkSpec, described, load_network
+from rco.tasks.exported import exported_files
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.students import EMA, STUDENT, seed_folder
 from rco.tracking.context import Context, forgiving
 from rco.tracking.record import Record
-from rco.tracking.registry import Code, promote, register, registered_version
+from rco.tracking.registry import Code, link_files, promote, register, registered_version
 
 
 @task
@@ -71,6 +72,9 @@ def register_from(s: Filing, *, student: Path, evaluation: Path) -> dict[str, An
         data_digest=Record.read(student).data["digest"],
         margin=s.champion_margin,
     )
+    if files := exported_files(evaluation, measured):
+        names = {name: path.name for name, path in files.items()}
+        link_files(context, s.registered_model, version, Record.read(student), names)
     log.info("version %s is %s: %s", version, "the champion" if promotion.champion else "not the champion", promotion.reason)
     return {"name": s.registered_model, "version": version, **promotion._asdict()}
 

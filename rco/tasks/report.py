@@ -17,18 +17,20 @@ import numpy as np
 from rco.config.filing import Filing
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.files import atomically
 from rco.core.settings import from_dict
 from rco.models.route import Route
 from rco.reporting import in_depth, side_by_side
 from rco.reporting.student import Student
 from rco.strategies.hardness import relative_to_stage
+from rco.tasks.exported import exported_files
 from rco.tasks.process import log, read_settings, task
 from rco.tasks.register import register_from
 from rco.tasks.selection import write_anchor
 from rco.tasks.students import PROBE, anchor_indices, read_logits, seed_folder
 from rco.tracking import outbox
 from rco.tracking.context import Context, forgiving, without_credentials
-from rco.tracking.delivery import Delivery
+from rco.tracking.delivery import EXPORT, Delivery
 from rco.tracking.record import Record
 from rco.tracking.runs import end_open_runs, find_parent, open_parent
 from rco.training import resume
@@ -48,7 +50,7 @@ def report(
     """Tell people what came out, and bring MLflow up to date with everything that cached tasks did not say.
 
     Writes summary.json, report.html, report.md and the pictures into `folder`: of a run's student in depth, of a comparison's
-    side by side, with results.csv and summary.csv.
+    side by side, with results.csv and summary.csv. A student that was exported has its files there too, in the folder `export`.
 
     Args:
         route: of the teacher; its weights are read only where this tracking server lacks an anchor.
@@ -68,6 +70,9 @@ def report(
     folders = [path for evaluation in evaluations for path in sorted(p for p in evaluation.iterdir() if p.is_dir())]
     measured = [Student.read(path, in_depth=s.is_run) for path in folders]
     weights = seed_folder(students, s.seeds[0]) if students else None
+    exported = exported_files(folders[0], measured[0].evaluation).values() if s.is_run else ()
+    for path in exported:
+        atomically(folder / EXPORT / path.name, partial(shutil.copyfile, path))
     form: ModuleType
     if s.is_run:
         form, (student,) = in_depth, measured
@@ -87,12 +92,13 @@ def report(
         form = side_by_side
         summary = side_by_side.write(folder, s, index=index, students=measured, context=context, parent_run_id=parent)
     if context.active:
+        files = [folder / EXPORT / path.name for path in exported]
         pending = outbox.PendingReport(
             parent=s.parent,
             deliveries=[
                 Delivery(record=Record.read(route_index)),
                 *(
-                    delivery_of(student.record, route, form.metrics(student), s.references.get(student.branch, ""))
+                    delivery_of(student.record, route, form.metrics(student), s.references.get(student.branch, ""), files)
                     for student in measured
                 ),
             ],
@@ -104,7 +110,7 @@ def report(
         def registration(target: Path) -> None:
             assert weights is not None
             shutil.copytree(weights, target / "student")
-            shutil.copytree(folders[0], target / "evaluation")
+            shutil.copytree(folders[0], target / "evaluation", ignore=shutil.ignore_patterns(EXPORT))
             write_json(target / "settings.json", settings)
 
         deliver(context, pending, folder, registration if lacking else None)
@@ -118,13 +124,16 @@ def headline_figures(summary: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def delivery_of(record: Record, route: Path, metrics: Mapping[str, float], reference: str = "") -> Delivery:
+def delivery_of(
+    record: Record, route: Path, metrics: Mapping[str, float], reference: str = "", files: Sequence[Path] = ()
+) -> Delivery:
     """A student as the server must know it, with every anchor that it has learnt from.
 
     Args:
         route: of its teacher.
         metrics: final figures.
         reference: the branch that its own is compared with.
+        files: of other formats.
     """
     anchors = {
         int(anchor["epoch"]): partial(_anchor_of, route, record, k, int(anchor["index"]))
@@ -132,7 +141,8 @@ def delivery_of(record: Record, route: Path, metrics: Mapping[str, float], refer
         if stage["teacher_forward_passes"]
         for anchor in stage["anchors"]
     }
-    return Delivery(record=record, anchors=anchors, metrics=metrics, tags={"rco.reference": reference} if reference else {})
+    tags = {"rco.reference": reference} if reference else {}
+    return Delivery(record=record, anchors=anchors, metrics=metrics, tags=tags, files=tuple(files))
 
 
 @contextmanager

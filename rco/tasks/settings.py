@@ -121,6 +121,7 @@ class EvaluateSettings:
         tau: one for all branches: congruence at different temperatures could not be compared.
         in_depth: measure latency, and keep the figures of every class, and what a registration needs.
         registered_weights: "last" or "ema": of which network that is.
+        export: formats to write the student in; None: none, and the task's key is as it was without.
     """
 
     branch: str
@@ -132,6 +133,7 @@ class EvaluateSettings:
     code: str = ""
     in_depth: bool = False
     registered_weights: str = "last"
+    export: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

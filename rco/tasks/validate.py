@@ -14,6 +14,7 @@ from rco.config.branches import Branch, Comparison, in_branch
 from rco.config.parameters import RunConfig
 from rco.config.shape import STUDENT, Shape
 from rco.core.errors import InputError
+from rco.data.sources.base import Info
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
 from rco.strategies.base import Adaptive, Planned, Schedule
@@ -247,10 +248,31 @@ def validate_networks(config: RunConfig) -> None:
         )
     if config.objective.objective.needs_features:
         _check_taps(config, info.image_shape, info.num_classes)
+    if config.exporting.export:
+        from rco.exporting.trial import try_export
+
+        try_export(config.exporting.export, student_spec(config, info))
     if route := existing_route(config):
         if not is_remote(config.route.route):  # the files of another are verified when they have been fetched
             route.verify()
         _check_route(route, config, info.image_shape, info.num_classes)
+
+
+def student_spec(config: RunConfig, info: Info) -> NetworkSpec:
+    """The student's network.
+
+    Args:
+        info: of the data, from `rco.data.sources.kinds.check_source`.
+    """
+    student, (channels, size, _) = config.student, info.image_shape
+    return NetworkSpec(
+        model=student.model,
+        stem=student.stem,
+        in_channels=channels,
+        num_classes=info.num_classes,
+        image_size=size,
+        embedding_dim=student.embedding_dim,
+    )
 
 
 def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:

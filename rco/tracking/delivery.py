@@ -13,6 +13,8 @@ from rco.tracking.model_run import ModelRun
 from rco.tracking.record import Record
 from rco.tracking.runs import REUSED, end_open_runs, log_final, require_parent
 
+#: The folder of a student's files of other formats: in an evaluation, in a report, and in the student's run.
+EXPORT = "export"
 _LONGEST_TAG = 8000
 
 
@@ -24,12 +26,14 @@ class Delivery:
         anchors: epoch -> function that gives a folder with that anchor; called only where the server lacks the anchor.
         metrics: final figures.
         tags: tags of its run beside those of the record.
+        files: for the folder `EXPORT` of its artifacts.
     """
 
     record: Record
     anchors: Mapping[int, Callable[[], AbstractContextManager[Path]]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 def deliver(
@@ -74,6 +78,8 @@ def deliver(
             log_final(client, run.run_id, delivery.metrics)
             for name, value in delivery.tags.items():
                 client.set_tag(run.run_id, name, value)
+            for path in delivery.files:
+                client.log_artifact(run.run_id, str(path), EXPORT)
             run.end()
         if reused:
             client.set_tag(parent_id, REUSED, ",".join(dict.fromkeys(reused)))

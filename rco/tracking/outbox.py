@@ -6,13 +6,15 @@
     weights/SHA256          the anchors' checkpoints, each once
     registration/           what the model registry still lacks, if it lacks anything
 
-It is a subfolder of the report and holds all that delivery needs: a copy of this one artifact is enough.
+It is a subfolder of the report, which holds all that delivery needs (`export/` beside it, too): a copy of this one artifact is
+enough.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,13 +29,14 @@ from rco.core.files import atomically, verify
 from rco.core.settings import from_dict
 from rco.models.route import Anchor
 from rco.tracking.context import Context, without_credentials
-from rco.tracking.delivery import Delivery, deliver
+from rco.tracking.delivery import EXPORT, Delivery, deliver
 from rco.tracking.record import Record
 from rco.tracking.runs import open_parent
 
 FOLDER = "outbox"
 REGISTRATION = "registration"
 _INDEX, _ANCHOR = "outbox.json", "anchor.safetensors"
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,12 @@ class _Model:
     metrics: dict[str, float]
     tags: dict[str, str]
     anchors: tuple[int, ...]
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if not _PLAIN.fullmatch(name):
+                raise InputError("files", name, "is not the name of a file", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +116,8 @@ def keep(report: Path, pending: PendingReport, context: Context, registration: C
                 if not weights.exists():
                     atomically(weights, partial(shutil.copyfile, source / _ANCHOR))
             described.write(folder / f"epoch-{epoch:04d}")
-        models.append({"metrics": delivery.metrics, "tags": delivery.tags, "anchors": list(delivery.anchors)})
+        described_model = {"metrics": delivery.metrics, "tags": delivery.tags, "anchors": list(delivery.anchors)}
+        models.append({**described_model, "files": [path.name for path in delivery.files]})
     if registration is not None:
         (outbox / REGISTRATION).mkdir()
         registration(outbox / REGISTRATION)
@@ -149,6 +159,7 @@ def take(report: Path) -> tuple[PendingReport, str, str]:
                 anchors={epoch: partial(_anchor, outbox, number, epoch) for epoch in model.anchors},
                 metrics=model.metrics,
                 tags=model.tags,
+                files=tuple(report / EXPORT / name for name in model.files),
             )
             for number, model in enumerate(index.models)
         ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rco.core.errors import InputError
 from rco.tracking.context import Context, first_line
+from rco.tracking.delivery import EXPORT
 from rco.tracking.model_run import ModelRun
 from rco.tracking.probe import has_logged_models
 from rco.tracking.record import Record
@@ -187,6 +188,21 @@ def _signature(example: Any, expected: Any) -> Any:
         spec = schema.inputs[0]
         setattr(signature, schema_name, Schema([TensorSpec(np.dtype("float32"), (-1, *spec.shape[1:]), spec.name)]))
     return signature
+
+
+def link_files(context: Context, name: str, version: str, record: Record, files: Mapping[str, str]) -> None:
+    """Tell a version where the student's files of other formats are: tags `rco.export.FORMAT` with addresses for
+    `mlflow.artifacts.download_artifacts`. The report brings the files there (`rco.tracking.delivery`). Safe to repeat.
+
+    Args:
+        record: of the student, in whose run of this pipeline run they are.
+        files: format -> name.
+    """
+    client = context.client()
+    run = ModelRun.open(context, client, record)
+    run.end()
+    for kind, file in files.items():
+        client.set_model_version_tag(name, version, f"rco.export.{kind}", f"runs:/{run.run_id}/{EXPORT}/{file}")
 
 
 class Promotion(NamedTuple):
