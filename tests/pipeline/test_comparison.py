@@ -111,7 +111,7 @@ class TestCompiled:
         assert set(inputs) == {*OPTIONS, *SHARED} - {*COMPILED}
         assert inputs["epochs"].default_value.number_value == DEFAULTS["epochs"]
         assert inputs["tau"].default_value.number_value == PARAMETERS["tau"].default
-        assert set(check_component(SHAPE).component_spec.inputs) == {*OPTIONS, *SHARED, "compiled"}
+        assert set(check_component(SHAPE).component_spec.inputs) == {*OPTIONS, *SHARED, "compiled", "plugins"}
 
     def test_teacher_and_data_are_the_tasks_of_a_single_run(self, spec: pipeline_spec_pb2.PipelineSpec, tmp_path: Path) -> None:
         run = compile_to(tmp_path / "rco.yaml", Shape.of_run())

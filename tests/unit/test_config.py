@@ -162,8 +162,8 @@ def test_the_check_component_takes_exactly_the_parameters() -> None:
     from rco.config.shape import Shape
 
     taken = inspect.signature(check(Shape.of_run()).python_func).parameters
-    assert list(taken) == ["compiled", *PARAMETERS]
-    assert {name: p.annotation for name, p in taken.items()} == {"compiled": dict} | {
+    assert list(taken) == ["compiled", "plugins", *PARAMETERS]
+    assert {name: p.annotation for name, p in taken.items()} == {"compiled": dict, "plugins": dict} | {
         p.name: p.kind for p in PARAMETERS.values()
     }
 

@@ -157,7 +157,7 @@ class TestFactories:
 
         spec = NetworkSpec(model=f"{canary}:factory", stem="auto", in_channels=1, num_classes=2, image_size=8)
         save_model(tmp_path / "model" / "anchor.safetensors", nn.Linear(2, 2), {"network": spec})
-        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda uri: str(tmp_path / "model"))
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda uri, dst_path: str(tmp_path / "model"))
         with pytest.raises(InputError, match="factory of the user's code"):
             rco.load("models:/m-0", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
         assert canary not in sys.modules
