@@ -47,7 +47,7 @@ def execute(request: Mapping[str, Any], client: Client | None) -> None:
     show_progress()
     log.info("checking the settings")
     require_writable(os.environ.get("MLFLOW_TRACKING_URI", ""))
-    plan = _plan(READERS[request["pipeline"]](request["parameters"]))
+    plan = make_plan(READERS[request["pipeline"]](request["parameters"]))
     device.require_device(plan.compute)
     home, folder = Path(request["home"]), Path(request["folder"])
     if gone := resume.sweep(home / "resume"):
@@ -148,7 +148,12 @@ class Plan:
     published: dict[str, tuple[str, str]]
 
 
-def _plan(comparison: Comparison) -> Plan:
+def make_plan(comparison: Comparison) -> Plan:
+    """Check the settings of a run or a comparison.
+
+    Raises:
+        InputError: they cannot work.
+    """
     from rco.config.kinds import COMPILED
     from rco.tasks.students import seed_folder
     from rco.tasks.validate import shape_of, validate

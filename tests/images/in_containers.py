@@ -16,7 +16,7 @@ from kfp import dsl, local
 from kfp.local import docker_task_handler
 
 from components.image import IMAGE
-from pipelines.local.work import PLANS
+from pipelines.local.work import READERS, make_plan
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -105,8 +105,8 @@ def main(path: Path) -> None:
     )
     result: dict[str, Any] = {}
     try:
-        if request["pipeline"] in PLANS:
-            plan = PLANS[request["pipeline"]](request["parameters"])
+        if request["pipeline"] in READERS:
+            plan = make_plan(READERS[request["pipeline"]](request["parameters"]))
             outputs = plan.make()(**plan.arguments).outputs
             result["summary"] = outputs["summary"].path
         else:

@@ -136,9 +136,8 @@ def test_any_user_can_use_it(built: Built) -> None:
 
 def test_the_command_and_all_three_packages_are_there(built: Built) -> None:
     assert "Usage: rco" in built.engine.run(built.rco)
-    program = (
-        "import rco, components.image as i, pipelines.rco; print(i.IMAGE); print(rco.__file__, i.__file__, pipelines.__file__)"
-    )
+    program = "import rco, components.image as i, pipelines.pipeline; print(i.IMAGE);"
+    program += "print(rco.__file__, i.__file__, pipelines.__file__)"
     name, places = built.engine.run(built.rco, "python", "-c", program).splitlines()
     assert name == f"rco-python:{built.record['content']}"
     assert all(place.startswith("/opt/rco/") for place in places.split())
