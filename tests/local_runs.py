@@ -94,3 +94,28 @@ def _environ(process: Path) -> bytes:
         return (process / "environ").read_bytes() if int(process.name) != os.getpid() else b""
     except OSError:
         return b""
+
+
+def paragraphs(said: str) -> list[str]:
+    """What the command line says of a failure."""
+    return [line for line in said.splitlines() if line.startswith("rco: ")]
+
+
+def shows_everything(first: Ran, second: Ran) -> None:
+    """Assert that a run which has trained nothing shows what the first one has."""
+    assert second.summary["stages"] == first.summary["stages"]
+    assert second.summary["parent_run_id"] != first.summary["parent_run_id"]
+    assert second.summary["registered"] == first.summary["registered"], "the same weights are not registered twice"
+    (parent, children), (_, originals) = (runs_of(first.home, r.summary["parent_run_id"]) for r in (second, first))
+    assert set(children) == {"teacher", "student"}
+    assert parent.info.status == "FINISHED"
+    assert set(parent.data.tags["reused_from"].split(",")) == {r.info.run_id for r in originals.values()}
+    c = client(first.home)
+    for key, child in children.items():
+        assert child.data.tags["reused_from"] == originals[key].info.run_id
+        for metric in ("loss", "val_accuracy"):
+            ours, theirs = (c.get_metric_history(r.info.run_id, metric) for r in (child, originals[key]))
+            assert [(m.step, m.value, m.timestamp) for m in ours] == [(m.step, m.value, m.timestamp) for m in theirs]
+    anchors = c.search_logged_models([parent.info.experiment_id], "model_type = 'anchor'")
+    shas = [m.tags["rco.sha256"] for m in anchors]
+    assert len(shas) == len(set(shas)), "no anchor is uploaded twice"

@@ -2,7 +2,7 @@
 
 One home for all of them, so that the teacher is trained once and the rest comes from the cache, as it would for a user. One
 strategy goes through KFP; the others follow the same teacher's route by the same tasks, called in this process. What kills a
-run is in tests/chaos.
+run is in tests/chaos; other ways that it can go, in tests/release/test_whole_runs.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from click.testing import CliRunner
 from pipelines.cli.main import main
 from pipelines.local import run as outer
 from pipelines.local import work
-from pipelines.local.run import RunFailedError, _interruptible
+from pipelines.local.run import _interruptible
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
 from rco.core.tensors import load_arrays
@@ -36,7 +35,16 @@ from rco.tracking.runs import require_parent
 from tests import zygote
 from tests.hostile import hostile_pickle, with_record
 from tests.in_process import Walk, settings_of
-from tests.local_runs import ONE_STAGE, TINY, Ran, client, flags, runs_of, statuses, tiny, tracking_uri
+from tests.local_runs import (
+    TINY,
+    Ran,
+    client,
+    paragraphs,
+    runs_of,
+    shows_everything,
+    tiny,
+    tracking_uri,
+)
 
 pytestmark = pytest.mark.usefixtures("_zygote")
 
@@ -49,11 +57,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(home: Path) -> Ran:
     return Ran(home, strategy="equal-interval")
-
-
-def paragraphs(said: str) -> list[str]:
-    """What the command line says of a failure."""
-    return [line for line in said.splitlines() if line.startswith("rco: ")]
 
 
 class TestFirstRun:
@@ -172,39 +175,12 @@ class TestFirstRun:
         assert not canary.exists()
 
 
-@pytest.mark.parametrize("cache", ["there", "lost"])
-def test_second_run_trains_nothing_and_shows_everything(first: Ran, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if cache == "there":
-        # A fixed name of the image would hide edits of the code from the local cache: it counts on clusters only.
-        monkeypatch.setenv("RCO_IMAGE", "registry.example/rco:fixed")
-        second = Ran(first.home, strategy="equal-interval")
-        assert {"prepare-data", "train-teacher", "init-students", "distill-students", "evaluate-students"} <= second.cached
-    else:
-        tasks, aside = first.home / "cache", first.home / "aside"
-        tasks.rename(aside)
-        second = Ran(first.home, strategy="equal-interval")
-        shutil.rmtree(tasks)
-        aside.rename(tasks)
-        assert second.cached == set()
-        found = [line for line in second.lines if f"found, trained by run {first.lines[0].split()[1].rstrip(';')}" in line]
-        assert len(found) == 1 + len(first.summary["stages"]), "the teacher, and every stage"
-        assert not any(": epoch " in line for line in second.lines)
-    assert second.summary["stages"] == first.summary["stages"]
-    assert second.summary["parent_run_id"] != first.summary["parent_run_id"]
-    assert second.summary["registered"] == first.summary["registered"], "the same weights are not registered twice"
-    (parent, children), (_, originals) = (runs_of(first.home, r.summary["parent_run_id"]) for r in (second, first))
-    assert set(children) == {"teacher", "student"}
-    assert parent.info.status == "FINISHED"
-    assert set(parent.data.tags["reused_from"].split(",")) == {r.info.run_id for r in originals.values()}
-    c = client(first.home)
-    for key, child in children.items():
-        assert child.data.tags["reused_from"] == originals[key].info.run_id
-        for metric in ("loss", "val_accuracy"):
-            ours, theirs = (c.get_metric_history(r.info.run_id, metric) for r in (child, originals[key]))
-            assert [(m.step, m.value, m.timestamp) for m in ours] == [(m.step, m.value, m.timestamp) for m in theirs]
-    anchors = c.search_logged_models([parent.info.experiment_id], "model_type = 'anchor'")
-    shas = [m.tags["rco.sha256"] for m in anchors]
-    assert len(shas) == len(set(shas)), "no anchor is uploaded twice"
+def test_second_run_trains_nothing_and_shows_everything(first: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A fixed name of the image would hide edits of the code from the local cache: it counts on clusters only.
+    monkeypatch.setenv("RCO_IMAGE", "registry.example/rco:fixed")
+    second = Ran(first.home, strategy="equal-interval")
+    assert {"prepare-data", "train-teacher", "init-students", "distill-students", "evaluate-students"} <= second.cached
+    shows_everything(first, second)
 
 
 class Followed(Walk):
@@ -327,18 +303,6 @@ def test_every_bad_input_is_one_paragraph(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "pipeline").exists()
 
 
-FACTORY = """
-import torch
-class Net(torch.nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.layer = torch.nn.Linear(64, num_classes)
-    def forward(self, x):
-        {trap}
-        return self.layer(x.flatten(1))
-"""
-
-
 def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path: Path) -> None:
     from rco.config.filing import Filing
     from rco.models.route import Route
@@ -363,23 +327,6 @@ def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path:
     assert not [p for p in files if b"hunter2" in p.read_bytes()]
 
 
-def test_a_failing_task_fails_the_run_and_leaves_nothing_running(
-    first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trap = "if self.training and x.device.type != 'meta' and len(x) > 8: raise RuntimeError('trap sprung')"
-    (tmp_path / "mynets.py").write_text(FACTORY.format(trap=trap))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(RunFailedError, match="trap sprung"):
-        Ran(first.home, student="mynets:Net", **ONE_STAGE)
-    assert "RUNNING" not in statuses(first.home)
-    assert "FAILED" in statuses(first.home)
-    # What was done is kept: the next run goes on from there.
-    (tmp_path / "mynets.py").write_text(FACTORY.format(trap="pass"))
-    mended = Ran(first.home, student="mynets:Net", **ONE_STAGE)
-    assert "train-teacher" in mended.cached
-    assert mended.summary["student"]["model"] == "mynets:Net"
-
-
 def test_a_run_under_nohup_outlives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -389,14 +336,3 @@ def test_a_run_under_nohup_outlives_its_terminal() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_divergence_is_one_paragraph(first: Ran) -> None:
-    process = zygote.cli("run", "--home", str(first.home), *flags(TINY), "--lr=1e9")
-    said = process.communicate()
-    assert process.returncode == 1, said
-    (paragraph,) = paragraphs(said)
-    assert "is not a finite number in epoch 1 at step " in paragraph
-    assert "Lower lr or lengthen warmup_epochs" in paragraph
-    assert "Traceback" not in said
-    assert "RUNNING" not in statuses(first.home)
