@@ -19,7 +19,7 @@ from PIL import Image
 
 from rco.core.errors import InputError
 from rco.core.storage import retries, transfer
-from rco.core.storage.s3 import ENDPOINTS
+from rco.core.storage.s3 import ENDPOINTS, make_client
 from rco.core.tensors import load_arrays, save_arrays
 from rco.data import referred
 from rco.data.config import DataConfig
@@ -58,9 +58,7 @@ def store(birds: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(retries, "_FIRST_WAIT", 0.01)
     with mock_aws():
-        import boto3
-
-        client = boto3.client("s3")
+        client = make_client()
         client.create_bucket(Bucket="bucket")
         for path in birds.rglob("*.*"):
             client.put_object(Bucket="bucket", Key=f"birds/{path.relative_to(birds)}", Body=path.read_bytes())
@@ -202,7 +200,7 @@ def test_interrupted_fetching_goes_on(store: Any, tmp_path: Path, asked: list[st
     whole.write_bytes(whole.read_bytes()[:-1])  # as a machine that lost its power may leave it
     assert len(pixels(open_dataset(tmp_path / "out"))) == manifest.sizes["train"]
     assert len(asked) == manifest.sizes["train"] + 1
-    assert not [path for path in (tmp_path / "out").rglob(".fetch-*")]
+    assert not list((tmp_path / "out").rglob(".fetch-*"))
 
 
 def test_what_has_changed_is_refused_by_name(store: Any, tmp_path: Path) -> None:
