@@ -530,6 +530,51 @@ class TestInspect:
         assert "image_size = 4: means nothing for a checkpoint" in done.output
 
 
+# --- what is easily overlooked -----------------------------------------------------------------------------------------------
+
+
+def test_images_deeper_than_their_class_are_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", {"train/animals": 6, "train/vehicles/car": 6, "test/animals": 2, "test/vehicles/car": 2})
+    said = lines(prepared(root, tmp_path / "out"))
+    first = "test/vehicles/car/000.png, test/vehicles/car/001.png, train/vehicles/car/000.png, ..."
+    first = (
+        first if first in said else "train/vehicles/car/000.png, train/vehicles/car/001.png, train/vehicles/car/002.png, ..."
+    )
+    assert f"8 images lie in folders inside a class folder ({first}): their class is the outer one" in said
+    assert "inside a class folder" not in lines(prepared(folder(tmp_path / "y", {"a": 6, "b": 6}), tmp_path / "flat"))
+
+
+def test_classes_that_are_spelt_alike(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # as a Mac writes it
+    root = folder(tmp_path / "x", {composed: 6, decomposed: 6, "tea": 6})
+    said = lines(prepared(root, tmp_path / "out"))
+    assert "warning: 1 classes are spelt in several ways" in said
+    assert r"'cafe\u0301', 'caf\xe9'" in said
+    for a, b in ((composed, decomposed), ("Cat", "cat")):
+        root = folder(tmp_path / a, {f"train/{a}": 4, "train/dog": 4, f"test/{b}": 4, "test/dog": 4})
+        with pytest.raises(InputError, match="that train spells otherwise") as caught:
+            prepared(root, tmp_path / "other")
+        assert f"{b!a} there, {a!a} in train" in str(caught.value)
+
+
+def test_further_frames_and_pages_are_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", {"a": 6, "b": 6})
+    frames = [Image.new("RGB", Image.open(root / "a" / "000.png").size, colour) for colour in ("red", "blue")]
+    for name in ("anim.gif", "pages.tif", "anim.png", "anim.webp"):
+        frames[0].save(root / "b" / name, save_all=True, append_images=frames[1:])
+    frames[0].save(root / "b" / "one.gif")
+    said = lines(prepared(root, tmp_path / "out"))
+    assert "images that have several frames or pages, of which the first is read: 4 (" in said
+    assert "one.gif" not in said
+
+
+def test_paths_of_windows_in_a_list(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", {"a": 6, "b": 6})
+    (root / "list.csv").write_text("path,label\na\\000.png,a\nb\\000.png,b\n")
+    with pytest.raises(InputError, match="Write paths with /, not with backslashes"):
+        check_source(DataConfig(dataset=str(root / "list.csv")))
+
+
 # --- zip ------------------------------------------------------------------------------------------------------------------
 
 

@@ -233,7 +233,9 @@ def _sorted_out(
             complaints.add(
                 row.line,
                 "lists files that do not exist",
-                f"Paths are relative to {root}; set csv_root if they are not",
+                "Write paths with /, not with backslashes"
+                if "\\" in row.path
+                else f"Paths are relative to {root}; set csv_root if they are not",
                 row.path,
             )
         elif before is row:
