@@ -536,10 +536,7 @@ class TestInspect:
 def test_images_deeper_than_their_class_are_said(tmp_path: Path) -> None:
     root = folder(tmp_path / "x", {"train/animals": 6, "train/vehicles/car": 6, "test/animals": 2, "test/vehicles/car": 2})
     said = lines(prepared(root, tmp_path / "out"))
-    first = "test/vehicles/car/000.png, test/vehicles/car/001.png, train/vehicles/car/000.png, ..."
-    first = (
-        first if first in said else "train/vehicles/car/000.png, train/vehicles/car/001.png, train/vehicles/car/002.png, ..."
-    )
+    first = "train/vehicles/car/000.png, train/vehicles/car/001.png, train/vehicles/car/002.png, ..."
     assert f"8 images lie in folders inside a class folder ({first}): their class is the outer one" in said
     assert "inside a class folder" not in lines(prepared(folder(tmp_path / "y", {"a": 6, "b": 6}), tmp_path / "flat"))
 
@@ -548,7 +545,7 @@ def test_classes_that_are_spelt_alike(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"  # as a Mac writes it
     root = folder(tmp_path / "x", {composed: 6, decomposed: 6, "tea": 6})
     said = lines(prepared(root, tmp_path / "out"))
-    assert "warning: 1 classes are spelt in several ways" in said
+    assert "warning: names that differ in case or in the Unicode form of accents alone are several classes: " in said
     assert r"'cafe\u0301', 'caf\xe9'" in said
     for a, b in ((composed, decomposed), ("Cat", "cat")):
         root = folder(tmp_path / a, {f"train/{a}": 4, "train/dog": 4, f"test/{b}": 4, "test/dog": 4})
