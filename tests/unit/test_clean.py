@@ -273,7 +273,7 @@ def test_two_at_once(home: Path) -> None:
         thread.join()
     assert [each.troubles for each in done] == [[]] * 4
     names = [thing.name for each in done for thing in each.things]
-    assert len(names) == len(set(names)) == 60 + 1 + 2 + 2 + 2
+    assert len(names) == len(set(names)) == 60 + 1 + 1 + 2 + 2 + 2
     assert not wanted.choose(holdings(home))[0]
 
 
