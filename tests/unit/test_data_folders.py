@@ -537,7 +537,7 @@ def test_images_deeper_than_their_class_are_said(tmp_path: Path) -> None:
     root = folder(tmp_path / "x", {"train/animals": 6, "train/vehicles/car": 6, "test/animals": 2, "test/vehicles/car": 2})
     said = lines(prepared(root, tmp_path / "out"))
     first = "train/vehicles/car/000.png, train/vehicles/car/001.png, train/vehicles/car/002.png, ..."
-    assert f"8 images lie in folders inside a class folder ({first}): their class is the outer one" in said
+    assert f"in folders inside a class folder: 8 images ({first}), of the class of the outer one" in said
     assert "inside a class folder" not in lines(prepared(folder(tmp_path / "y", {"a": 6, "b": 6}), tmp_path / "flat"))
 
 

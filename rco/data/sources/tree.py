@@ -87,10 +87,8 @@ class Tree:
             folders = {part: PurePosixPath(folder).parts for part, folder in self.named.items()}
         found = self._parts_of(folders) if folders else self._classes_alone()
         if self.deeper:
-            first = ", ".join(self.deeper[:3]) + (", ..." if len(self.deeper) > 3 else "")
-            self.remarks.append(
-                f"{len(self.deeper):,} images lie in folders inside a class folder ({first}): their class is the outer one"
-            )
+            images = named(self.deeper, "image", "images", shown=3)
+            self.remarks.append(f"in folders inside a class folder: {images}, of the class of the outer one")
         return found
 
     def _name(self, path: Parts) -> str:
