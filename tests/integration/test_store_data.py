@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,18 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from rco.core.errors import InputError
+from rco.core.storage.s3 import make_client
 from rco.core.storage.transfer import upload
-from rco.data.dataset import MANIFEST, Dataset
+from rco.data.config import DataConfig
+from rco.data.dataset import MANIFEST, PARTS, Dataset
+from rco.data.prepare import prepare
+from rco.data.referred import open_dataset
+from rco.data.sources.kinds import source_digest
 from tests import servers
 from tests.local_runs import ONE_STAGE, Ran
 
-IMAGES = 300
+IMAGES = 200
 
 
 @pytest.fixture
@@ -27,27 +34,41 @@ def address(seaweed: servers.Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path:
         path = tmp_path / "pictures" / str(label) / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15).astype("uint8")).save(path)
-    bucket = seaweed.make_bucket("pictures")
+    bucket = seaweed.make_bucket(f"pictures-{secrets.token_hex(4)}")
     upload(tmp_path / "pictures", f"{bucket}/digits")
     return f"{bucket}/digits"
 
 
 def test_images_are_fetched_once_and_copied_nowhere(address: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    settings = {"dataset": address, "in_memory_gib": 0, **ONE_STAGE}
-    first = Ran(home, **settings)
+    Ran(home, dataset=address, in_memory_gib=0, **ONE_STAGE)
     (manifest,) = home.glob(f"pipeline/*/prepare-data*/dataset/{MANIFEST}")
-    data = Dataset.open(manifest.parent)
+    data = open_dataset(manifest.parent, home / "images")
     assert data.manifest.origin.address == address
     assert not list(home.glob("pipeline/**/*.png"))
     (kept,) = (home / "images").iterdir()
     assert len(list(kept.rglob("*.png"))) == IMAGES
-    log = "\n".join(first.lines)
-    assert "fetching" not in log, "the preparation has left them to all other tasks"
+    (log,) = home.glob("runs/*/pipeline.log")
+    assert f"images of {address}" not in log.read_text(), "the preparation has left them to all other tasks"
+    shutil.rmtree(home / "images")  # as `rco clean` does; in a pod there is nothing, either
+    read_again(data, IMAGES)
 
-    shutil.rmtree(home / "images")  # as `rco clean` does, or in a pod of its own
-    second = Ran(home, **{**settings, "epochs": 7})
-    assert "prepare-data" in second.cached or "prepare_data" in second.cached
-    (kept,) = (home / "images").iterdir()
-    held = len(list(kept.rglob("*.png")))
-    assert data.manifest.sizes["train"] < held <= IMAGES, "what is asked for is fetched, and no more"
+
+def test_who_has_nothing_fetches_it(address: str, tmp_path: Path) -> None:
+    config = DataConfig(dataset=address, in_memory_gib=0)
+    prepare(config, tmp_path / "out", source_digest(config), refer=True)
+    assert not list((tmp_path / "out").rglob("*.png"))
+    read_again(open_dataset(tmp_path / "out"), IMAGES)
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    path = next((tmp_path / "out" / "images").rglob("*.png"))
+    boto = make_client()
+    boto.delete_object(Bucket=bucket, Key=f"{key}/{path.parent.name}/{path.name}")
+    path.unlink()
+    with pytest.raises(InputError, match=rf"has changed: 1 of 1 files \({path.parent.name}/{path.name} is gone\)"):
+        for part in PARTS:
+            list(open_dataset(tmp_path / "out").split(part).batches(64, workers=0))
+
+
+def read_again(data: Dataset, count: int) -> None:
+    """Read all images."""
+    assert sum(len(y) for part in PARTS for _, y in data.split(part).batches(64, workers=0)) == count
