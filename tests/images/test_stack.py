@@ -253,8 +253,8 @@ def as_kubernetes_starts_it(container: dict[str, Any], secret: dict[str, str]) -
 
 
 def test_mlflow_comes_up_as_its_manifest_for_a_cluster_says(stack: Stack, built: Built) -> None:
-    """The manifest that `rco cluster manifests mlflow` prints, in the image, with exactly its environment and a plain postgresql:// address. The tests'
-    engine has the host's network alone: ports are others, and the server listens on the loopback interface."""
+    """What `rco cluster manifests mlflow` prints, in the image, with exactly its environment and a plain postgresql:// address.
+    The tests' engine has the host's network alone: ports are others, and the server listens on the loopback interface."""
     import psycopg2
 
     documents = list(yaml.safe_load_all(render(Site(namespace="team-a"), ["mlflow"])))
