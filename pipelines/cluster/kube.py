@@ -74,7 +74,8 @@ class Kube:
         Raises:
             KubeError: it cannot be had.
         """
-        return self._ask("GET", path, query)
+        found: dict[str, Any] = self._ask("GET", path, query)
+        return found
 
     def try_to_create(self, path: str, body: dict[str, Any]) -> None:
         """Have an object admitted and forgotten (a dry run of the server).

@@ -1,7 +1,7 @@
 """The pods of tasks as Kubernetes gets them, out of a compiled pipeline: KFP's driver makes them likewise.
 
-What KFP puts around a task (its launcher, Argo's own containers) is not there. All else is read from what the pipeline's compiler
-wrote, not from the deployment file: what a pod of ours asks for is what a task asks for.
+What KFP puts around a task (its launcher, Argo's own containers) is not there. All else is read from what the compiler wrote,
+not from the deployment file: what a pod of ours asks for is what a task asks for.
 """
 
 from __future__ import annotations

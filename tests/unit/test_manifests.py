@@ -59,8 +59,8 @@ def test_all_that_is_usual_for_a_namespace() -> None:
     settings, credentials = Deployment().environment
     assert [d["metadata"]["name"] for d in by_kind(found, "ConfigMap")] == [settings.config_map]
     for document in found:
-        elsewhere = document["metadata"]["name"] == "rco-kfp-team-a"
-        where = None if document["kind"].startswith("ClusterRole") else "kubeflow" if elsewhere else "team-a"
+        elsewhere = {"rco-kfp-team-a": "kubeflow", "rco-autoscaler-team-a": "kube-system", "rco-nodes-team-a": None}
+        where = elsewhere.get(document["metadata"]["name"], "team-a")
         assert document["metadata"].get("namespace") == where, document
         for subject in document.get("subjects", ()):
             assert subject["namespace"] == "team-a"
