@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 from rco.core.errors import why_unreachable
@@ -12,6 +13,9 @@ from rco.core.errors import why_unreachable
 TIMEOUT = (5, 15)
 #: Kinds of trouble (`KubeError.kind`).
 MISSING, DENIED, UNKNOWN_LOGIN, AWAY, REFUSED = "missing", "denied", "unknown login", "away", "refused"
+
+
+_NO_RIGHT = re.compile(r'User "[^"]*" cannot \w+ resource')
 
 
 class KubeError(Exception):
@@ -37,7 +41,11 @@ def api_client() -> Any:
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         config.load_incluster_config(client_configuration=configuration)
     else:
-        config.load_kube_config(context=os.environ.get("KFP_KUBE_CONTEXT") or None, client_configuration=configuration)
+        config.load_kube_config(
+            config_file=os.environ.get("KUBECONFIG") or None,  # the library looks at it only when it is imported
+            context=os.environ.get("KFP_KUBE_CONTEXT") or None,
+            client_configuration=configuration,
+        )
     configuration.retries = False  # somebody waits, and can ask again
     return client.ApiClient(configuration)
 
@@ -147,7 +155,7 @@ def _refusal(status: int, body: Any) -> KubeError:
     if status == 404 and (told.get("details") or {}).get("name"):  # without a name it is the path that is unknown
         return KubeError(MISSING, words)
     # Admission and quotas refuse with 403 as well; what the login lacks is said as "User ... cannot VERB ...".
-    if status == 403 and (" cannot " in words or not told):
+    if status == 403 and (_NO_RIGHT.search(words) or not told):
         return KubeError(DENIED, words)
     if status == 404 or status >= 500 or not told:
         return KubeError(AWAY, words)
