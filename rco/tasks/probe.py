@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rco.core import mounted
 from rco.core.errors import InputError
@@ -21,16 +22,17 @@ from rco.tracking.context import Context
 _VARIABLES = ("RCO_RESUME", "RCO_RESULTS")
 
 
-def probe(addresses: Sequence[str] = (), limit: float = LIMIT) -> list[Finding]:
+def probe(addresses: Sequence[str] = (), limit: float = LIMIT, folder: Path = mounted.FOLDER) -> list[Finding]:
     """Take the mounted settings as a task does, and write to, read from and delete from every service that they name.
 
     Args:
         addresses: s3:// addresses to try beside those that tasks use.
         limit: seconds for each service.
+        folder: where settings are mounted.
     """
     before = set(os.environ)
     try:
-        mounted.take()
+        mounted.take(os.environ, folder)
     except InputError as error:
         return [Finding(name="pod", status=FAIL, found=f"{error.parameter} {error.problem}", next_step=error.remedy)]
     taken = sorted({*(set(os.environ) - before), *(name for name in _VARIABLES if os.environ.get(name))})
