@@ -233,8 +233,9 @@ def image(kube: Kube, wanted: Wanted) -> list[Finding]:
         found = f"{wanted.image} names no registry: only nodes that were given it by hand have it"
         return [Finding(name="registry", status=WARN, found=found, next_step=_PUSH)]
     given: list[registry.Login] = []
-    findings, unread = [], []
-    for name in _pull_secrets(kube, wanted):
+    findings: list[Finding] = []
+    names, unread = _pull_secrets(kube, wanted)
+    for name in names:
         try:
             given += registry.logins(name, kube.get(f"/api/v1/namespaces/{wanted.namespace}/secrets/{name}"))
         except InputError as error:
@@ -275,12 +276,12 @@ def _of_image(name: str, found: registry.Found, secrets: list[str], unread: list
         yield _registry(WARN, f"the registry of {name} {found.facts}, and {lacking}", step)
 
 
-def _pull_secrets(kube: Kube, wanted: Wanted) -> list[str]:
-    """Those of the deployment file; without any, Kubernetes takes those of the service account."""
+def _pull_secrets(kube: Kube, wanted: Wanted) -> tuple[list[str], list[str]]:
+    """Those of the deployment file; without any, Kubernetes takes those of the service account. And what cannot be read."""
     if wanted.site.image_pull_secrets:
-        return list(wanted.site.image_pull_secrets)
+        return list(wanted.site.image_pull_secrets), []
     try:
         document = kube.get(f"/api/v1/namespaces/{wanted.namespace}/serviceaccounts/{wanted.service_account}")
     except KubeError:  # the check of the account tells of it
-        return []
-    return [secret["name"] for secret in document.get("imagePullSecrets") or () if "name" in secret]
+        return [], [f"the service account {wanted.service_account}"]
+    return [secret["name"] for secret in document.get("imagePullSecrets") or () if "name" in secret], []

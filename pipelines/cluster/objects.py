@@ -13,6 +13,7 @@ from pipelines.cluster.manifests import KUBEFLOW, PLACEHOLDER
 from rco.tasks.services import FAIL, OK, SKIPPED, WARN, Finding
 
 ACCESS = "Ask for the rights that rco cluster manifests access --namespace {} prints, or look at it with an administrator"
+_TRACKING = "MLFLOW_TRACKING_URI"
 _PAIRS = (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"))
 
 
@@ -98,6 +99,11 @@ def _keys(kind: str, name: str, given: Source, held: Mapping[str, bytes], how: s
         found = f"{name} has no {', '.join(missing)}, and is not optional: every task fails at once"
         yield Finding(name=kind, status=FAIL, found=found, next_step="Add the key, or take it out of the deployment file")
     variables = {variable for variable, key in given.variables.items() if key in held}
+    if _TRACKING in given.variables and _TRACKING not in variables:
+        found = f"{name} has no {_TRACKING}: nothing is tracked, unless KFP's MLflow plugin names a server"
+        yield Finding(
+            name=kind, status=WARN, found=found, next_step=f"Add the address of MLflow as pods reach it: {how} shows how"
+        )
     for one, other in _PAIRS:
         if {one, other} <= set(given.variables) and len(variables & {one, other}) == 1:
             (alone,) = variables & {one, other}

@@ -209,6 +209,13 @@ def test_what_may_not_be_read_is_said(doctor: Doctor, stub: KubeStub) -> None:
     assert not [request for request in stub.requests if request.verb == "delete"], "no pod was made"
 
 
+def test_an_account_that_may_not_be_read_may_have_a_pull_secret(doctor: Doctor, stub: KubeStub, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("")
+    stub.rights = {}
+    found = one(doctor()[1], "registry")
+    assert (found.status, "the service account default-editor may not be read" in found.found) == (SKIPPED, True)
+
+
 def test_no_cluster_no_login_no_namespace(
     doctor: Doctor, stub: KubeStub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -306,6 +313,12 @@ class TestSources:
         (found,) = objects.source(kube, NAMESPACE, source)
         assert (found.name, found.status, words in found.found) == ("ConfigMap", status, True)
         assert "rco cluster manifests settings --namespace team-a" in found.next_step
+
+    def test_no_address_of_mlflow(self, kube: Kube, stub: KubeStub) -> None:
+        stub.add(document("ConfigMap", "rco-settings", data={"AWS_REGION": "us-east-1"}))
+        first, second = objects.source(kube, NAMESPACE, self.SETTINGS)
+        assert (first.status, "has no MLFLOW_TRACKING_URI: nothing is tracked" in first.found) == (WARN, True)
+        assert second.status == OK
 
     def test_a_key_that_must_be_there(self, kube: Kube) -> None:
         source = Source(config_map="rco-settings", variables={"A": "a", "AWS_REGION": "AWS_REGION"}, optional=False)
