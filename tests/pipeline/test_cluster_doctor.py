@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from pipelines.cli.main import main
-from pipelines.cluster import objects, probe, registry
+from pipelines.cluster import checks, objects, probe, registry
 from pipelines.cluster.checks import plugin, version, workflows
 from pipelines.cluster.deployment import Deployment, Source, read_deployment
 from pipelines.cluster.kube import AWAY, DENIED, MISSING, REFUSED, UNKNOWN_LOGIN, Kube, KubeError
@@ -582,28 +582,34 @@ class TestRegistry:
         (login,) = registry.logins("s", {"data": {".dockercfg": encoded(json.dumps(auths))}})
         assert (login.user, login.password) == ("puller", "pass:word")
 
-    def test_what_the_doctor_says(self, doctor: Doctor, stub: KubeStub, images: RegistryStub, tmp_path: Path) -> None:
+    def test_what_the_doctor_says(self, kube: Kube, stub: KubeStub, images: RegistryStub, tmp_path: Path) -> None:
+        def found() -> list[Finding]:
+            site = read_deployment(tmp_path / "site.yaml")
+            image = os.environ["RCO_IMAGE"]
+            return checks.image(
+                kube, checks.Wanted(namespace=NAMESPACE, site=site, service_account="default-editor", image=image)
+            )
+
         held = dict(images.images)
         images.images.clear()
-        status, findings = doctor()
-        assert (status, one(findings, "registry").status) == (1, FAIL)
-        assert "does not have it (with the rights of registry-credentials)" in one(findings, "registry").found
+        absent = one(found(), "registry")
+        assert absent.status == FAIL
+        assert "does not have it (with the rights of registry-credentials)" in absent.found
         images.images.update(held)
         images.logins = {"puller": "another"}
-        assert "does not take this login" in one(doctor()[1], "registry").found
+        refused = one(found(), "registry")
+        assert (refused.status, "does not take this login" in refused.found) == (FAIL, True)
         stub.remove(f"/api/v1/namespaces/{NAMESPACE}/secrets/registry-credentials")
-        status, findings = doctor()
-        assert next((f.status, f.found.partition(":")[0]) for f in of(findings, "registry")) == (
-            WARN,
-            "the pull secret registry-credentials is not there",
-        )
-        assert "no pull secret is named" in of(findings, "registry")[1].found
+        missing, anonymous = found()
+        assert (missing.status, "registry-credentials is not there: pods pull without it" in missing.found) == (WARN, True)
+        assert (anonymous.status, "no pull secret is named" in anonymous.found) == (WARN, True)
         # Without any in the deployment file, those of the service account.
         (tmp_path / "site.yaml").write_text(SITE.replace("image_pull_secrets: [registry-credentials]\n", ""))
         images.logins = {"puller": PASSWORD}
         stub.add(pull_secret("of-account", NAMESPACE, **{f"127.0.0.1:{images.port}": ("puller", PASSWORD)}))
         stub.add(document("ServiceAccount", "default-editor", imagePullSecrets=[{"name": "of-account"}]))
-        assert "with the rights of of-account" in one(doctor()[1], "registry").found
+        assert "with the rights of of-account" in one(found(), "registry").found
+        assert PASSWORD not in repr(found())
 
 
 WAITS = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"}]}
