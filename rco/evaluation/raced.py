@@ -21,11 +21,13 @@ class Standing:
     Attributes:
         accuracies: on the validation part, 0 to 1, of every seed of this round; empty: it was not trained to the end.
         dropped: why it does not go on; empty: it does.
+        behind: how far its mean is below that of the last that goes on, 0 to 1; of one that is dropped and has a mean.
     """
 
     branch: str
     accuracies: tuple[float, ...] = ()
     dropped: str = ""
+    behind: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +134,21 @@ class Race:
         if not left:
             raise InputError("branches", list(diverged), "have all diverged", "Change what they share, such as lr")
         reasons = {name: f"{name} is dropped: it diverged ({words})" for name, words in diverged.items()}
+        behind: dict[str, float] = {}
         if len(left) > 1:
             if {*accuracies} != {*left}:
                 raise InputError("accuracies", [*accuracies], f"are not of {', '.join(left)}", "Train these")
             so_far = {name: [*self._accuracies(name), *accuracies[name]] for name in left}
             _, dropped = after_round(so_far, len(diverged))
             reasons |= {each.branch: each.words for each in dropped}
+            behind = {each.branch: each.least_kept - each.mean for each in dropped}
         standings = tuple(
-            Standing(branch=name, accuracies=tuple(accuracies.get(name, ())), dropped=reasons.get(name, ""))
+            Standing(
+                branch=name,
+                accuracies=tuple(accuracies.get(name, ())),
+                dropped=reasons.get(name, ""),
+                behind=behind.get(name, 0.0),
+            )
             for name in self.alive
         )
         return replace(self, ended=(*self.ended, Round(seeds=self.round_seeds, standings=standings)))
@@ -224,6 +233,7 @@ class Race:
                             "val_accuracies": list(standing.accuracies),
                             "val_accuracy_mean": self.mean(standing.branch, number),
                             "dropped": standing.dropped,
+                            "behind": standing.behind,
                         }
                         for standing in round_.standings
                     ],

@@ -12,7 +12,8 @@ TITLE = "Race"
 
 
 def table(race: Mapping[str, Any]) -> Table:
-    """The challengers by round: mean validation accuracy over all seeds so far, and why one does not go on.
+    """The challengers by round: mean validation accuracy over all seeds so far; and why one does not go on, with its distance to
+    the last that does.
 
     Args:
         race: `rco.evaluation.raced.Race.account`.
@@ -50,10 +51,11 @@ def _cell(round_: Mapping[str, Any], branch: str) -> str:
 
 
 def _outcome(race: Mapping[str, Any], branch: str) -> str:
-    for round_ in race["rounds"]:
+    for number, round_ in enumerate(race["rounds"], 1):
         for row in round_["branches"]:
             if row["branch"] == branch and row["dropped"]:
-                return str(row["dropped"]).removeprefix(f"{branch} is ")
+                why = "it diverged" if row["val_accuracy_mean"] is None else f"{100 * row['behind']:.2f} points behind"
+                return f"dropped after round {number}: {why}"
     return "goes to the final" if branch == race["winner"] else "goes on"
 
 
