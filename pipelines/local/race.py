@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.local.run import ROUND, DivergedError, RunFailedError, interruptible, run
+from pipelines.local.run import ROUND, DivergedError, interruptible, run
 from rco.config.branches import Comparison
 from rco.core.errors import InputError, UnusedError
 from rco.core.settings import jsonable
@@ -30,7 +30,7 @@ def race(parameters: Mapping[str, Any], home: Path, *, show: Callable[[str], Non
 
     Raises:
         InputError: as `start`; or as the comparison.
-        RunFailedError: a pipeline run failed, or every branch of a round has diverged.
+        RunFailedError: a pipeline run failed; of a branch that diverged, the final alone.
         InterruptedRunError: as `pipelines.local.run.run`.
     """
     going = start(parameters)
@@ -100,6 +100,4 @@ def _after_round(going: Race, parameters: Mapping[str, Any], home: Path, show: C
                 raise
             diverged[branch] = str(error)
             show(f"{branch} has diverged; the round goes on without it, and what the others have trained is found")
-    if not left:
-        raise RunFailedError("every branch of the race has diverged:\n" + "\n".join(diverged.values()))
     return going.after({}, diverged)

@@ -205,7 +205,10 @@ class Race:
         return (
             *([f"race, round {len(self.ended)}, validation accuracy over all seeds so far: {figures}"] if figures else []),
             *(standing.dropped for standing in standings if standing.dropped),
-            *([f"{self.alive[0]} has won the race"] if self.decided else []),
+            *(
+                [f"{self.alive[0]} {'has won the race' if ranked else 'is the only one left, and goes to the final'}"]
+                * self.decided
+            ),
             f"spent so far: {self.spent}",
         )
 

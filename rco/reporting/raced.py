@@ -12,8 +12,8 @@ TITLE = "Race"
 
 
 def table(race: Mapping[str, Any]) -> Table:
-    """The challengers by round: mean validation accuracy over all seeds so far; and why one does not go on, with its distance to
-    the last that does.
+    """The challengers by round: mean validation accuracy over all seeds so far; and why one does not go on, with its
+    distance to the last that does.
 
     Args:
         race: `rco.evaluation.raced.Race.account`.
