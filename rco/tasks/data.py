@@ -28,7 +28,7 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
     from rco.data.sources.kinds import source_digest
 
     log.info("preparing %s", s.data.dataset)
-    manifest = prepare(s.data, dataset, s.source_digest)
+    manifest = prepare(s.data, dataset, s.source_digest, refer=True)
     if (found := source_digest(s.data)) != s.source_digest:
         raise InputError(
             "dataset",

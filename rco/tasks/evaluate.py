@@ -15,6 +15,7 @@ from rco.core.documents import write_json
 from rco.core.files import sha256_of
 from rco.core.tensors import save_arrays
 from rco.data.dataset import Dataset
+from rco.data.referred import open_dataset
 from rco.evaluation import openset
 from rco.evaluation.measured import FILE
 from rco.models.route import Route
@@ -58,7 +59,7 @@ def evaluate_students(
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
-    data = Dataset.open(dataset)
+    data = open_dataset(dataset)
     manifest, converged = data.manifest, Route.open(anchors).checkpoints[-1]
     spec = NetworkSpec.of(s.teacher, manifest)
     network = load_network(anchors / converged.file, expected_sha256=converged.sha256, spec=spec)

@@ -17,6 +17,7 @@ from rco.core.settings import jsonable
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.data.inputs import Inputs
+from rco.data.referred import open_dataset
 from rco.models.route import Anchor, anchor_folders
 from rco.models.spec import NetworkSpec
 from rco.models.weights import load_weights
@@ -206,7 +207,7 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     from rco.training.distillation import ProbeTargets, anchor_of
     from rco.training.ema import Ema
 
-    data, folders = Dataset.open(dataset), anchor_folders(anchor)
+    data, folders = open_dataset(dataset), anchor_folders(anchor)
     spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
     about = tuple(Anchor.read(folder) for folder in folders)
     files = [(folder / ANCHOR, each.sha256) for folder, each in zip(folders, about, strict=True)]

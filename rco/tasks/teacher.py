@@ -11,6 +11,7 @@ from typing import Any
 from rco.config.plugins import used_by
 from rco.core.errors import InputError
 from rco.data.dataset import Dataset
+from rco.data.referred import open_dataset
 from rco.models.route import MANIFEST, PROBE, Route, checkpoint_file
 from rco.models.spec import NetworkSpec
 from rco.tasks.launch import in_workers
@@ -43,7 +44,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     from rco.training.route import adopt_route
 
     prepare_process(s.compute)
-    data = Dataset.open(dataset)
+    data = open_dataset(dataset)
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=settings_as_params(s), data=data_summary(data))
     context = Context.from_environment()
