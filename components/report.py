@@ -56,11 +56,49 @@ _STUDENT = """
         students=Path(students.path),
         registered=registered,"""
 _EVALUATION = "evaluation_"
+_ROUND = '''def report(
+    settings: dict,
+    route: dsl.Input[dsl.Model],
+    route_index: dsl.Input[dsl.Artifact],
+{inputs}
+    summary: dsl.Output[dsl.Artifact],
+):
+    """Write how a round of a race has ended, on the validation part, and bring MLflow up to date.
+
+    Args:
+        settings: rco.config.filing.Filing.
+        route: of train_teacher: all anchors that any student has learnt from.
+        route_index: of train_teacher.
+        summary: a folder with summary.json.
+{described}
+    """
+    students = [{students}]
+    from pathlib import Path
+
+    from rco.tasks.report_round import report_round
+
+    report_round(
+        settings,
+        route=Path(route.path),
+        route_index=Path(route_index.path),
+        students=[Path(of_branch.path) for of_branch in students],
+        folder=Path(summary.path),
+    )
+'''
 
 
 def report(shape: Shape) -> base_component.BaseComponent:
     """The component for a pipeline of this shape: an artifact list cannot be gathered from tasks that are not a loop, so each
-    branch has an input of its own, `evaluation_LABEL`. Of a run it is given the student, and what the registry has, too."""
+    branch has an input of its own, `evaluation_LABEL`. Of a run it is given the student, and what the registry has, too; of a
+    round of a race, which is of this machine alone, `students_LABEL` and no evaluation."""
+    if shape.is_round:
+        students = {label: f"students_{label}" for label in shape.labels.values()}
+        text = _ROUND.format(
+            inputs="\n".join(f"    {name}: dsl.Input[dsl.Model]," for name in students.values()),
+            described="\n".join(f"        {name}: of the branch {label}." for label, name in students.items()),
+            students=", ".join(students.values()),
+        )
+        return component_of(text, "report", "light", cached=False)
     return component_of(_text(shape.labels.values(), is_run=shape.is_run), "report", "light", cached=False)
 
 

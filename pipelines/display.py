@@ -139,19 +139,24 @@ def _clock(seconds: float) -> str:
 
 
 def print_comparison(summary: dict[str, Any], home: Path) -> None:
-    """A comparison as a table and a verdict, and where to look next."""
-    from rco.reporting.side_by_side import headline, tables
+    """A comparison as a table and a verdict, after a race with how it was run, and where to look next."""
+    from rco.reporting.raced import TITLE
+    from rco.reporting.side_by_side import headline, sentences, tables
 
     console = Console(highlight=False, soft_wrap=True)
     wide = Console(highlight=False, width=max(console.width, 150))
     console.print()
-    heads, rows = tables(summary)["Comparison"]
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*row)
-    wide.print(table)
+    made = tables(summary)
+    for title in (TITLE, "Comparison"):
+        if title not in made:
+            continue
+        heads, rows = made[title]
+        table = Table(*heads, title=title if TITLE in made else None, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        wide.print(table)
     console.print(headline(summary), markup=False)
-    for sentence in summary["verdict"]:
+    for sentence in sentences(summary):
         console.print(f"- {sentence}", markup=False)
     console.print()
     last = home / "last-comparison"

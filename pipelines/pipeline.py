@@ -7,7 +7,7 @@ A task trains all seeds of its branch. In a run each stage is a step, and a node
 wrapped, and its student is registered. Where that is to be exported, the evaluation does it, which has the data at hand: a
 component of its own would be two pods more, and the data once more. In a comparison each branch is a node that opens, anchors
 that are known before the first stage are one step, and the greedy search, which looks at the students after every stage, has a
-step a stage.
+step a stage. A round of a race (`pipelines.local.race`) has no evaluations: nothing in it touches the test part.
 Branches and steps are unrolled by a factory, because a pipeline's shape is fixed when it is compiled (`rco.config.shape`); all
 else is a run-time parameter. A step that finds nothing left to do hands its students on.
 """
@@ -53,6 +53,12 @@ class Walked(NamedTuple):
 
     students: dsl.Model
     evaluation: dsl.Artifact
+
+
+class Raced(NamedTuple):
+    """What a branch hands on in a round of a race."""
+
+    students: dsl.Model
 
 
 class Comparison(NamedTuple):
@@ -115,25 +121,20 @@ def make_stage(number: int, *, place: Place) -> Callable[..., Step]:
     return call
 
 
-def make_walk(steps: int, *, nodes: bool, place: Place) -> Callable[..., Walked]:
+def make_walk(steps: int, *, nodes: bool, place: Place, measured: bool = True) -> Callable[..., Walked | Raced]:
     """A branch: initial students, all steps, the evaluation.
 
     Args:
         steps: how many times it can choose an anchor.
         nodes: make each step a node.
         place: applied to every task.
+        measured: whether there is an evaluation.
     """
     made = [make_stage(number, place=place) if nodes else make_step(place=place) for number in range(1, steps + 1)]
 
-    def walk(
-        init_settings: dict,
-        anchors_settings: dict,
-        distill_settings: dict,
-        evaluate_settings: dict,
-        route: dsl.Input[dsl.Model],
-        route_index: dsl.Input[dsl.Artifact],
-        dataset: dsl.Input[dsl.Dataset],
-    ) -> Walked:
+    def follow(
+        init_settings: Any, anchors_settings: Any, distill_settings: Any, route: Any, route_index: Any, dataset: Any
+    ) -> tuple[Any, Any]:
         students = place(init_students(settings=init_settings, dataset=dataset)).outputs["students"]
         selection: Any = {}
         for number, step in enumerate(made, 1):
@@ -147,26 +148,51 @@ def make_walk(steps: int, *, nodes: bool, place: Place) -> Callable[..., Walked]
                 dataset=dataset,
                 students=students,
             )
-        measured = evaluate_students(settings=evaluate_settings, dataset=dataset, students=students, anchors=anchors)
-        return Walked(students=students, evaluation=place(measured).outputs["evaluation"])
+        return students, anchors
 
-    return walk
+    def walk(
+        init_settings: dict,
+        anchors_settings: dict,
+        distill_settings: dict,
+        evaluate_settings: dict,
+        route: dsl.Input[dsl.Model],
+        route_index: dsl.Input[dsl.Artifact],
+        dataset: dsl.Input[dsl.Dataset],
+    ) -> Walked:
+        students, anchors = follow(init_settings, anchors_settings, distill_settings, route, route_index, dataset)
+        figures = evaluate_students(settings=evaluate_settings, dataset=dataset, students=students, anchors=anchors)
+        return Walked(students=students, evaluation=place(figures).outputs["evaluation"])
+
+    def race(
+        init_settings: dict,
+        anchors_settings: dict,
+        distill_settings: dict,
+        route: dsl.Input[dsl.Model],
+        route_index: dsl.Input[dsl.Artifact],
+        dataset: dsl.Input[dsl.Dataset],
+    ) -> Raced:
+        students, _ = follow(init_settings, anchors_settings, distill_settings, route, route_index, dataset)
+        return Raced(students=students)
+
+    return walk if measured else race
 
 
-def make_branch(key: str, label: str, steps: int, *, place: Place) -> Callable[..., Walked]:
+def make_branch(key: str, label: str, steps: int, *, place: Place, measured: bool = True) -> Callable[..., Walked | Raced]:
     """A comparison's branch: one node, which opens.
 
     Args:
         key, label, steps: as in `rco.config.shape.Shape`.
         place: applied to every task.
+        measured: as for `make_walk`.
     """
     described = "all stages in one step" if steps == 1 else f"up to {steps} stages, each with an anchor chosen for the student"
     node = dsl.pipeline(name=f"branch-{label.replace('_', '-')}", description=f"Branch {key}: {described}")
-    branch = node(make_walk(steps, nodes=False, place=place))
+    branch = node(make_walk(steps, nodes=False, place=place, measured=measured))
+    handed_on: type[Walked | Raced] = Walked if measured else Raced
 
-    def call(**inputs: Any) -> Walked:
+    def call(**inputs: Any) -> Walked | Raced:
         outputs = branch(**inputs).outputs
-        return Walked(**{name: outputs[name] for name in Walked._fields})
+        return handed_on(**{name: outputs[name] for name in handed_on._fields})
 
     return call
 
@@ -184,10 +210,12 @@ def make_pipeline(shape: Shape, *, cluster: Cluster | None = None) -> base_compo
     walks = {
         label: make_walk(shape.steps[key], nodes=True, place=place)
         if shape.is_run
-        else make_branch(key, label, shape.steps[key], place=place)
+        else make_branch(key, label, shape.steps[key], place=place, measured=not shape.is_round)
         for key, label in shape.labels.items()
     }
     checks, reports, returned = check(shape), report(shape), Run if shape.is_run else Comparison
+    tasks = [name for name in BranchTasks.__dataclass_fields__ if not (shape.is_round and name == "evaluate")]
+    read = "students" if shape.is_round else "evaluation"
 
     def pipeline(*arguments: Any) -> Any:
         parameters = dict(zip([field.name for field in shape.form], arguments, strict=True))
@@ -200,13 +228,13 @@ def make_pipeline(shape: Shape, *, cluster: Cluster | None = None) -> base_compo
             route = {name: teacher.outputs[name] for name in ("route", "route_index")}
             walked = {
                 label: walk(
-                    **{f"{task}_settings": settings[f"{task}_{label}"] for task in BranchTasks.__dataclass_fields__},
+                    **{f"{task}_settings": settings[f"{task}_{label}"] for task in tasks},
                     **route,
                     dataset=dataset,
                 )
                 for label, walk in walks.items()
             }
-            inputs = {f"evaluation_{label}": outputs.evaluation for label, outputs in walked.items()}
+            inputs = {f"{read}_{label}": getattr(outputs, read) for label, outputs in walked.items()}
             if shape.is_run:
                 inputs |= _registered(*walked.values(), settings=settings, place=place)
             summary = place(reports(settings=settings["filing"], **route, **inputs)).outputs["summary"]
@@ -235,7 +263,7 @@ def make_pipeline(shape: Shape, *, cluster: Cluster | None = None) -> base_compo
     return dsl.pipeline(name=NAME if shape.is_run else f"{NAME}-comparison")(pipeline)
 
 
-def _registered(walked: Walked, *, settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
+def _registered(walked: Any, *, settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """The student of a run, registered, as inputs of the report."""
     registered = register_student(settings=settings["filing"], students=walked.students, evaluation=walked.evaluation)
     return {"students": walked.students, "registered": place(registered).output}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli.options import comparison_option, gathered, no_cache_option, parameter_options, recipe_option
+from pipelines.cli.options import comparison_option, gathered, no_cache_option, parameter_options, race_option, recipe_option
 from pipelines.cli.service import (
     Target,
     WatchOptions,
@@ -115,6 +115,9 @@ def _cluster(deployment: Path | None) -> Any:
     comparison_option("seeds"),
     comparison_option("restart_like"),
     grid_option,
+)
+@race_option(
+    "Which branches go on is known only as it runs, and a cluster's pipeline is compiled before", "Run rco compare --race"
 )
 @recipe_option
 @parameter_options(PARAMETERS)

@@ -105,6 +105,23 @@ def comparison_option(name: str, flag: str = "") -> Callable[[Command], Command]
     )
 
 
+def race_option(refused: str = "", remedy: str = "") -> Callable[[Command], Command]:
+    """The option `--race`.
+
+    Args:
+        refused, remedy: why a command cannot do it, and what can be done; the option is hidden there, and reaches no command.
+    """
+
+    def refuse(context: click.Context, option: click.Parameter, given: bool) -> None:
+        if given:
+            raise InputError("race", given, f"cannot be had here. {refused}", remedy)
+
+    what = "drop the worse half of the branches, round by round, and compare the winner with kd alone"
+    if not refused:
+        return click.option("--race", is_flag=True, help=what)
+    return click.option("--race", is_flag=True, hidden=True, expose_value=False, callback=refuse, help=what)
+
+
 def integers(name: str, text: str) -> list[int]:
     """Whole numbers from "10,20,40".
 

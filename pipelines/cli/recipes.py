@@ -53,6 +53,8 @@ def merged_comparison(recipe: str | None, given: Mapping[str, Any]) -> dict[str,
         InputError: what can be refused without looking at data.
     """
     read = {name: value for name, value in (read_recipe(recipe) if recipe else {}).items() if name not in NOT_SHARED}
+    if "race" in read:
+        raise InputError("race", read["race"], "is no parameter", "Leave it out of the recipe, and give rco compare --race")
     return _merged(recipe, read, given, Comparison.of)
 
 

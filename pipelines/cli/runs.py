@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +17,13 @@ from pipelines.cli.options import (
     home_option,
     no_cache_option,
     parameter_options,
+    race_option,
     recipe_option,
 )
 from pipelines.cli.recipes import merged_comparison, merged_parameters
 from rco.config.kinds import DEFAULTS, KINDS, REFERENCE, SHARED, SWEPT
 from rco.config.parameters import PARAMETERS
+from rco.core.errors import InputError
 
 
 @click.command()
@@ -35,20 +37,20 @@ def run(flags: dict[str, Any], recipe: str | None, home: Path, no_cache: bool) -
     On Linux its tasks are forked from one process that has imported PyTorch and MLflow; RCO_WARM=0 starts each from nothing.
     """
     from pipelines.display import print_summary
+    from pipelines.local.run import run as run_local
 
     parameters = merged_parameters(recipe, flags)
-    print_summary(_execute("run", parameters, home, no_cache), home)
+    print_summary(_execute(lambda show: run_local(parameters, home, cache=not no_cache, show=show)), home)
 
 
-def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache: bool) -> dict[str, Any]:
-    """Run a pipeline on this machine; failures end this process."""
+def _execute(work: Callable[[Callable[[str], None]], dict[str, Any]]) -> dict[str, Any]:
+    """Do work that runs pipelines on this machine, and is given what shows its lines; failures end this process."""
     from pipelines.display import Display
     from pipelines.local.run import InterruptedRunError, RunFailedError
-    from pipelines.local.run import run as run_local
 
     try:
         with Display() as display:
-            return run_local(parameters, home, pipeline=pipeline, cache=not no_cache, show=display.show)
+            return work(display.show)
     except RunFailedError as error:
         click.echo(f"rco: {error}", err=True)
         sys.exit(error.code)
@@ -57,17 +59,27 @@ def _execute(pipeline: str, parameters: Mapping[str, Any], home: Path, no_cache:
         sys.exit(128 + error.number)
 
 
-def _compare(recipe: str | None, given: Mapping[str, Any], home: Path, no_cache: bool) -> None:
+def _compare(recipe: str | None, given: Mapping[str, Any], home: Path, no_cache: bool, race: bool = False) -> None:
     from pipelines.display import print_comparison
+    from pipelines.local.race import race as run_race
+    from pipelines.local.run import run as run_local
 
     parameters = merged_comparison(recipe, {name: value for name, value in given.items() if value is not None})
-    print_comparison(_execute("comparison", parameters, home, no_cache), home)
+    if race:
+        if no_cache:
+            problem = "means nothing in a race: its rounds share one teacher by finding what the first has trained"
+            raise InputError("no_cache", True, problem, "Leave it out, or give an empty --home")
+        summary = _execute(lambda show: run_race(parameters, home, show=show))
+    else:
+        summary = _execute(lambda show: run_local(parameters, home, pipeline="comparison", cache=not no_cache, show=show))
+    print_comparison(summary, home)
 
 
 @click.command()
 @comparison_option("branches")
 @comparison_option("seeds")
 @comparison_option("restart_like")
+@race_option()
 @recipe_option
 @home_option
 @no_cache_option
@@ -77,6 +89,7 @@ def compare(
     branches: str | None,
     seeds: str | None,
     restart_like: str | None,
+    race: bool,
     recipe: str | None,
     home: Path,
     no_cache: bool,
@@ -86,9 +99,12 @@ def compare(
     Each branch trains the same students for the same number of epochs. The table has means over the seeds and paired
     differences to kd with 95 % intervals; MLflow has a run for every student. What has been trained before is found:
     another branch, or another seed, trains itself alone.
+
+    With --race the branches race over seeds by their accuracy on the validation part, and the worse half is dropped after
+    every round. The winner and kd are then compared on seeds that nobody raced on; it costs no more than comparing all.
     """
     given = {**flags, "branches": branches, "seeds": seeds, "restart_like": restart_like}
-    _compare(recipe, given, home, no_cache)
+    _compare(recipe, given, home, no_cache, race)
 
 
 @click.command()
@@ -101,6 +117,7 @@ def compare(
 )
 @comparison_option("seeds")
 @comparison_option("restart_like")
+@race_option("A sweep compares its branches with several references", "Name branches of one comparison: rco compare --race")
 @recipe_option
 @home_option
 @no_cache_option

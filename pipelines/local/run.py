@@ -30,6 +30,8 @@ from rco.tracking import moved
 BAD_INPUT, FAILED = 2, 1
 #: Folders of a home: KFP's cache, and the outputs of tasks that it points to.
 CACHE, OUTPUTS = "cache", "pipeline"
+#: What `pipelines.local.race` runs several times before its comparison.
+ROUND = "race-round"
 _NO_SPACE = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TASK = re.compile(r"Executing task .*?'([\w-]+)'")
@@ -72,6 +74,10 @@ class RunFailedError(RuntimeError):
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DivergedError(RunFailedError):
+    """A training came to nothing: a loss, or a weight, was not a finite number. Its message begins with what was trained."""
 
 
 def run(
@@ -158,7 +164,7 @@ def _run(
         environment["RCO_RESULTS"] = ""
     show(f"run {run_id}; everything it prints is kept in {_relative(folder / 'pipeline.log')}")
     outcome = "FAILED"
-    with _interruptible() as deaf:
+    with interruptible() as deaf:
         try:
             code, tail, reason = _supervise(request, environment, folder / "pipeline.log", show, deaf)
             if code == BAD_INPUT:
@@ -178,12 +184,13 @@ def _run(
             if outcome != "FINISHED" and (folder / "started").exists():
                 _close_runs(environment, outcome)
     summary: dict[str, Any] = json.loads((folder / "report" / "summary.json").read_text())
-    _publish(folder / "report", place.last(pipeline))
+    if pipeline != ROUND:
+        _publish(folder / "report", place.last(pipeline))
     return summary
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], None]]:
+def interruptible() -> Iterator[Callable[[], None]]:
     """Turn the first signal into InterruptedRunError. From then on, or once what it yields is called, signals are ignored:
     nothing may interrupt the clearing up, whose every step has a time limit of its own. A signal that is ignored when this
     begins stays ignored: that is how nohup asks for a run that outlives its terminal."""
@@ -228,7 +235,9 @@ def _supervise(
                     tail.append(text)
                 if PREFIX + REFUSED in line:
                     reason = RunFailedError(line.split(PREFIX + REFUSED, 1)[1].strip(), BAD_INPUT)
-                elif mark := next((PREFIX + mark for mark in (DIVERGED, FULL, DIED) if PREFIX + mark in line), None):
+                elif PREFIX + DIVERGED in line:
+                    reason = DivergedError(line.split(PREFIX + DIVERGED, 1)[1].strip())
+                elif mark := next((PREFIX + mark for mark in (FULL, DIED) if PREFIX + mark in line), None):
                     reason = RunFailedError(line.split(mark, 1)[1].strip())
                 elif told := _for_people(line):
                     show(told)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.local import warm
 from pipelines.local.fork_server import Client, RefusedError
-from pipelines.local.run import BAD_INPUT, CACHE, FAILED, OUTPUTS
+from pipelines.local.run import BAD_INPUT, CACHE, FAILED, OUTPUTS, ROUND
 from rco.core.errors import InputError, disk_full
 from rco.core.home import locked, running
 from rco.core.marks import FULL, PREFIX
@@ -165,7 +165,7 @@ def make_plan(comparison: Comparison) -> Plan:
 
         return make_pipeline(shape_of(comparison))
 
-    arguments = {name: value for name, value in comparison.to_parameters().items() if name not in COMPILED}
+    arguments = {name: value for name, value in comparison.to_parameters().items() if name not in (*COMPILED, "race")}
     published = {".": ("summary", ".")}
     if comparison.is_run:
         published["student"] = ("students", str(seed_folder(Path(), *comparison.seeds)))
@@ -185,7 +185,11 @@ def _read_comparison(parameters: Mapping[str, Any]) -> Comparison:
     return Comparison.of(parameters)
 
 
-READERS: dict[str, Callable[[Mapping[str, Any]], Comparison]] = {"run": _read_run, "comparison": _read_comparison}
+READERS: dict[str, Callable[[Mapping[str, Any]], Comparison]] = {
+    "run": _read_run,
+    "comparison": _read_comparison,
+    ROUND: _read_comparison,
+}
 
 
 def _wait_for_task(client: Client | None, number: int) -> None:

@@ -32,6 +32,8 @@ from rco.config.kinds import (
 from rco.config.parameters import PARAMETERS, RunConfig, chosen_plugin, read_group, read_value
 from rco.config.shape import STUDENT
 from rco.core.errors import InputError, UnusedError, choice
+from rco.core.settings import from_dict, jsonable
+from rco.evaluation.raced import Race
 from rco.models.config import ModelConfig
 from rco.objectives.base import OBJECTIVES
 from rco.objectives.config import ObjectiveConfig
@@ -115,6 +117,7 @@ class Comparison:
         restart_like: the kind whose stage lengths kd-restart takes.
         kinds: of the branches; empty: a run.
         grid: of a sweep: parameter -> values.
+        race: that it is a round or the final of. In a round the challengers alone are trained: no branch is the reference.
     """
 
     shared: dict[str, Any]
@@ -123,6 +126,7 @@ class Comparison:
     restart_like: str
     kinds: tuple[str, ...]
     grid: dict[str, tuple[Any, ...]]
+    race: Race | None = None
 
     @property
     def is_run(self) -> bool:
@@ -131,8 +135,9 @@ class Comparison:
 
     @property
     def reference(self) -> RunConfig:
-        """The configuration of a branch that is compared with no other. Data and teacher are everybody's."""
-        return next(branch.config for branch in self.branches if not branch.reference)
+        """The configuration of a branch that is compared with no other. Data and teacher are everybody's, so that in a round of
+        a race any branch's will do."""
+        return next((branch.config for branch in self.branches if not branch.reference), self.branches[0].config)
 
     def to_parameters(self) -> dict[str, Any]:
         """What `read` reads, JSON-ready and in full."""
@@ -144,6 +149,7 @@ class Comparison:
             "seeds": list(self.seeds),
             "restart_like": self.restart_like,
             "grid": grid,
+            **({"race": jsonable(self.race)} if self.race else {}),
             **self.shared,
         }
 
@@ -171,25 +177,32 @@ class Comparison:
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Comparison:
         """Read a comparison's parameters: those of `OPTIONS`, and flat ones of `SHARED`; what is left out keeps its default.
+        One of a race has `race`, too.
 
         Raises:
             InputError: the first that cannot work; nothing has been looked at on disk.
         """
         options = {name: parameters.get(name, option.default) for name, option in OPTIONS.items()}
-        flat = {**DEFAULTS, **{name: value for name, value in parameters.items() if name not in OPTIONS}}
+        flat = {**DEFAULTS, **{name: value for name, value in parameters.items() if name not in (*OPTIONS, "race")}}
+        race = from_dict(Race, parameters["race"]) if "race" in parameters else None
         if not isinstance(options["grid"], Mapping):
             raise InputError("grid", options["grid"], "is not a mapping of parameters to lists", 'Give {"tau": [2, 4]}')
         seeds = read_seeds(options["seeds"])
         restart_like = str(options["restart_like"])
-        kinds, grid = read_kinds(options["branches"]), read_grid(options["grid"])
-        branches = make_branches(flat, kinds, grid=grid, restart_like=restart_like)
+        is_round = race is not None and not race.final
+        kinds, grid = read_kinds(options["branches"], with_reference=not is_round), read_grid(options["grid"])
+        compared = read_kinds({*kinds, REFERENCE}) if is_round else kinds
+        branches = make_branches(flat, compared, grid=grid, restart_like=restart_like)
+        if is_round:
+            branches = tuple(branch for branch in branches if branch.kind in kinds)
         return cls(
-            shared=_shared(flat, grid, kinds, restart_like),
+            shared=_shared(flat, grid, compared, restart_like),
             branches=branches,
             seeds=seeds,
             restart_like=restart_like,
             kinds=kinds,
             grid=grid,
+            race=race,
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rco.evaluation.raced import Race
+
 
 @dataclass(frozen=True, kw_only=True)
 class Filing:
@@ -16,6 +18,7 @@ class Filing:
         references: branch -> the branch it is compared with; empty for those that are references.
         kinds: branch -> its kind.
         seeds: of the students; a run has one.
+        race: that the comparison is a round or the final of; None: of none, and the tasks' keys are as they were without.
     """
 
     experiment: str
@@ -28,6 +31,7 @@ class Filing:
     registered_model: str = ""
     champion_margin: float = 0.0
     registered_weights: str = "last"
+    race: Race | None = None
 
     @property
     def is_run(self) -> bool:
@@ -43,5 +47,13 @@ class Filing:
             name = f"{data} {teacher} to {self.parameters['student']} {self.parameters['strategy']}"
             return {"experiment": self.experiment, "name": name, "params": self.parameters}
         params = {**self.parameters, "branches": ", ".join(self.branches), "seeds": ",".join(map(str, self.seeds))}
-        tags = {"rco.comparison": "true"}
-        return {"experiment": self.experiment, "name": f"{data} {teacher} comparison", "params": params, "tags": tags}
+        what, tags = "comparison", {"rco.comparison": "true"}
+        if self.race:
+            tags["rco.race"] = self.race.id
+            params["race_challengers"] = ", ".join(self.race.challengers)
+            if self.race.final:
+                what = "race, final"
+            else:
+                what = f"race, round {self.race.number}"
+                tags = {"rco.race": self.race.id, "rco.race_round": str(self.race.number)}
+        return {"experiment": self.experiment, "name": f"{data} {teacher} {what}", "params": params, "tags": tags}

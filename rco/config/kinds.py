@@ -95,8 +95,11 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def read_kinds(kinds: Any) -> tuple[str, ...]:
+def read_kinds(kinds: Any, *, with_reference: bool = True) -> tuple[str, ...]:
     """The kinds of branches, in the order of `KINDS`.
+
+    Args:
+        with_reference: whether the reference must be among them; in a round of a race nothing is compared with it.
 
     Raises:
         InputError: an unknown or repeated one, no reference, or nothing to compare with it.
@@ -109,7 +112,7 @@ def read_kinds(kinds: Any) -> tuple[str, ...]:
         choice("branches", name, tuple(KINDS))
     if len(set(names)) < len(names):
         raise InputError("branches", names, "names a branch twice", "Name each once")
-    if REFERENCE not in names:
+    if with_reference and REFERENCE not in names:
         raise InputError(
             "branches", names, f"lacks {REFERENCE}, which all others are compared with", f"Add {REFERENCE} to the list"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED
@@ -39,11 +39,13 @@ class Shape:
         grid: of a sweep: parameter -> values.
         steps: of each branch, by its key, how many times it can choose an anchor. In a comparison anchors that are known
             beforehand are chosen at once, and an adaptive strategy chooses before every stage; a run always does.
+        race: that it is a round or the final of (`rco.evaluation.raced.Race`), JSON-ready; empty: of none.
     """
 
     kinds: tuple[str, ...]
     grid: dict[str, tuple[Any, ...]]
     steps: dict[str, int]
+    race: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, steps in self.steps.items():
@@ -65,12 +67,18 @@ class Shape:
         return not self.kinds
 
     @property
+    def is_round(self) -> bool:
+        """Whether it is a round of a race: nobody is measured on the test part."""
+        return bool(self.race) and not self.race["final"]
+
+    @property
     def constants(self) -> dict[str, Any]:
         """What its check is given that is no run-time parameter; JSON-ready."""
         if self.is_run:
             return {"compiled": self.steps}
         grid = {axis: [list(v) if isinstance(v, tuple) else v for v in values] for axis, values in self.grid.items()}
-        return {"branches": list(self.kinds), "grid": grid, "compiled": self.steps}
+        race = {"race": self.race} if self.race else {}
+        return {"branches": list(self.kinds), "grid": grid, "compiled": self.steps, **race}
 
     @property
     def form(self) -> list[Field]:

@@ -8,7 +8,7 @@ rest trains the next seeds, until one is left. It and the reference are then tra
 compared on the test part, which is opened for the first time then: the winner was chosen for being lucky on its race seeds,
 and a fresh seed knows nothing of that luck. A race never trains more students than the full comparison would.
 
-So far this is the rule alone: no command follows it yet.
+How one goes is `rco.evaluation.raced`; the command is `rco compare --race`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rco.core.errors import InputError
+from rco.core.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +115,19 @@ class Dropped:
     @property
     def words(self) -> str:
         return (
-            f"{self.branch} is dropped: {100 * self.mean:.2f} % on the validation part over {self.seeds} seeds, "
+            f"{self.branch} is dropped: {100 * self.mean:.2f} % on the validation part over {counted(self.seeds, 'seed')}, "
             f"{100 * (self.least_kept - self.mean):.2f} points below the last that goes on"
         )
 
 
-def after_round(accuracies: Mapping[str, Sequence[float]]) -> tuple[tuple[str, ...], tuple[Dropped, ...]]:
+def after_round(accuracies: Mapping[str, Sequence[float]], diverged: int = 0) -> tuple[tuple[str, ...], tuple[Dropped, ...]]:
     """The challengers that go on, the better half (rounded up) by their means, and those that do not, the worst last.
 
     All have the same seeds, so a hard seed is hard for all. Equal means: the earlier one goes on.
 
     Args:
         accuracies: challenger -> validation accuracy (0 to 1) of every seed so far; in the order of the table.
+        diverged: how many more there were in the round, whose training came to nothing: they are the worst of all.
 
     Raises:
         InputError: challengers with different numbers of seeds, or none, or an accuracy that is not finite.
@@ -139,7 +141,7 @@ def after_round(accuracies: Mapping[str, Sequence[float]]) -> tuple[tuple[str, .
         raise InputError("accuracies", bad, "are not finite", "Train these students again")
     means = {name: math.fsum(values) / len(values) for name, values in accuracies.items()}
     ranked = sorted(means, key=lambda name: -means[name])  # stable
-    kept = ranked[: _half(len(ranked))]
+    kept = ranked[: _half(len(ranked) + diverged)]
     least = means[kept[-1]]
     dropped = tuple(
         Dropped(branch=name, mean=means[name], least_kept=least, seeds=counts[name]) for name in ranked[len(kept) :]

@@ -14,6 +14,7 @@ from rco.core.documents import write_json
 from rco.evaluation import openset
 from rco.evaluation.statistics import compare, mean_and_deviation, require_same_data, verdict
 from rco.models.route import Route
+from rco.reporting import raced
 from rco.reporting.measures import MORE, further, measures_table
 from rco.reporting.page import Table, as_csv, as_markdown, percent, write_report, write_text
 from rco.reporting.student import Student
@@ -89,7 +90,7 @@ def write(
         "curves": curves_figure(curves, summary["teacher"]["val_accuracy"]),
     }
     sections = {**tables(summary), **_more_measures(summary)}
-    write_report(folder, headline(summary), sections, figures, summary["verdict"])
+    write_report(folder, headline(summary), sections, figures, sentences(summary))
     return summary
 
 
@@ -140,6 +141,7 @@ def summarise(
         **({"measures": {"teacher": _further(students[0], "teacher"), **measures}} if any(measures.values()) else {}),
         **({"open_set": {"teacher": _unseen(students[0], "teacher"), **open_set}} if any(open_set.values()) else {}),
         "verdict": verdict(rows, results, routes, int(measured["student"]["n"])),
+        **({"race": filing.race.account()} if filing.race else {}),
         "restart_like": filing.restart_like,
         "parameters": filing.parameters,
         "tracking_uri": without_credentials(context.tracking_uri),
@@ -183,9 +185,15 @@ def headline(summary: Mapping[str, Any]) -> str:
     )
 
 
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """The verdict; after a race also how it was come by."""
+    return [*summary["verdict"], *(raced.sentences(summary["race"]) if "race" in summary else [])]
+
+
 def note(summary: Mapping[str, Any]) -> str:
     """The table and the verdict as Markdown, for the page of the parent run in MLflow."""
-    return as_markdown(headline(summary), {"Comparison": tables(summary)["Comparison"]}, summary["verdict"])
+    shown = {name: table for name, table in tables(summary).items() if name in ("Comparison", raced.TITLE)}
+    return as_markdown(headline(summary), shown, sentences(summary))
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
@@ -217,7 +225,8 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Table]:
     kinds = dict.fromkeys(row["kind"] for row in summary["branches"])
     described = [[kind, _described(kind, summary["restart_like"])] for kind in kinds]
     open_set = {"Classes never trained on": _open_set_table(summary["open_set"])} if "open_set" in summary else {}
-    return {"Comparison": (heads, rows), **open_set, "Branches": (["", "what it is"], described)}
+    race = {raced.TITLE: raced.table(summary["race"])} if "race" in summary else {}
+    return {"Comparison": (heads, rows), **race, **open_set, "Branches": (["", "what it is"], described)}
 
 
 def _more_measures(summary: Mapping[str, Any]) -> dict[str, Table]:
@@ -278,7 +287,12 @@ def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         for name in names
         if row[name] is not None
     }
-    return {**figures, "teacher_test_accuracy": float(summary["teacher"]["accuracy"]), "seeds": float(len(summary["seeds"]))}
+    return {
+        **figures,
+        "teacher_test_accuracy": float(summary["teacher"]["accuracy"]),
+        "seeds": float(len(summary["seeds"])),
+        **(raced.metrics(summary["race"]) if "race" in summary else {}),
+    }
 
 
 def metric_name(branch: str) -> str:

@@ -84,6 +84,7 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
             restart_like=comparison.restart_like,
             registered_model=reference.tracking.registered_model if comparison.is_run else "",
             registered_weights=reference.tracking.registered_weights,
+            race=comparison.race,
             champion_margin=reference.tracking.champion_margin if comparison.is_run else 0.0,
         ),
         branches={branch.key: _branch_tasks(branch, common, restarts(branch, *ahead)) for branch in comparison.branches},

@@ -14,6 +14,7 @@ from rco.config.branches import Branch, Comparison, in_branch
 from rco.config.parameters import RunConfig
 from rco.config.shape import STUDENT, Shape
 from rco.core.errors import InputError
+from rco.core.settings import jsonable
 from rco.data.sources.base import Info
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
@@ -102,7 +103,8 @@ def shape_of(comparison: Comparison) -> Shape:
         except InputError as error:
             raise _named(branch, error) from None
         steps[branch.key] = stages if chooses_one_by_one(branch) else 1
-    return Shape(kinds=comparison.kinds, grid=comparison.grid, steps=steps)
+    race = jsonable(comparison.race) if comparison.race else {}
+    return Shape(kinds=comparison.kinds, grid=comparison.grid, steps=steps, race=race)
 
 
 def chooses_one_by_one(branch: Branch) -> bool:

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 from kfp import components
+from kfp.compiler import Compiler
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.check import check as check_component
 from components.image import IMAGE
 from pipelines.cli.runs import split_axes
 from pipelines.compile import compile_to
+from pipelines.pipeline import make_pipeline
 from rco.config.kinds import COMPILED, DEFAULTS, OPTIONS, SHARED
 from rco.config.parameters import PARAMETERS
 from rco.config.shape import Shape
+from rco.core.settings import jsonable
+from rco.evaluation.raced import Race
 from rco.tasks.settings import BranchTasks
 
 SHAPE = Shape(kinds=("kd", "kd-restart", "greedy"), grid={}, steps={"kd": 1, "kd-restart": 1, "greedy": 3})
@@ -124,6 +128,38 @@ class TestCompiled:
                 assert made[0] == made[1]
 
 
+class TestRound:
+    """A round of a race: the comparison's tasks, but nothing that measures on the test part."""
+
+    @pytest.fixture(scope="class")
+    def specs(self, tmp_path_factory: pytest.TempPathFactory) -> list[pipeline_spec_pb2.PipelineSpec]:
+        folder = tmp_path_factory.mktemp("yaml")
+        race = jsonable(Race.start("race-1", "kd", ["kd-restart", "greedy"], [0, 1], 40))
+        steps = {"kd-restart": 1, "greedy": 3}
+        paths = []
+        for name, shape in {"round": replace(SHAPE, kinds=tuple(steps), steps=steps, race=race), "whole": SHAPE}.items():
+            made = make_pipeline(shape)
+            Compiler().compile(made, str(folder / f"{name}.yaml"))
+            paths.append(folder / f"{name}.yaml")
+        return [components.load_component_from_file(str(path)).pipeline_spec for path in paths]
+
+    def test_no_task_of_it_measures_on_the_test_part(self, specs: list[pipeline_spec_pb2.PipelineSpec]) -> None:
+        raced, whole = (list(spec.deployment_spec["executors"]) for spec in specs)
+        assert any("evaluate-students" in name for name in whole)
+        assert not any("evaluate" in name for name in raced)
+
+    def test_its_other_tasks_are_those_of_the_comparison_so_that_the_cache_finds_them(
+        self, specs: list[pipeline_spec_pb2.PipelineSpec]
+    ) -> None:
+        for kind in ("prepare-data", "train-teacher", "init-students", "select-anchors", "distill-students"):
+            made = [spec.deployment_spec["executors"][f"exec-{kind}"]["container"] for spec in specs]
+            assert made[0] == made[1]
+
+    def test_its_report_is_given_every_branchs_students(self, specs: list[pipeline_spec_pb2.PipelineSpec]) -> None:
+        defined = specs[0].components["comp-report"].input_definitions.artifacts
+        assert set(defined) == {"route", "route_index", "students_kd_restart", "students_greedy"}
+
+
 def test_flags_with_several_values_are_axes() -> None:
     flags = {"tau": "2,4", "lam": "1", "milestones": "0.5,0.75;0.6", "student": "a,b", "teacher": "x", "download": True}
     assert split_axes(flags) == (
@@ -138,6 +174,11 @@ def test_flags_with_several_values_are_axes() -> None:
         (["compare", "--seeds", "0,0"], "seeds = [0, 0]: repeats a seed"),
         (["compare", "--branches", "kd,grady"], "Did you mean 'greedy'"),
         (["compare", "--epochs", "0"], "epochs = 0"),
+        (["compare", "--race", "--branches", "kd,greedy"], "race = 2: branches are too few: nothing could be dropped"),
+        (["compare", "--race", "--seeds", "3,4"], "seeds = 2: are too few for a race of 6 branches"),
+        (["compare", "--race", "--no-cache"], "no_cache = True: means nothing in a race"),
+        (["sweep", "--race", "--tau", "2,4"], "race = True: cannot be had here. A sweep compares"),
+        (["submit", "--race", "--pipeline", "comparison", "--dry-run"], "Run rco compare --race"),
         (["sweep", "--tau", "2,x"], "tau = 'x': is not float"),
         (["sweep", "--tau", "0,2"], "tau = 0.0"),
         (["sweep", "--tau", "1,2,3,4,5,6,7,8,9,10,11,12,13"], "are more than the 24"),
@@ -150,7 +191,7 @@ def test_bad_input_is_one_paragraph(arguments: list[str], words: str, tmp_path: 
 
     from pipelines.cli.main import main
 
-    home = ["--home", str(tmp_path / "home")] if arguments[0] != "compile" else []
+    home = ["--home", str(tmp_path / "home")] if arguments[0] in ("compare", "sweep") else []
     done = CliRunner().invoke(main, [*arguments, *home])
     assert done.exit_code == 2, done.output
     assert words in done.output

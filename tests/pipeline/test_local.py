@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from pipelines.cli.main import main
 from pipelines.local import run as outer
 from pipelines.local import work
-from pipelines.local.run import _interruptible
+from pipelines.local.run import interruptible
 from rco.config.parameters import RunConfig
 from rco.core.files import sha256_of
 from rco.core.tensors import load_arrays
@@ -330,7 +330,7 @@ def test_no_password_of_a_tracking_server_reaches_a_report(first: Ran, tmp_path:
 def test_a_run_under_nohup_outlives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _interruptible():
+        with interruptible():
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.1)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
