@@ -13,6 +13,7 @@ The file of the test part is opened only where that part is asked for. Preparing
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from rco.data.manifest import OPEN as OPEN
 from rco.data.manifest import PARTS as PARTS
 from rco.data.manifest import Manifest as Manifest
 from rco.data.manifest import part_file as part_file
+from rco.data.network_input import NetworkInput, Seen
 from rco.data.order import balanced_order
 from rco.data.share import WHOLE, Share
 
@@ -47,7 +49,9 @@ class Dataset:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
+        self.input = NetworkInput.of(manifest)
         self._splits: dict[str, Split] = {}
+        self._prepared: Dataset | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -58,11 +62,29 @@ class Dataset:
         """
         return cls(folder, read_as(Manifest, folder / MANIFEST, "Prepare it again", surrogates=True))
 
+    def seen_by(self, own: NetworkInput) -> Dataset:
+        """The same images as a network takes them: of the same random draws, the same views. Nothing is read or held twice.
+
+        Raises:
+            InputError: images that are not square, of another size.
+        """
+        prepared = self._prepared or self
+        if own == prepared.input:
+            return prepared
+        channels, *_ = prepared.manifest.image_shape
+        shape = prepared.manifest.image_shape if own.size == prepared.input.size else (channels, own.size, own.size)
+        Seen.of(prepared.manifest, own)  # refuses what cannot be
+        manifest = dataclasses.replace(prepared.manifest, image_shape=shape, mean=own.mean, std=own.std, kept_size=0)
+        seen = Dataset(self.folder, manifest)
+        seen.input, seen._prepared = own, prepared
+        return seen
+
     def split(self, part: str) -> Split:
         """One of "train", "val" and "test", or "open" if there are open classes. Asked again, the same object."""
         choice("part", part, tuple(self.manifest.sizes))
         if part not in self._splits:
-            self._splits[part] = self._open(part)
+            prepared = self._prepared
+            self._splits[part] = self._open(part) if prepared is None else prepared.split(part).seen_by(self)
         return self._splits[part]
 
     def probe(self) -> Split:
@@ -75,6 +97,8 @@ class Dataset:
         return self.split(part) if size <= most else self._open(part, np.linspace(0, size - 1, most).astype(np.int64))
 
     def _open(self, part: str, rows: Rows | None = None) -> Split:
+        if self._prepared is not None:
+            return self._prepared._open(part, rows).seen_by(self)
         kind = _FileSplit if self.manifest.storage == "files" else _ArraySplit
         return kind(self.folder, self.manifest, part, rows)
 
@@ -86,14 +110,25 @@ class Split(ABC):
         folder: of the data set.
         part: "train", "val", "test" or "open".
         rows: only these images of the part.
+
+    Attributes:
+        manifest: of the images as a network takes them.
+        seen: makes them of the images as they are kept; None: they are the same.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, part: str, rows: Rows | None = None) -> None:
         self.folder, self.manifest, self.part, self.rows = folder, manifest, part, rows
         self.file = part_file(folder, manifest, part)
+        self._kept, self.seen = manifest, Seen.of(manifest, NetworkInput.of(manifest))
 
     def __len__(self) -> int:
         return self.manifest.sizes[self.part] if self.rows is None else len(self.rows)
+
+    def seen_by(self, data: Dataset) -> Split:
+        """The same images as the network of another view of the data set takes them; what is held of them is held once."""
+        other = copy.copy(self)
+        other.manifest, other.seen = data.manifest, Seen.of(self._kept, data.input)
+        return other
 
     def num_batches(self, batch_size: int) -> int:
         """Training batches of an epoch: a last batch of a single image is left out."""
@@ -153,6 +188,7 @@ class Split(ABC):
         count: int | None = None,
         share: Share = WHOLE,
         balanced: bool = False,
+        kept: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         """As `batches`, and which images they are.
 
@@ -162,6 +198,7 @@ class Split(ABC):
             count: batches to yield then, at most; None: all.
             share: of every batch, the part to yield; the images in it are the same as in the whole.
             balanced: show every class as often, and not every image once (`balanced_order`); needs a seed.
+            kept: yield images as they are kept, of which each network's own are made by `seen`.
 
         Yields:
             (x, y, rows): rows is (B,), the numbers of the images in this part.
@@ -183,7 +220,10 @@ class Split(ABC):
         else:
             order = rng.permutation(len(self))
         shown = _Shown(order, seed, epoch, view, slice(skip, last), share)
-        return self._batches(batch_size, device, rng, shown, augmentation, workers)
+        batches = self._batches(batch_size, device, rng, shown, augmentation, workers)
+        if kept or (seen := self.seen) is None:
+            return batches
+        return ((seen(x), y, rows) for x, y, rows in batches)
 
     def _batches(
         self,
@@ -200,7 +240,7 @@ class Split(ABC):
         from rco.data.policies import ImageDraws, erased, mixed, with_policy
 
         device = torch.device(device)
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self._kept.mean, self._kept.std))
         scale, offset = 1 / (255 * std), -mean / std
         order, view, crop = shown.order, shown.view, augmentation.augment
         count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
@@ -275,7 +315,7 @@ class _ArraySplit(Split):
         import torch
 
         count = self.manifest.sizes[self.part]
-        shape, dtype = ((count,), torch.int64) if name == "labels" else ((count, *self.manifest.image_shape), torch.uint8)
+        shape, dtype = ((count,), torch.int64) if name == "labels" else ((count, *self._kept.kept_shape), torch.uint8)
         # What is kept must be good for training too, also if inference was first to ask.
         with torch.inference_mode(False):
             tensor: Tensor
@@ -326,7 +366,7 @@ class _FileSplit(Split):
             )
         labels = np.array(listed.labels, np.int64)
         self._check_labels(labels)
-        images = FileImages(root, listed.paths, self.manifest.image_shape, self.manifest.resize, self.manifest.decoding)
+        images = FileImages(root, listed.paths, self._kept.kept_shape, self.manifest.resize, self.manifest.decoding)
         # Before room is made for many: the manifest's word on their size may be false.
         dataclasses.replace(images, paths=listed.paths[:1]).check()
         return images, labels

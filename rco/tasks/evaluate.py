@@ -56,13 +56,15 @@ def evaluate_students(
     s = read_settings(EvaluateSettings, settings)
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
+    from rco.training.fed import fed
 
     prepare_process(s.compute)
     data = Dataset.open(dataset)
-    manifest, converged = data.manifest, Route.open(anchors).checkpoints[-1]
-    spec = NetworkSpec.of(s.teacher, manifest)
+    manifest, route = data.manifest, Route.open(anchors)
+    converged, teachers_data = route.checkpoints[-1], fed(route, data)
+    spec = NetworkSpec.of(s.teacher, teachers_data.manifest)
     network = load_network(anchors / converged.file, expected_sha256=converged.sha256, spec=spec)
-    teacher = _measure(network, data, s, "teacher")
+    teacher = _measure(network, teachers_data, s, "teacher")
     measured = []
     for seed in s.seeds:
         folder, out, key = seed_folder(students, seed), seed_folder(evaluation, seed), student_key(s.branch, seed)
