@@ -92,7 +92,7 @@ class InputConfig:
     )
     image_crop: float = setting(
         0.0,
-        "part of each side of the view, around its centre, that the teacher sees, such as 0.875 (0: the route's, else all of it)",
+        "part of each side of the view, around its centre, that the teacher sees, such as 0.875 (0: the route's, else all)",
     )
 
     def __post_init__(self) -> None:

@@ -62,6 +62,11 @@ class Dataset:
         """
         return cls(folder, read_as(Manifest, folder / MANIFEST, "Prepare it again", surrogates=True))
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether a network takes these images otherwise than the student (`seen_by`)."""
+        return self._prepared is not None
+
     def seen_by(self, own: NetworkInput) -> Dataset:
         """The same images as a network takes them: of the same random draws, the same views. Nothing is read or held twice.
 

@@ -1,4 +1,4 @@
-"""How a network takes the images of a data set: their size, the part of them, mean and deviation. Teacher and student may differ.
+"""How a network takes the images of a data set: size, part, mean and deviation. Teacher and student may differ.
 
 Images are kept, and augmented, at one size. What a network takes is made of the augmented image: the part around its centre,
 resized (bilinear with antialiasing, as Pillow shrinks images), and normalised by the network's own mean and deviation. So two

@@ -13,6 +13,7 @@ import numpy as np
 from rco.config.branches import student_key
 from rco.core.documents import write_json
 from rco.core.files import sha256_of
+from rco.core.settings import jsonable
 from rco.core.tensors import save_arrays
 from rco.data.dataset import Dataset
 from rco.evaluation import openset
@@ -86,6 +87,8 @@ def evaluate_students(
             "class_names": list(manifest.class_names),
             "device": s.compute.device,
         }
+        if teachers_data is not data:
+            document["teacher_input"] = jsonable(teachers_data.input)
         if of_ema is not None:
             document |= {"student_ema": of_ema.figures, "ema_sha256": sha256_of(folder / EMA)}
         if manifest.open_classes:

@@ -103,7 +103,7 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
 
 
 def _input_parameters(teacher: InputConfig, sizes: Sizes, route: Route | None) -> dict[str, Any]:
-    """What the teacher takes, as parameters of the record, where it is known before the data are there, and not the student's."""
+    """What the teacher takes, as parameters of the record, where it is known beforehand and not as the student's."""
     mean, std = (route.mean, route.std) if route and route.mean else (teacher.image_mean, teacher.image_std)
     crop = route.crop if route else teacher.image_crop
     return {

@@ -242,10 +242,8 @@ class TestRoute:
         assert (adopted.mean, adopted.std) == fed
         before, after = (made.checkpoints[-1].val_accuracy for made in (route, adopted))
         assert after == pytest.approx(before, abs=1e-6), "of the same images it says the same"
-        with pytest.raises(
-            InputError, match=r"teacher_image_std = \['0.25'\]: is not what the route's teacher was trained with"
-        ):
-            asked = InputConfig(image_mean=(str(mean),), image_std=("0.25",))
+        asked = InputConfig(image_mean=(str(mean),), image_std=("0.25",))
+        with pytest.raises(InputError, match=r"teacher_image_std = \['0.25'\]: is not what the route's teacher was"):
             adopt_route(route, other, TEACHER, CPU, tmp_path / "refused", asked=asked)
 
     def test_a_route_of_before_the_normalisation_was_written(self, route: Route, data: Dataset, tmp_path: Path) -> None:
