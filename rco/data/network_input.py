@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LARGEST = 2**16  # pixels
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkInput:
     """What a network takes.
@@ -34,6 +37,12 @@ class NetworkInput:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= _LARGEST:
+            raise InputError("size", self.size, f"is not 1 to {_LARGEST} pixels", "Give the side of the network's images")
+        if not 0.1 <= self.crop <= 1:
+            raise InputError("crop", self.crop, "is not a part from 0.1 to 1", "Give 1 for all of the image")
 
     @classmethod
     def of(cls, manifest: Manifest) -> NetworkInput:

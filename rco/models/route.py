@@ -106,7 +106,7 @@ class _Written:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1:
+        if not 0.1 <= self.crop <= 1:
             raise InputError("crop", self.crop, "is not a part of an image", "Make the route again")
 
 

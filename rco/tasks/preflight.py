@@ -56,7 +56,8 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
     starts = _Starts(reference)
     teacher, ahead = _teacher_settings(reference, compute, starts), planned_route(reference)
     # A run measures its teacher again on other data, and says so; what is compared must have been learnt from the same.
-    route = None if comparison.is_run else existing_route(reference)
+    existing = existing_route(reference)
+    route = None if comparison.is_run else existing
     common = _Common(
         seeds=comparison.seeds,
         compute=compute,
@@ -67,14 +68,17 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
     )
     data, teacher_input = _normalised_as_trained(comparison, teacher.teacher_input or InputConfig())
     teacher = replace(teacher, teacher_input=None if teacher_input == InputConfig() else teacher_input)
-    sizes = sizes_of(reference, check_source(data), existing_route(reference))
-    if larger := sizes.kept > sizes.student:  # what the student takes is said, for the images do not
+    sizes: Sizes | None = None
+    if existing or teacher_input != InputConfig():
+        sizes = sizes_of(reference, check_source(data), existing)
+    larger = sizes is not None and sizes.kept > sizes.student
+    if sizes and larger:  # what the student takes is said, for the images do not
         data = data.with_values(image_size=sizes.student)
     return Settings(
         data=DataSettings(
             data=data,
             source_digest=source_digest(data),
-            kept_size=sizes.kept if larger else None,
+            kept_size=sizes.kept if sizes and larger else None,
             plugins=used_by(data),
         ),
         teacher=teacher,
@@ -85,7 +89,7 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
                 "source": data.source.plugin_name,
                 "image_mean": list(data.image_mean),
                 "image_std": list(data.image_std),
-                **_input_parameters(teacher_input, sizes, existing_route(reference)),
+                **(_input_parameters(teacher_input, sizes, existing) if sizes else {}),
                 **jsonable(compute),
                 **_plugins(comparison.branches),
             },
