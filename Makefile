@@ -59,7 +59,7 @@ doctor: $(VENV)/.run ## check this machine and the services that it is told to u
 
 .PHONY: test
 test: $(VENV)/.dev ## run all tests that need no server
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/pipeline tests/fuzz $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/pipeline $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev ## give every reader of files 10,000 damaged inputs (an hour); EXAMPLES=500 READERS="tar image"

@@ -14,11 +14,15 @@ RepDistiller (Tian et al., ICLR 2020) and mdistiller (Zhao et al., CVPR 2022), s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rco.core.errors import InputError, choice
 from rco.models.config import STEMS
@@ -101,7 +105,7 @@ def check_network(
     starved: list[str] = []
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            network = _make_on(device, make, dimensions).float().train()
+            network = _make_on(device, make, dimensions, name).float().train()
             if not foreign:
                 _note_starved(network, starved)
             images = torch.zeros(2, in_channels, image_size, image_size, device=device)
@@ -151,7 +155,7 @@ def blank_network(
     dimensions = Dimensions(in_channels, num_classes, image_size, embedding_dim)
     make = _find_maker(name, dimensions, stem, "model")
     with torch.random.fork_rng(devices=[]):
-        return _make_on(_trial_device(name, image_size, "model"), make, dimensions).float()
+        return _make_on(_trial_device(name, image_size, "model"), make, dimensions, name).float()
 
 
 def network_names() -> tuple[str, ...]:
@@ -202,9 +206,22 @@ def _trial_device(name: str, image_size: int, parameter: str) -> str:
     return "cpu" if foreign or cheap else "meta"
 
 
-def _make_on(device: str, make: NetworkMaker, dimensions: Dimensions) -> nn.Module:
+class _WithoutDraws(TorchFunctionMode):
+    """Weights that would be drawn are 0: half of the time that a constructor takes goes into numbers that no trial looks at."""
+
+    draws = frozenset({Tensor.uniform_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in self.draws:
+            with torch.no_grad():
+                return (args[0] if args else (kwargs or {})["tensor"]).zero_()
+        return func(*args, **(kwargs or {}))
+
+
+def _make_on(device: str, make: NetworkMaker, dimensions: Dimensions, name: str) -> nn.Module:
+    """A network to try, not to train. Another's constructor may look at its weights: that one draws them."""
     try:
-        with torch.device(device):
+        with torch.device(device), nullcontext() if packages.is_foreign(name) else _WithoutDraws():
             return make(dimensions)
     except (NotImplementedError, RuntimeError):
         # Some constructors (regnet's, many of timm's) compute with tensors, which the meta device cannot.

@@ -1,5 +1,5 @@
-"""`python -m tests.fuzz [READER ...] --examples 10000`: fuzz readers, print figures. Ends with 1 if one misbehaved, or had
-much fewer inputs than were asked for.
+"""`python -m tests.fuzz [READER ...] --examples 10000`: fuzz readers, print figures. Ends with 1 if one misbehaved, had much
+fewer inputs than were asked for, or refused all or none of them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 import sys
 import traceback
 
+SOME = 50  # inputs, of which some are good and some are not
 ENOUGH = 0.9  # of the inputs asked for; Hypothesis may run out of them
 
 
@@ -44,6 +45,9 @@ def main() -> int:
                 if f.inputs < ENOUGH * options.examples:
                     bad.append(name)
                     print(f"{name:<20} TOO FEW INPUTS: there are no more than {f.inputs:,}", flush=True)
+                elif options.examples >= SOME and not 0 < f.refused < f.inputs:
+                    bad.append(name)
+                    print(f"{name:<20} SAYS NOTHING: its inputs must be good and bad ones", flush=True)
     return 1 if bad else 0
 
 

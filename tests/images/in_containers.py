@@ -77,8 +77,8 @@ class Containers:
         return status
 
     def _kill_worker(self, container: Any) -> None:
-        known = container.top()
-        pid, command = (known["Titles"].index(title) for title in ("PID", "CMD"))
+        known = container.top(ps_args="-ewwo pid,args")  # whole lines
+        pid, command = (known["Titles"].index(title) for title in ("PID", "COMMAND"))
         self.killed = [int(row[pid]) for row in known["Processes"] if "rco.tasks.worker" in row[command]][:1]
         for number in self.killed:  # as it is known outside the container
             os.kill(number, signal.SIGKILL)

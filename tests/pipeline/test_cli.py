@@ -165,17 +165,3 @@ def test_import_route_of_a_teacher_that_has_not_seen_all_classes(tmp_path: Path)
         settings_of({**flat, "teacher_embedding_dim": 8, "student_embedding_dim": 8})
     with pytest.raises(InputError, match="7 classes"):
         settings_of({**flat, "open_classes": [8, 9], "teacher_embedding_dim": 6, "student_embedding_dim": 6})
-
-
-def test_the_other_door_to_a_task(tmp_path: Path) -> None:
-    import json
-
-    from rco.core.settings import jsonable
-
-    arguments = {"settings": jsonable(settings_of({}).data), "dataset": str(tmp_path / "data")}
-    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
-    command = [sys.executable, "-m", "rco.tasks", "prepare_data", str(tmp_path / "arguments.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1])["num_classes"] == 10
-    assert (tmp_path / "data" / "manifest.json").is_file()
-    assert subprocess.run([*command[:3], "nothing"], capture_output=True, check=False).returncode == 2

@@ -293,39 +293,6 @@ def test_code_that_the_image_has_is_not_written_into_the_pipeline(compiled: Comp
         assert list(t.container.args) == ["--executor_input", "{{$}}"]
 
 
-def called(task: Task, folder: Path, inputs: dict[str, Any], outputs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """A task, run as the compiled pipeline calls it."""
-    given = {"inputs": inputs, "outputs": {**outputs, "outputFile": str(folder / "out.json")}}
-    command = [sys.executable, *task.container.command[1:], "--executor_input", json.dumps(given)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-
-
-def test_a_task_runs_as_the_compiled_pipeline_calls_it(tmp_path: Path) -> None:
-    (task,) = (t for t in placed(tmp_path, "") if t.component == "close-run")
-    status = {"state": "SUCCEEDED", "pipelineTaskName": "t", "pipelineJobResourceName": "r", "error": {}}
-    done = called(task, tmp_path, {"parameterValues": {"status": status}}, {})
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.json").is_file()
-
-
-def test_the_check_runs_as_the_compiled_pipeline_calls_it(tmp_path: Path) -> None:
-    """KFP hands numbers over as JSON has them: 64.0 is 64."""
-    (task,), shape = (t for t in placed(tmp_path, "") if t.component == "check"), Shape.of_run(1)
-    values = {**shape.constants, "plugins": {}, **{field.name: field.default for field in shape.form}}
-    values |= {"check_services": False, "batch_size": 32.0, "tau": 3, "n_anchors": 1}
-    outputs = {name: {"outputFile": str(tmp_path / name)} for name in check.check(shape).component_spec.outputs}
-    done = called(task, tmp_path, {"parameterValues": values}, {"parameters": outputs})
-    assert done.returncode == 0, done.stdout + done.stderr
-    written = json.loads((tmp_path / "out.json").read_text())["parameterValues"]
-    assert set(written) == set(outputs)
-    train = written["distill_student"]["stage"]["train"]
-    assert (train["batch_size"], type(train["batch_size"])) == (32, int)
-    values["teacher"] = "nonsense"
-    done = called(task, tmp_path, {"parameterValues": values}, {"parameters": outputs})
-    assert (done.returncode, "InputError: teacher = 'nonsense'" in done.stdout + done.stderr) == (1, True)
-
-
 @pytest.mark.parametrize("shape", [SHAPE, Shape.of_run(2)], ids=["comparison", "run"])
 @pytest.mark.parametrize("module", [check, report], ids=["check", "report"])
 def test_in_the_image_a_made_component_has_the_interface_that_was_compiled(module: ModuleType, shape: Shape) -> None:

@@ -29,7 +29,7 @@ class Colours(Registry[Colour]):
     """A registry whose package has no modules."""
 
     def __init__(self) -> None:
-        super().__init__("colour", Colour, package="tests.fuzz", helpers=("__main__", "harness", "readers", "test_fuzz"))
+        super().__init__("colour", Colour, package="tests.fuzz", helpers=("__main__", "harness", "readers"))
         self.group = "tests.colours"
 
 
