@@ -29,7 +29,8 @@ from rco.core.documents import read_as
 from rco.core.errors import InputError, choice
 from rco.core.tensors import read_tensors
 from rco.data.augmentation import Augmentation, as_augmentation
-from rco.data.images import FileImages, Pixels, Rows
+from rco.data.images import FileImages, Rows
+from rco.data.listed import Decoder, Listed, outlive_signals
 from rco.data.manifest import MANIFEST as MANIFEST
 from rco.data.manifest import OPEN as OPEN
 from rco.data.manifest import PARTS as PARTS
@@ -345,20 +346,12 @@ class _ArraySplit(Split):
             yield images.index_select(0, index), labels.index_select(0, index)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Listed:
-    """What a part's JSON file holds: of each image, its path below the data set's root, and its label."""
-
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-
-
 class _FileSplit(Split):
     """Images in files: decoded by worker processes while the device computes."""
 
     @cached_property
     def _listed(self) -> tuple[FileImages, NDArray[np.int64]]:
-        listed = read_as(_Listed, self.file, "Prepare it again", surrogates=True)
+        listed = read_as(Listed, self.file, "Prepare it again", surrogates=True)
         if not len(listed.paths) == len(listed.labels) == self.manifest.sizes[self.part]:
             raise InputError("dataset", str(self.file), "lists other files than its manifest says", "Prepare it again")
         for path in listed.paths:
@@ -388,40 +381,15 @@ class _FileSplit(Split):
         from torch.utils.data import DataLoader
 
         decoded: DataLoader[Any] = DataLoader(
-            _Decoder(self._listed[0], self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
+            Decoder(self._listed[0], self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
             batch_size=None,
             sampler=chunks,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # the global one must not move with the number of passes
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
         )
         for chunk, images in zip(chunks, decoded, strict=True):
             if isinstance(images, InputError):
                 raise images
             yield images.to(device, non_blocking=True), self.labels[torch.from_numpy(chunk)].to(device, non_blocking=True)
-
-
-def _outlive_signals(worker: int) -> None:
-    """Of a worker process: whoever ends a whole process group leaves it to the process that trains to finish its step; a worker
-    ends when that one does."""
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """What a worker process runs: the chunk's images, or what is wrong with them (a raised exception would lose its type)."""
-
-    images: FileImages
-    rows: Rows | None
-
-    def __len__(self) -> int:
-        return len(self.images.paths)
-
-    def __getitem__(self, chunk: Rows) -> Pixels | InputError:
-        try:
-            return self.images.read(chunk if self.rows is None else self.rows[chunk])
-        except InputError as error:
-            return error

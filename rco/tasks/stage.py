@@ -35,9 +35,9 @@ from rco.tasks.students import (
     as_training,
     data_summary,
     found_again,
-    load_optimizer,
     load_student,
     logged,
+    one_schedule_of,
     read_logits,
     save_optimizer,
     save_student,
@@ -239,7 +239,7 @@ def _load(
     has_learnt = stage.stage > 1 and any(True for _ in objective.parameters())
     if has_learnt:
         load_weights(objective, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
-    one_schedule = _one_schedule(s, stage, student)
+    one_schedule = one_schedule_of(s, stage.stage, stage.epochs, student)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
     computation = {
@@ -277,19 +277,6 @@ def _load(
         computation=computation,
         identity={**computation, "settings": s, "selection": jsonable(stage), "record": origin},
     )
-
-
-def _one_schedule(s: StageSettings, stage: Stage, student: Path) -> OneSchedule | None:
-    """The schedule of all stages, at the beginning of this one; None: every stage has its own, or there is but one.
-
-    Raises:
-        InputError: the stage before has left no optimiser, or a damaged one.
-    """
-    from rco.training.loop import OneSchedule
-
-    if not s.anchors.continuous or stage.epochs == s.train.epochs:
-        return None
-    return OneSchedule(s.train.epochs, load_optimizer(student) if stage.stage > 1 else None)
 
 
 def _adopt(loaded: _Loaded, found: Training) -> Record:
