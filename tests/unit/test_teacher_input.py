@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rco.core.errors import InputError
+from rco.core.tensors import load_metadata
 from rco.data.augmentation import Augmentation
 from rco.data.config import DataConfig, InputConfig
 from rco.data.dataset import Dataset
@@ -26,6 +27,7 @@ from rco.data.sources.kinds import source_digest
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.objectives.config import ObjectiveConfig
+from rco.reporting.student import input_of, input_sentence
 from rco.strategies.config import AnchorConfig
 from rco.training.anchor import LiveAnchor, StoredLogits
 from rco.training.config import TrainConfig
@@ -393,7 +395,7 @@ def test_a_run_with_a_teacher_of_another_input(tmp_path: Path, caplog: pytest.Lo
         walk.follow()
         return walk, walk.evaluate()
 
-    first, figures = run(tmp_path / "first", **{**FLAT, **OTHER_INPUT}, export="onnx")
+    first, figures = run(tmp_path / "first", **{**FLAT, **OTHER_INPUT})
     route = Route.open(first.route)
     assert (route.network.image_size, route.mean, route.std) == (16, MEAN, STD)
     inputs = read_json(first.student / "inputs.json")
@@ -409,9 +411,12 @@ def test_a_run_with_a_teacher_of_another_input(tmp_path: Path, caplog: pytest.Lo
     logits, labels = answers(network, fed(route, data).split("test"), CPU)
     assert figures["teacher_accuracy"] == float((logits.argmax(1) == labels).mean())
     document: Any = read_json(next(first.evaluation.glob("*/evaluation.json")))
-    assert [row["format"] for row in document["export"]][-1] == "onnx"
-    assert all(not row.get("problem") for row in document["export"])
-    assert _arrays(first.student / "student.safetensors")
+    assert document["teacher_input"] == {"size": 16, "mean": [0.5], "std": [0.25], "crop": 1.0}
+    sentence = "The teacher takes 16x16 images of the same views, with mean 0.5 and deviation 0.25."
+    assert sentence in input_sentence(input_of(document))
+    assert (load_metadata(first.student / "student.safetensors")["network"])["image_size"] == 8, "what is exported"
+    example = _arrays(next(first.evaluation.glob("*/example.safetensors")))
+    assert example["pixels"].shape[1:] == (1, 8, 8)
 
     along = {name: FLAT[name] for name in ("teacher", "student", "epochs", "n_anchors", "milestones", "probe_size", "device")}
     caplog.set_level(logging.INFO, "rco")
