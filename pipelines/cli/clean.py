@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-last", type=click.IntRange(0), metavar="N", help="of the runs, the newest N stay; without an age, the others go"
 )
-@click.option("--what", metavar="A,B,...", help="of these alone: runs, cache, results, logits, resume  [all]")
+@click.option("--what", metavar="A,B,...", help="of these alone: runs, cache, results, logits, images, resume  [all]")
 @click.option("--dry-run", is_flag=True, help="list what would go, and remove nothing")
 @click.option("--yes", is_flag=True, help="do not ask")
 @click.option("--json", "as_json", is_flag=True, help="print it as JSON")

@@ -4,6 +4,7 @@
     cache     an entry of KFP's cache and the outputs that it points to; or outputs that no entry points to
     results   results/HASH
     logits    kept logits of anchors
+    images    images/KEY: image files of a large data set, fetched or unpacked, which can be had again
     resume    resume points of an interrupted training
     data      downloaded data sets                                                               stays
     weights   downloaded weights                                                                 stays
@@ -29,7 +30,7 @@ from rco.core import home as homes
 from rco.tracking import moved, outbox
 
 #: What may be removed, in the order of the table.
-KINDS = ("runs", "cache", "results", "logits", "resume")
+KINDS = ("runs", "cache", "results", "logits", "images", "resume")
 STAYS = ("data", "weights", "MLflow", "other")
 #: A folder for what is being removed, in the folder of the home that it lay in: so it gets there in one step.
 ASIDE = ".removed"
@@ -67,7 +68,7 @@ def holdings(home: Path) -> list[Thing]:
     Args:
         home: resolved.
     """
-    found = [*_runs(home), *_cached(home), *_results(home), *_logits(home), *_resume(home)]
+    found = [*_runs(home), *_cached(home), *_results(home), *_logits(home), *_images(home), *_resume(home)]
     found += [_thing(kind, home / kind) for kind in ("data", "weights") if _folder(home / kind)]
     of_mlflow = [home / name for name in (moved.DATABASE, moved.ARTIFACTS) if _is_there(home / name)]
     found += [_thing("MLflow", *of_mlflow)] if of_mlflow else []
@@ -141,6 +142,12 @@ def _results(home: Path) -> Iterator[Thing]:
 def _logits(home: Path) -> Iterator[Thing]:
     for file in _files(home / "logits", _LOGITS):
         yield _thing("logits", file)
+
+
+def _images(home: Path) -> Iterator[Thing]:
+    for folder in _folders(home / "images"):
+        if _RESULT.fullmatch(folder.name):
+            yield _thing("images", folder)
 
 
 def _resume(home: Path) -> Iterator[Thing]:

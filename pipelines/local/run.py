@@ -139,6 +139,7 @@ def _run(
         )
     )
     environment = {
+        "RCO_IMAGES": str(place.root / "images"),
         "RCO_LOGITS": str(place.root / "logits"),
         "RCO_RESULTS": str(place.root / "results"),
         "RCO_RESUME": str(place.root / "resume"),

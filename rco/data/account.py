@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rco.core.errors import printable
-from rco.data.image_file import LARGE, NOT_SQUARE, SIXTEEN, TRANSPARENT, TURNED
+from rco.data.image_file import FRAMES, LARGE, NOT_SQUARE, SIXTEEN, TRANSPARENT, TURNED
 from rco.data.images import Rows
 
 _SHOWN = 3
@@ -149,6 +149,7 @@ _DONE = {
     SIXTEEN: "have 16 bits a pixel, scaled to 8 ({white} is white)",
     NOT_SQUARE: "are not square, and {fit}",
     LARGE: "are very large, and shrunk",
+    FRAMES: "have several frames or pages, of which the first is read",
 }
 FITTED = {
     "crop": "cropped to their centre (image_fit = crop; pad and squash are the others)",

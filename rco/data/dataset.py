@@ -6,9 +6,11 @@ A prepared data set is a folder:
     open.safetensors or open.json               likewise all images of the open classes, which are in no other part, if any
     train.safetensors, val..., test...          images (N, C, H, W) uint8 and labels (N,) int64, if all fit into 2 GiB;
     train.json, val.json, test.json             else paths of image files, which are decoded as they are needed, and labels
-    images/                                     those files, if they came out of a tar or a store
+    images/                                     those files, if they came out of an archive or a store and were copied
+    train.digests.safetensors, val..., test...  their sizes and digests, if they are left in a store (`rco.data.referred`)
 
 The file of the test part is opened only where that part is asked for. Preparing needs no torch; reading batches does.
+More than 400 lines: images in memory and in files are one split, whose order and randomness must be the same.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,23 +47,39 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Bring(Protocol):
+    """What brings image files to this machine that are not in the prepared data set."""
+
+    def __call__(self, folder: Path, manifest: Manifest, part: str, paths: Sequence[str], rows: Rows | None) -> Path:
+        """The folder of the files.
+
+        Args:
+            folder: of the data set.
+            paths: of all files of the part, relative.
+            rows: those that are needed; None: all.
+        """
+
+
 class Dataset:
     """A prepared data set."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, bring: Bring | None = None) -> None:
+        self.folder, self.manifest, self._bring = folder, manifest, bring
         self.input = NetworkInput.of(manifest)
         self._splits: dict[str, Split] = {}
         self._prepared: Dataset | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Dataset:
+    def open(cls, folder: Path, bring: Bring | None = None) -> Dataset:
         """Read the manifest of the folder; images are read when they are asked for.
+
+        Args:
+            bring: what brings image files that are elsewhere (`rco.data.referred.open_dataset` knows how).
 
         Raises:
             InputError: there is no whole prepared data set.
         """
-        return cls(folder, read_as(Manifest, folder / MANIFEST, "Prepare it again", surrogates=True))
+        return cls(folder, read_as(Manifest, folder / MANIFEST, "Prepare it again", surrogates=True), bring)
 
     @property
     def is_seen(self) -> bool:
@@ -105,8 +123,9 @@ class Dataset:
     def _open(self, part: str, rows: Rows | None = None) -> Split:
         if self._prepared is not None:
             return self._prepared._open(part, rows).seen_by(self)
-        kind = _FileSplit if self.manifest.storage == "files" else _ArraySplit
-        return kind(self.folder, self.manifest, part, rows)
+        if self.manifest.storage == "files":
+            return _FileSplit(self.folder, self.manifest, part, rows, self._bring)
+        return _ArraySplit(self.folder, self.manifest, part, rows)
 
 
 class Split(ABC):
@@ -349,25 +368,51 @@ class _ArraySplit(Split):
 class _FileSplit(Split):
     """Images in files: decoded by worker processes while the device computes."""
 
+    def __init__(
+        self, folder: Path, manifest: Manifest, part: str, rows: Rows | None = None, bring: Bring | None = None
+    ) -> None:
+        super().__init__(folder, manifest, part, rows)
+        self._bring = bring
+
     @cached_property
-    def _listed(self) -> tuple[FileImages, NDArray[np.int64]]:
+    def _listed(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """Paths and labels of the whole part."""
         listed = read_as(Listed, self.file, "Prepare it again", surrogates=True)
         if not len(listed.paths) == len(listed.labels) == self.manifest.sizes[self.part]:
             raise InputError("dataset", str(self.file), "lists other files than its manifest says", "Prepare it again")
         for path in listed.paths:
             if PurePath(path).is_absolute() or ".." in PurePath(path).parts:
                 raise InputError("dataset", path, f"leads out of the data set ({self.file.name})", "Prepare it again")
+        labels = np.array(listed.labels, np.int64)
+        self._check_labels(labels)
+        return listed.paths, labels
+
+    @cached_property
+    def _images(self) -> FileImages:
+        paths = self._listed[0]
+        images = FileImages(self._root(paths), paths, self._kept.kept_shape, self.manifest.resize, self.manifest.decoding)
+        # Before room is made for many: the manifest's word on their size may be false.
+        first = 0 if self.rows is None or not len(self.rows) else int(self.rows[0])
+        dataclasses.replace(images, paths=paths[first : first + 1]).check()
+        return images
+
+    def _root(self, paths: Sequence[str]) -> Path:
+        """The folder of the files, all of which are there then that this split shows."""
+        if self.manifest.origin.address:
+            if self._bring is None:
+                raise InputError(
+                    "dataset",
+                    str(self.folder),
+                    f"has its image files in {self.manifest.origin.address}",
+                    "Open it with rco.data.referred.open_dataset, which brings them",
+                )
+            return self._bring(self.folder, self.manifest, self.part, paths, self.rows)
         root = self.folder / self.manifest.root
         if not root.is_dir():
             raise InputError(
                 "dataset", str(root), "is not on this machine", "Mount it under the same path, or use an s3:// address"
             )
-        labels = np.array(listed.labels, np.int64)
-        self._check_labels(labels)
-        images = FileImages(root, listed.paths, self._kept.kept_shape, self.manifest.resize, self.manifest.decoding)
-        # Before room is made for many: the manifest's word on their size may be false.
-        dataclasses.replace(images, paths=listed.paths[:1]).check()
-        return images, labels
+        return root
 
     @cached_property
     def labels(self) -> Tensor:
@@ -381,7 +426,7 @@ class _FileSplit(Split):
         from torch.utils.data import DataLoader
 
         decoded: DataLoader[Any] = DataLoader(
-            Decoder(self._listed[0], self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
+            Decoder(self._images, self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
             batch_size=None,
             sampler=chunks,
             num_workers=workers,

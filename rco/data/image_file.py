@@ -35,7 +35,7 @@ _limit = threading.Lock()
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 #: What can be noted of a file, as bits.
-TURNED, TRANSPARENT, SIXTEEN, NOT_SQUARE, LARGE = (1 << bit for bit in range(5))
+TURNED, TRANSPARENT, SIXTEEN, NOT_SQUARE, LARGE, FRAMES = (1 << bit for bit in range(6))
 
 
 def header(source: Path | IO[bytes], name: str = "", decoding: Decoding | None = None) -> Shape:
@@ -156,8 +156,19 @@ _TURNS = {
 def traits_of(image: Image.Image) -> int:
     traits = TURNED if _orientation(image) != 1 else 0
     traits |= SIXTEEN if _has_sixteen_bits(image) else 0
+    traits |= FRAMES if _has_frames(image) else 0
     traits |= NOT_SQUARE if image.width != image.height else 0
     return traits | (LARGE if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS else 0)
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether there are frames or pages after the first; a phone's MPO has previews there, which nobody misses."""
+    if image.format not in ("GIF", "PNG", "WEBP", "TIFF", "AVIF"):
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the second frame is damaged, which is not read
+        return True
 
 
 def in_mode(image: Image.Image, mode: str, decoding: Decoding) -> tuple[Image.Image, bool]:

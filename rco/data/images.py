@@ -80,6 +80,7 @@ class Survey:
     Attributes:
         digests: (N,) uint64: of each file's bytes; 0 where it cannot be read.
         traits: (N,) uint8: what there is to note of it, as bits (`TURNED`, ...).
+        sha256: (N, 32) uint8: of each file's bytes; of images in memory, none.
         problems: position -> what is wrong with the file.
         other_sizes: position -> the same, of files that are not of the size that all must have.
     """
@@ -88,6 +89,7 @@ class Survey:
     traits: NDArray[np.uint8]
     problems: dict[int, str] = field(default_factory=dict)
     other_sizes: dict[int, str] = field(default_factory=dict)
+    sha256: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 32), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -157,14 +159,16 @@ class FileImages:
         Args:
             out: (len(rows), C, H, W) uint8: receives the images; those that cannot be read are left as they are.
         """
-        seen = Survey(np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint8))
+        seen = Survey(np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint8), sha256=np.zeros((len(rows), 32), np.uint8))
 
         def look(i: int) -> None:
             path = self.root / self.paths[rows[i]]
             try:
                 content = path.read_bytes()
                 image, seen.traits[i] = self._decoded(BytesIO(content), str(path), len(content))
-                seen.digests[i] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
+                digest = hashlib.sha256(content).digest()
+                seen.sha256[i] = np.frombuffer(digest, np.uint8)
+                seen.digests[i] = int.from_bytes(digest[:8]) or 1
                 if out is not None:
                     out[i] = _pixels(image)
             except OSError as error:

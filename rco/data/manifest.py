@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
+from os.path import isabs
 from pathlib import Path, PurePath
 from typing import Any
 
 from rco.core.errors import InputError
-from rco.core.settings import jsonable
+from rco.core.settings import has_credentials, jsonable
 from rco.data.account import Account
 from rco.data.config import LARGEST_IMAGE
 from rco.data.decoding import Decoding
@@ -21,6 +23,28 @@ _LARGEST = 2**16  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where image files lie that are neither in the prepared data set nor in a folder that every task sees.
+
+    Args:
+        address: of a folder in a store, or of an archive, in a store or on a file system that every task sees; empty: none.
+        archive: whether it is an archive. Of the files of a folder there are digests (`digests_file`).
+        sha256: hex: of the archive; of a folder, of the names and digests of all files that are used.
+    """
+
+    address: str = ""
+    archive: bool = False
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.address or self.archive or self.sha256):
+            return
+        there = self.address.startswith("s3://") or (self.archive and isabs(self.address))
+        if not there or has_credentials(self.address) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise InputError("origin", "...", "is not a place from which image files are brought", "Prepare it again")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a prepared data set is.
 
@@ -29,7 +53,7 @@ class Manifest:
         source_digest: what the source held; see `source_digest`.
         digest: hex sha256 of the prepared content, wherever it lies.
         storage: "arrays" or "files".
-        root: folder of the files, absolute or relative to the data set; empty for arrays.
+        root: folder of the files, absolute or relative to the data set; empty for arrays, and where there is an origin.
         resize: whether files are brought to `image_shape` when read; else they have it.
         num_classes: K.
         class_names: of the K classes, by label. Open classes are not among them.
@@ -43,6 +67,7 @@ class Manifest:
         account: what became of the source, for people; older data sets have none.
         kept_size: height and width of the images as they are kept, where they are larger than the student takes them: for a
             teacher (`rco.data.network_input`); 0: as `image_shape` says.
+        origin: from where the files are brought when they are asked for (`rco.data.referred`).
     """
 
     source: str
@@ -62,6 +87,7 @@ class Manifest:
     decoding: Decoding = field(default_factory=Decoding)
     account: Account = field(default_factory=Account)
     kept_size: int = 0
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         channels, height, width = self.image_shape
@@ -78,6 +104,7 @@ class Manifest:
             "probe": not all(0 <= row < self.sizes.get("val", 0) for row in self.probe),
             "kept_size": self.kept_size != 0 and not max(height, width) < self.kept_size <= LARGEST_IMAGE,
             "root": ".." in PurePath(self.root).parts,
+            "origin": bool(self.origin.address) and (self.storage != "files" or self.root != ""),
         }
         for name, is_wrong in wrong.items():
             if is_wrong:
@@ -93,7 +120,8 @@ class Manifest:
     def written(self) -> dict[str, Any]:
         """As it is written. What is as it was before there was a choice is left out: such data sets are older."""
         words = jsonable(self)
-        for name, default in (("open_classes", {}), ("decoding", Decoding()), ("account", Account()), ("kept_size", 0)):
+        defaults = {"open_classes": {}, "decoding": Decoding(), "account": Account(), "kept_size": 0, "origin": Origin()}
+        for name, default in defaults.items():
             if getattr(self, name) == default:
                 del words[name]
         return dict(words)
@@ -102,3 +130,8 @@ class Manifest:
 def part_file(folder: Path, manifest: Manifest, part: str) -> Path:
     """Where one part's labels are, with its images or their paths."""
     return folder / f"{part}.{'json' if manifest.storage == 'files' else 'safetensors'}"
+
+
+def digests_file(folder: Path, part: str) -> Path:
+    """Where the sizes and digests of a part's files are, if they lie in a store: `sizes` (N,) int64, `sha256` (N, 32) uint8."""
+    return folder / f"{part}.digests.safetensors"

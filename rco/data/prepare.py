@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from rco.data.dataset import MANIFEST, OPEN, PARTS, Manifest, part_file
 from rco.data.decoding import MOST_MEGAPIXELS, Decoding
 from rco.data.image_file import SIXTEEN, TRANSPARENT, TURNED
 from rco.data.images import FileImages, Images, Pixels, Rows, Survey
+from rco.data.manifest import Origin, digests_file
 from rco.data.normalisation import normalisation
+from rco.data.referred import hand_over
 from rco.data.seen import Progress, Seen, digests_of, surveyed, to_be_left_out
+from rco.data.sources.base import Source
 from rco.data.sources.kinds import open_source
 from rco.data.sources.layout import Layout
 
@@ -39,7 +43,7 @@ _CHANGED = TURNED | TRANSPARENT | SIXTEEN
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def prepare(config: DataConfig, out: Path, digest: str, *, kept_size: int = 0) -> Manifest:
+def prepare(config: DataConfig, out: Path, digest: str, *, kept_size: int = 0, refer: bool = False) -> Manifest:
     """Read a source, split it, and write the prepared data set to the folder `out`.
 
     Every image is read once, and all that cannot be read are named together.
@@ -48,6 +52,8 @@ def prepare(config: DataConfig, out: Path, digest: str, *, kept_size: int = 0) -
         digest: what `source_digest` says; it is recorded.
         kept_size: keep the images at so many pixels, square, for a teacher that takes more of them than the student, whose
             size is `image_size`; 0, or not more: keep them as they are for the student.
+        refer: copy no image files out of a store or an archive, but say from where they are brought when they are asked for
+            (`rco.data.referred`); else what has been fetched or unpacked is a part of the prepared data set.
 
     Raises:
         InputError: the source cannot be read or split (see `rco.data.sources`), or is too large for memory.
@@ -72,7 +78,8 @@ def prepare(config: DataConfig, out: Path, digest: str, *, kept_size: int = 0) -
                 f"{config.in_memory_gib:g} GiB (in_memory_gib)",
                 "Choose smaller images, or save the data set as an image folder",
             )
-        write = _write_files if in_files else _write_arrays
+        refer = refer and bool(source.address)
+        write = partial(_write_files, refer, refer and source.archive is None) if in_files else _write_arrays
         left_out: dict[int, str] = {}
         splits, seen, (root, statistics) = _written(write, images, layout, config, out, None)
         if seen.problems or seen.other_sizes:
@@ -102,7 +109,10 @@ def prepare(config: DataConfig, out: Path, digest: str, *, kept_size: int = 0) -
             open_classes=layout.open_classes,
             decoding=images.decoding if isinstance(images, FileImages) and in_files else Decoding(),
             account=_account(config, images, layout, splits, seen, left_out),
+            origin=_origin(source, splits, seen) if refer and in_files else Origin(),
         )
+        if isinstance(images, FileImages) and manifest.origin.address:
+            hand_over(images.root, manifest.origin)
         changed = sum(int(np.count_nonzero(traits & _CHANGED)) for traits in seen.traits.values())
     manifest = replace(manifest, digest=_digest(manifest, out, changed))
     write_json(out / MANIFEST, manifest.written)
@@ -269,7 +279,14 @@ def _write_arrays(
 
 
 def _write_files(
-    images: FileImages, layout: Layout, splits: dict[str, Rows], out: Path, seen: Seen, before: Seen | None
+    refer: bool,
+    with_digests: bool,
+    images: FileImages,
+    layout: Layout,
+    splits: dict[str, Rows],
+    out: Path,
+    seen: Seen,
+    before: Seen | None,
 ) -> tuple[str, Statistics]:
     progress = Progress(sum(map(len, splits.values())))
     for part, rows in splits.items():
@@ -279,15 +296,33 @@ def _write_files(
     train = splits["train"]
     sample = train[np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(np.int64)]
     statistics = channel_statistics(images.read(sample[i : i + _BLOCK], cpu_count()) for i in range(0, len(sample), _BLOCK))
-    root = str(images.root.resolve())
-    if images.root.is_relative_to(out):  # came out of an archive or a store, and would be gone when the source is closed
+    root = "" if refer else str(images.root.resolve())
+    if root and images.root.is_relative_to(out):  # came out of an archive or a store, and would be gone when it is closed
         root = "images"
         shutil.rmtree(out / root, ignore_errors=True)
         os.replace(images.root, out / root)
     for part, rows in splits.items():
         paths = [images.paths[row] for row in rows]
         write_json(out / f"{part}.json", {"paths": paths, "labels": layout.labels[rows].tolist()})
+        if with_digests:
+            sizes = np.array([(images.root / path).stat().st_size for path in paths], np.int64)
+            save_arrays(digests_file(out, part), {"sizes": sizes, "sha256": seen.sha256[part]})
     return root, statistics
+
+
+def _origin(source: Source, splits: dict[str, Rows], seen: Seen) -> Origin:
+    """From where the files can be had again, and what they are then known by."""
+    assert isinstance(source.images, FileImages)
+    if source.archive is not None:
+        return Origin(address=source.address, archive=True, sha256=sha256_of(source.archive))
+    paths = source.images.paths
+    files = (
+        (paths[row], digest.tobytes()) for part in splits for row, digest in zip(splits[part], seen.sha256[part], strict=True)
+    )
+    known = hashlib.sha256()
+    for path, digest in sorted(files):
+        known.update(json.dumps([path, digest.hex()]).encode())
+    return Origin(address=source.address, sha256=known.hexdigest())
 
 
 def _digest(manifest: Manifest, folder: Path, changed: int) -> str:
@@ -298,7 +333,9 @@ def _digest(manifest: Manifest, folder: Path, changed: int) -> str:
     """
     known = manifest.source_digest if manifest.storage == "files" else ""
     decoding = replace(manifest.decoding, max_megapixels=MOST_MEGAPIXELS)  # it changes nothing in what is there
-    document = replace(manifest, source="", root="", source_digest=known, decoding=decoding, account=Account()).written
+    document = replace(
+        manifest, source="", root="", source_digest=known, decoding=decoding, account=Account(), origin=Origin()
+    ).written
     if changed and manifest.storage == "files":
         document["changed"] = changed
     document["parts"] = {part: sha256_of(part_file(folder, manifest, part)) for part in manifest.sizes}

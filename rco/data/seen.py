@@ -31,7 +31,7 @@ class Seen:
     Attributes:
         rows: which they are.
         digests: of each image's content.
-        traits: as `rco.data.images.Survey`.
+        traits, sha256: as `rco.data.images.Survey`.
         problems: row of the source -> what is wrong with the file.
         other_sizes: likewise, of files that are not of the size that all must have.
     """
@@ -39,21 +39,25 @@ class Seen:
     rows: dict[str, Rows] = field(default_factory=dict)
     digests: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
     traits: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    sha256: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     other_sizes: dict[int, str] = field(default_factory=dict)
 
     def add(self, part: str, rows: Rows, survey: Survey) -> None:
         """Note what was seen of the part's `rows`."""
         self.rows[part], self.digests[part], self.traits[part] = rows, survey.digests, survey.traits
+        self.sha256[part] = survey.sha256
         self.problems |= {int(rows[i]): problem for i, problem in survey.problems.items()}
         self.other_sizes |= {int(rows[i]): problem for i, problem in survey.other_sizes.items()}
 
     def of(self, rows: Rows) -> Survey:
-        """What was seen of some rows, whichever part they were in."""
-        known, digests, traits = (np.concatenate(list(arrays.values())) for arrays in (self.rows, self.digests, self.traits))
+        """What was seen of some rows of files, whichever part they were in."""
+        known, digests, traits, sha256 = (
+            np.concatenate(list(arrays.values())) for arrays in (self.rows, self.digests, self.traits, self.sha256)
+        )
         order = np.argsort(known)
         at = order[np.searchsorted(known, rows, sorter=order)]
-        return Survey(digests[at], traits[at])
+        return Survey(digests[at], traits[at], sha256=sha256[at])
 
 
 def to_be_left_out(seen: Seen, images: Images, config: DataConfig) -> dict[int, str]:
@@ -118,8 +122,10 @@ def _joined(surveys: Sequence[Survey]) -> Survey:
         problems |= {start + i: problem for i, problem in survey.problems.items()}
         other_sizes |= {start + i: problem for i, problem in survey.other_sizes.items()}
         start += len(survey.digests)
-    digests, traits = (np.concatenate(arrays) for arrays in zip(*((s.digests, s.traits) for s in surveys), strict=True))
-    return Survey(digests, traits, problems, other_sizes)
+    digests, traits, sha256 = (
+        np.concatenate(arrays) for arrays in zip(*((s.digests, s.traits, s.sha256) for s in surveys), strict=True)
+    )
+    return Survey(digests, traits, problems, other_sizes, sha256)
 
 
 def digests_of(pixels: Pixels) -> NDArray[np.uint64]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rco.core.errors import InputError
 from rco.data.dataset import MANIFEST, Dataset
+from rco.data.referred import open_dataset
 from rco.exporting.config import FILES
 from rco.exporting.formats import (
     TOLERANCE,
@@ -75,7 +76,7 @@ class Row:
 def prepared_images(student: Shipped, home: Path) -> Images | None:
     """The validation part of the data set that the student was trained on, if it is in this home."""
     for manifest in sorted(home.glob(f"pipeline/*/prepare-data*/dataset/{MANIFEST}")):
-        data = Dataset.open(manifest.parent)
+        data = open_dataset(manifest.parent, home / "images")
         if student.data_digest and data.manifest.digest == student.data_digest:
             return images_of_data(data)
     return None

@@ -28,7 +28,7 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
     from rco.data.sources.kinds import source_digest
 
     log.info("preparing %s", s.data.dataset)
-    manifest = prepare(s.data, dataset, s.source_digest, kept_size=s.kept_size or 0)
+    manifest = prepare(s.data, dataset, s.source_digest, kept_size=s.kept_size or 0, refer=True)
     if (found := source_digest(s.data)) != s.source_digest:
         raise InputError(
             "dataset",

@@ -16,6 +16,7 @@ from rco.core.files import sha256_of
 from rco.core.settings import jsonable
 from rco.core.tensors import save_arrays
 from rco.data.dataset import Dataset
+from rco.data.referred import open_dataset
 from rco.evaluation import openset
 from rco.evaluation.measured import FILE
 from rco.models.route import Route
@@ -60,7 +61,7 @@ def evaluate_students(
     from rco.training.fed import fed
 
     prepare_process(s.compute)
-    data = Dataset.open(dataset)
+    data = open_dataset(dataset)
     manifest, route = data.manifest, Route.open(anchors)
     converged, teachers_data = route.checkpoints[-1], fed(route, data)
     spec = NetworkSpec.of(s.teacher, teachers_data.manifest)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rco.data.dataset import Dataset
 from rco.data.inputs import Inputs
+from rco.data.referred import open_dataset
 from rco.evaluation.statistics import require_same_data
 from rco.models.spec import NetworkSpec
 from rco.tasks.process import log, read_settings, task
@@ -32,7 +32,7 @@ def init_students(settings: Mapping[str, Any], *, dataset: Path, students: Path)
     from rco.training.device import prepare_process
 
     prepare_process(s.compute)
-    data = Dataset.open(dataset)
+    data = open_dataset(dataset)
     if s.route_data and s.route_data != data.manifest.digest:
         require_same_data({"the prepared data": data.manifest.digest, "the route": s.route_data})
     spec = NetworkSpec.of(s.student, data.manifest)

@@ -18,6 +18,7 @@ from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.data.inputs import Inputs
 from rco.data.network_input import NetworkInput
+from rco.data.referred import open_dataset
 from rco.models.route import Anchor, anchor_folders
 from rco.models.spec import NetworkSpec
 from rco.models.weights import load_weights
@@ -220,7 +221,7 @@ def _load(
     from rco.training.distillation import ProbeTargets, anchor_of
     from rco.training.ema import Ema
 
-    data, folders = Dataset.open(dataset), anchor_folders(anchor)
+    data, folders = open_dataset(dataset), anchor_folders(anchor)
     anchor_data = data.seen_by(teacher_input) if teacher_input else data
     spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, anchor_data.manifest)
     about = tuple(Anchor.read(folder) for folder in folders)

@@ -13,6 +13,7 @@ from rco.core.errors import InputError
 from rco.data.config import InputConfig
 from rco.data.dataset import Dataset
 from rco.data.network_input import NetworkInput
+from rco.data.referred import open_dataset
 from rco.models.route import MANIFEST, PROBE, Route, checkpoint_file
 from rco.models.spec import NetworkSpec
 from rco.tasks.launch import in_workers
@@ -46,7 +47,7 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     from rco.training.route import adopt_route
 
     prepare_process(s.compute)
-    prepared = Dataset.open(dataset)
+    prepared = open_dataset(dataset)
     data = prepared.seen_by(NetworkInput.asked(s.teacher_input or InputConfig(), prepared.manifest))
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=settings_as_params(s), data=data_summary(data))

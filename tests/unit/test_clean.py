@@ -51,6 +51,7 @@ def home(tmp_path: Path) -> Path:
     for file in (
         f"results/{'d' * 32}/manifest.json",
         f"logits/{'c' * 32}.safetensors",
+        f"images/{'e' * 32}/files/cat/0.png",
         f"resume/local/train_teacher/4f/point-00001-000002-{'d' * 64}.safetensors",
         "data/cifar/batch.bin",
         "weights/resnet18-f37072fd.pth",
@@ -91,7 +92,7 @@ def gone(home: Path, *words: str) -> set[str]:
 
 RUN_A, RUN_B = "runs/local-20260101-0", "runs/local-20260201-0"
 OLD_CACHE = {f"cache/{KEY[:16]}", "pipeline/job-1"}
-OLD_REST = {f"results/{'d' * 16}", f"logits/{'c' * 16}", "resume/local"}
+OLD_REST = {f"results/{'d' * 16}", f"logits/{'c' * 16}", f"images/{'e' * 16}", "resume/local"}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_a_home_is_shown(home: Path) -> None:
     assert "what 1 runs have that were deleted in it; this removes it:\nmlflow gc --backend-store-uri sqlite:///" in done.output
     told = json.loads(rco("--home", home, "--json").output)
     assert {kind: of["count"] for kind, of in told["holds"].items()} == {
-        **{"runs": 3, "cache": 3, "results": 1, "logits": 1, "resume": 1},
+        **{"runs": 3, "cache": 3, "results": 1, "logits": 1, "images": 1, "resume": 1},
         **{"data": 1, "weights": 1, "MLflow": 1, "other": 1},
     }
     every = sum(path.lstat().st_size for path in home.rglob("*") if path.is_symlink() or path.is_file())
@@ -272,7 +273,7 @@ def test_two_at_once(home: Path) -> None:
         thread.join()
     assert [each.troubles for each in done] == [[]] * 4
     names = [thing.name for each in done for thing in each.things]
-    assert len(names) == len(set(names)) == 60 + 1 + 2 + 2 + 2
+    assert len(names) == len(set(names)) == 60 + 1 + 1 + 2 + 2 + 2
     assert not wanted.choose(holdings(home))[0]
 
 

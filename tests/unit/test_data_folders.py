@@ -530,6 +530,48 @@ class TestInspect:
         assert "image_size = 4: means nothing for a checkpoint" in done.output
 
 
+# --- what is easily overlooked -----------------------------------------------------------------------------------------------
+
+
+def test_images_deeper_than_their_class_are_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", {"train/animals": 6, "train/vehicles/car": 6, "test/animals": 2, "test/vehicles/car": 2})
+    said = lines(prepared(root, tmp_path / "out"))
+    first = "train/vehicles/car/000.png, train/vehicles/car/001.png, train/vehicles/car/002.png, ..."
+    assert f"in folders inside a class folder: 8 images ({first}), of the class of the outer one" in said
+    assert "inside a class folder" not in lines(prepared(folder(tmp_path / "y", {"a": 6, "b": 6}), tmp_path / "flat"))
+
+
+def test_classes_that_are_spelt_alike(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # as a Mac writes it
+    root = folder(tmp_path / "x", {composed: 6, decomposed: 6, "tea": 6})
+    said = lines(prepared(root, tmp_path / "out"))
+    assert "warning: names that differ in case or in the Unicode form of accents alone are several classes: " in said
+    assert r"'cafe\u0301', 'caf\xe9'" in said
+    for a, b in ((composed, decomposed), ("Cat", "cat")):
+        root = folder(tmp_path / a, {f"train/{a}": 4, "train/dog": 4, f"test/{b}": 4, "test/dog": 4})
+        with pytest.raises(InputError, match="that train spells otherwise") as caught:
+            prepared(root, tmp_path / "other")
+        assert f"{b!a} there, {a!a} in train" in str(caught.value)
+
+
+def test_further_frames_and_pages_are_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", {"a": 6, "b": 6})
+    frames = [Image.new("RGB", Image.open(root / "a" / "000.png").size, colour) for colour in ("red", "blue")]
+    for name in ("anim.gif", "pages.tif", "anim.png", "anim.webp"):
+        frames[0].save(root / "b" / name, save_all=True, append_images=frames[1:])
+    frames[0].save(root / "b" / "one.gif")
+    said = lines(prepared(root, tmp_path / "out"))
+    assert "images that have several frames or pages, of which the first is read: 4 (" in said
+    assert "one.gif" not in said
+
+
+def test_paths_of_windows_in_a_list(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", {"a": 6, "b": 6})
+    (root / "list.csv").write_text("path,label\na\\000.png,a\nb\\000.png,b\n")
+    with pytest.raises(InputError, match="Write paths with /, not with backslashes"):
+        check_source(DataConfig(dataset=str(root / "list.csv")))
+
+
 # --- zip ------------------------------------------------------------------------------------------------------------------
 
 
@@ -592,6 +634,9 @@ class TestZip:
         assert "has a member that is a link: 'cat/link.png'" in said()
         path.write_bytes(whole.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"))
         assert "has encrypted files" in said()
+        at = whole.rindex(b"cat/000.png")  # in the directory
+        path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
+        assert "is not a readable ZIP file (it has a member without a name)" in said()
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in ("cat/0.png", "dog/0.png"):
                 archive.writestr(name, bytes(2**20))

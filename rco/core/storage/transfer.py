@@ -9,6 +9,7 @@ growing waits.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -19,16 +20,16 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rco.core.errors import InputError
 from rco.core.files import atomically, sha256_of
 from rco.core.storage.addresses import S3, Entry, bucket_and_key, existing_path, is_remote, local_path
 from rco.core.storage.local import list_files
-from rco.core.storage.retries import DamagedError, with_retries
+from rco.core.storage.retries import DamagedError, code_and_status, with_retries
 from rco.core.storage.s3 import REQUESTS, connection, for_each, list_objects
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ _SHA256 = "sha256"  # in an object's metadata
 _PART_BYTES = 16 * 2**20
 _LONGEST_NAME = 255  # bytes
 _PROGRESS_SECONDS = 10.0
+_NAMED = 5  # files in a message
+_AT_ONCE = 4096  # files that are given to the pool at once
 
 
 def fetch(uri: str, into: Path, only: Collection[str] | None = None) -> Path:
@@ -84,6 +87,108 @@ def fetch(uri: str, into: Path, only: Collection[str] | None = None) -> Path:
         with ThreadPoolExecutor(REQUESTS) as pool, _transfers(client) as transfers:
             for_each(pool, entries, one)
     return targets.get(key, into)
+
+
+class Known(NamedTuple):
+    """A file in a store, and what it must hold.
+
+    Attributes:
+        name: relative to the address of its folder.
+        size: in bytes.
+        sha256: of its content.
+    """
+
+    name: str
+    size: int
+    sha256: bytes
+
+
+def fetch_known(uri: str, into: Path, files: Sequence[Known]) -> None:
+    """Bring files of a folder in a store to `into`. Each appears under its name only when it holds what it must.
+
+    Nothing is listed, and one request brings a file: there may be millions. Files that are there already, to be gone on with
+    after an interruption, are the caller's to leave out.
+
+    Raises:
+        ChangedError: files are gone or hold something else, of which the first few are named.
+        InputError: the store cannot be used; or a name that would be written outside `into`.
+    """
+    bucket, key = bucket_and_key(uri)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    entries = [Entry(file.name, file.size, "", prefix + file.name) for file in files]
+    progress = _Progress(f"fetching {uri}", entries)
+    changed: list[str] = []
+    with connection(uri) as client:
+
+        def one(pair: tuple[Entry, Known]) -> None:
+            entry, file = pair
+            target = _inside(into, entry, uri)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".fetch-{secrets.token_hex(8)}")
+            arrived: set[bytes] = set()
+            try:
+                with_retries(
+                    f"{S3}{bucket}/{entry.key}", lambda: _receive(client, bucket, entry.key, file, temporary, progress, arrived)
+                )
+                os.replace(temporary, target)
+            except _OtherContentError as error:
+                changed.append(f"{file.name} {error}")
+                if len(changed) >= _NAMED:
+                    raise
+            finally:
+                temporary.unlink(missing_ok=True)
+            progress.finished()
+
+        pairs = list(zip(entries, files, strict=True))
+        with ThreadPoolExecutor(REQUESTS) as pool, suppress(_OtherContentError):
+            for start in range(0, len(pairs), _AT_ONCE):  # what waits in the pool takes memory
+                for_each(pool, pairs[start : start + _AT_ONCE], one)
+    if changed:
+        count = f"{len(changed)}{' or more' if len(changed) >= _NAMED else ''}"
+        problem = f"has changed: {count} of {len(files):,} files ({'; '.join(sorted(changed)[:_NAMED])})"
+        raise ChangedError("uri", uri, problem, "Put them back as they were")
+
+
+class ChangedError(InputError):
+    """What lies at an address is not what was recorded."""
+
+
+class _OtherContentError(Exception):
+    """With what is another than was recorded."""
+
+
+def _receive(client: Any, bucket: str, key: str, file: Known, path: Path, progress: _Progress, arrived: set[bytes]) -> None:
+    """Write an object to `path`.
+
+    Args:
+        arrived: digests of what has arrived in earlier attempts and was not right: twice the same is no damage on the way.
+
+    Raises:
+        _OtherContentError: there is no such object, or another.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = client.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if code_and_status(error)[0] in ("NoSuchKey", "404"):
+            raise _OtherContentError("is gone") from None
+        raise
+    with closing(answer["Body"]) as body, progress.watch() as watch:
+        if answer["ContentLength"] != file.size:
+            raise _OtherContentError(f"has {answer['ContentLength']:,} bytes, and had {file.size:,}")
+        digest = hashlib.sha256()
+        with open(path, "wb") as output:
+            for block in body.iter_chunks(2**20):
+                output.write(block)
+                digest.update(block)
+                watch.on_progress(len(block))
+        if digest.digest() != file.sha256:
+            if digest.digest() in arrived:
+                raise _OtherContentError("holds something else")
+            arrived.add(digest.digest())
+            remedy = "Look at what lies between here and the store"
+            raise DamagedError("uri", f"{S3}{bucket}/{key}", "arrives damaged: its sha256 is not the recorded one", remedy)
 
 
 def upload(path: Path, uri: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
@@ -53,4 +53,5 @@ class ArchiveFile(ClassFolders):
 
         path = existing_file(config.dataset)
         with TemporaryDirectory(dir=scratch, prefix=".source-") as temporary:
-            yield extracted_source(config, path, Path(temporary) / "extracted")
+            source = extracted_source(config, path, Path(temporary) / "extracted")
+            yield replace(source, address=str(path.resolve()), archive=path)

@@ -37,10 +37,18 @@ class Info:
 
 @dataclass(frozen=True)
 class Source:
-    """A source that is open: its layout, and images whose rows the layout speaks of."""
+    """A source that is open: its layout, and images whose rows the layout speaks of.
+
+    Args:
+        address: of the folder or archive that files were fetched or unpacked from, if they can be had there again: all tasks
+            see it, and the paths of the images are relative to it. Empty: there is no such place.
+        archive: the local copy of what is there, if it is an archive.
+    """
 
     layout: Layout
     images: Images
+    address: str = ""
+    archive: Path | None = None
 
 
 class SourceKind(Plugin, ABC):

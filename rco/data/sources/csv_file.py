@@ -117,10 +117,11 @@ class CsvFile(ImageFiles):
             with as_dataset():
                 listed = self._listed(config.dataset)
                 layout, paths = self._laid_out(config, listed)
-                root = Path(listed.root)
+                root, address = Path(listed.root), ""
                 if is_remote(listed.root):
-                    root = fetch(f"{listed.root}/", Path(temporary) / "fetched", only=set(paths))
-            yield Source(layout, FileImages.of(root, paths, config.image_size, self.decoding, self.image_channels))
+                    root, address = fetch(f"{listed.root}/", Path(temporary) / "fetched", only=set(paths)), listed.root
+            images = FileImages.of(root, paths, config.image_size, self.decoding, self.image_channels)
+            yield Source(layout, images, address)
 
     def _laid_out(self, config: DataConfig, listed: Listed) -> tuple[Layout, list[str]]:
         from rco.data.sources.layout import Notes, laid_out_files
@@ -232,7 +233,9 @@ def _sorted_out(
             complaints.add(
                 row.line,
                 "lists files that do not exist",
-                f"Paths are relative to {root}; set csv_root if they are not",
+                "Write paths with /, not with backslashes"
+                if "\\" in row.path
+                else f"Paths are relative to {root}; set csv_root if they are not",
                 row.path,
             )
         elif before is row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -197,6 +198,16 @@ def laid_out_files(
     known = {name for name, paths in found["train"].items() if paths}
     for part, classes in found.items():
         if odd := sorted(name for name, paths in classes.items() if paths and name not in known):
+            written = {_folded(name): name for name in known}
+            alike = [(name, written[_folded(name)]) for name in odd if _folded(name) in written]
+            if alike:
+                raise InputError(
+                    "dataset",
+                    source,
+                    f"has {named(odd, 'class', 'classes')} in {parts_from.get(part, part)} that train spells otherwise, in "
+                    f"case or in the Unicode form of accents: {alike[0][0]!a} there, {alike[0][1]!a} in train",
+                    "Rename the folders, so that a class has one name",
+                )
             raise InputError(
                 "dataset",
                 source,
@@ -204,6 +215,14 @@ def laid_out_files(
                 f"Classes of train: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''}. "
                 "Give train images of each, or take them out",
             )
+    spelled: dict[str, list[str]] = {}
+    for name in sorted(known):
+        spelled.setdefault(_folded(name), []).append(name)
+    if twice := [names for names in spelled.values() if len(names) > 1]:
+        shown = "; ".join(", ".join(map(ascii, names)) for names in twice[:3]) + ("; ..." if len(twice) > 3 else "")
+        remarks.append(
+            f"warning: names that differ in case or in the Unicode form of accents alone are several classes: {shown}"
+        )
     if val_is_test and "val" in found and "test" not in found:
         found["test"] = found.pop("val")
         parts_from["test"] = parts_from.pop("val", "val")
@@ -220,6 +239,11 @@ def laid_out_files(
     order = ", ".join(class_order) if len(class_order) < 2 else "as listed"
     notes = replace(notes, parts=parts_from, class_order=order or SORTED, remarks=tuple(remarks))
     return laid_out(source, class_names, np.array(labels, np.int64), parts, open_classes, notes), ordered
+
+
+def _folded(name: str) -> str:
+    """A class's name, whatever its case and the Unicode form of its accents (a Mac decomposes them)."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def named(names: Sequence[str], one: str, many: str, shown: int = 5) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
@@ -68,6 +68,7 @@ class Remote(ClassFolders):
             with as_dataset():
                 root = fetch(config.dataset, Path(temporary) / "fetched")
             if has_archive_name(config.dataset):
-                yield extracted_source(config, root, Path(temporary) / "extracted")
+                source = extracted_source(config, root, Path(temporary) / "extracted")
+                yield replace(source, address=config.dataset, archive=root)
             else:
-                yield files_source(config, root)
+                yield replace(files_source(config, root), address=config.dataset)

@@ -38,6 +38,7 @@ class Tree:
         left_out: why -> names.
         remarks: what else was decided.
         depth: how many folders lie around it all.
+        deeper: images that lie in folders inside a class folder.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Tree:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     remarks: list[str] = field(default_factory=list)
     depth: int = 0
+    deeper: list[str] = field(default_factory=list)
 
     def sort(self, names: Iterable[str], broken_links: Sequence[str], empty_folders: Sequence[str]) -> None:
         """Tell images from other files by their names."""
@@ -83,7 +85,11 @@ class Tree:
             self.depth = _depth(self.images) if not self.named else 0
             self._drop_strays()
             folders = {part: PurePosixPath(folder).parts for part, folder in self.named.items()}
-        return self._parts_of(folders) if folders else self._classes_alone()
+        found = self._parts_of(folders) if folders else self._classes_alone()
+        if self.deeper:
+            images = named(self.deeper, "image", "images", shown=3)
+            self.remarks.append(f"in folders inside a class folder: {images}, of the class of the outer one")
+        return found
 
     def _name(self, path: Parts) -> str:
         return "/".join(path)
@@ -197,6 +203,8 @@ class Tree:
         found: dict[str, list[str]] = defaultdict(list)
         for path in self.images:
             found[path[self.depth]].append(self._name(path))
+            if len(path) > self.depth + 2:
+                self.deeper.append(self._name(path))
         self.where = {"train": self._name(self._around()) or "the whole set"}
         return {"train": dict(found)}
 
@@ -250,6 +258,8 @@ class Tree:
         for path in paths:
             if len(path) > at + 1:
                 found[path[at]].append(self._name(path))
+            if len(path) > at + 2:
+                self.deeper.append(self._name(path))
         return dict(found)
 
     def _wrap_of(self, part: str, paths: Sequence[Parts], at: int, known: set[str]) -> str | None:

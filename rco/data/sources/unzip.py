@@ -32,6 +32,8 @@ def members(path: Path, address: str) -> Iterator[tuple[zipfile.ZipFile, list[tu
             for info in archive.infolist():
                 # What Windows' own tools have written has its separators.
                 name = info.filename.replace("\\", "/") if info.create_system == 0 else info.filename
+                if not name:  # zipfile cuts names at a zero byte
+                    raise zipfile.BadZipFile("it has a member without a name")
                 if info.is_dir() or name.endswith("/"):
                     continue
                 if info.flag_bits & 1:
