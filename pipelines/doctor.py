@@ -178,13 +178,20 @@ def workflows(endpoint: str | None, namespace: str = "kubeflow") -> list[Finding
     if not endpoint:
         return skip("workflows", "no endpoint of Kubeflow is named")
     from pipelines.cluster import controller
-    from pipelines.cluster.watch import duration
 
     defaults = controller.ask(namespace)
     if defaults is None:
         return skip(
             "workflows", f"{controller.CONFIG_MAP} in {namespace} cannot be read from here: which failures are tried again?"
         )
+    return policies(defaults)
+
+
+def policies(defaults: str) -> list[Finding]:
+    """What follows from the workflow controller's defaults."""
+    from pipelines.cluster import controller
+    from pipelines.cluster.watch import duration
+
     kept = controller.kept_for(defaults)
     facts = (
         f"a workflow is deleted, with the logs of its pods, {duration(kept)} after its end" if kept else "workflows are kept"

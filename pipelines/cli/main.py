@@ -12,6 +12,7 @@ from pipelines.cli.clean import clean
 from pipelines.cli.cluster import compile_command, submit, upload, wait
 from pipelines.cli.inspect import inspect
 from pipelines.cli.machine import doctor
+from pipelines.cli.manifests import cluster
 from pipelines.cli.route import import_route
 from pipelines.cli.runs import compare, run, sweep, sync
 from pipelines.cli.ship import export, predict, serve
@@ -56,6 +57,7 @@ for command in (
     submit,
     upload,
     wait,
+    cluster,
     doctor,
     import_route,
 ):

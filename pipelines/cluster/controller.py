@@ -6,7 +6,7 @@ number of retries then has the policy OnError, which a process that dies or time
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -21,17 +21,18 @@ def ask(namespace: str) -> str | None:
     Args:
         namespace: of KFP itself.
     """
-    from kubernetes import client, config
+    from pipelines.cluster.kube import Kube
 
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config()
-        else:
-            config.load_kube_config(context=os.environ.get("KFP_KUBE_CONTEXT") or None)
-        found = client.CoreV1Api().read_namespaced_config_map(CONFIG_MAP, namespace, _request_timeout=10)
+        found = Kube.connect().get(f"/api/v1/namespaces/{namespace}/configmaps/{CONFIG_MAP}")
     except Exception:  # no cluster, no rights, no answer: it is an extra
         return None
-    return str((found.data or {}).get(KEY) or "")
+    return defaults_of(found)
+
+
+def defaults_of(config_map: Mapping[str, Any]) -> str:
+    """The defaults that the controller's ConfigMap holds; empty: none."""
+    return str((config_map.get("data") or {}).get(KEY) or "")
 
 
 def policy(defaults: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -49,14 +48,12 @@ def _line(text: Any) -> str:
 
 def ask(run_id: str, namespace: str) -> list[str] | None:
     """The reasons that hold for the pods of a run; None: Kubernetes cannot be asked from here."""
-    from kubernetes import client, config
+    from kubernetes import client
+
+    from pipelines.cluster.kube import api_client
 
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config()
-        else:
-            config.load_kube_config(context=os.environ.get("KFP_KUBE_CONTEXT") or None)
-        answer = client.CoreV1Api().list_namespaced_pod(
+        answer = client.CoreV1Api(api_client()).list_namespaced_pod(
             namespace or "kubeflow", label_selector=f"pipeline/runid={run_id}", _request_timeout=10
         )
     except Exception:  # no cluster, no rights, no answer: it is an extra

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.cluster.manifests import Site, render
 from rco.tracking.context import Context
 from tests import servers
 from tests.images.conftest import ROOT, Built, Checkout, step
@@ -247,26 +247,17 @@ def test_another_host_header_is_refused(stack: Stack) -> None:
     assert list(answers.values()) == [200, 200, 200, 403, 403], answers
 
 
-def as_kubernetes_starts_it(
-    container: dict[str, Any], namespace: str, secret: dict[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """The environment of a manifest's container and its arguments: variables go into later ones, `env` wins over `envFrom`."""
-    environment = dict(secret)
-    for variable in container["env"]:
-        if "valueFrom" in variable:
-            assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
-            environment[variable["name"]] = namespace
-            continue
-        environment[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], variable["value"])
-    return environment, list(container["args"])
+def as_kubernetes_starts_it(container: dict[str, Any], secret: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The environment of a manifest's container and its arguments: `env` wins over `envFrom`."""
+    return {**secret, **{variable["name"]: variable["value"] for variable in container["env"]}}, list(container["args"])
 
 
 def test_mlflow_comes_up_as_its_manifest_for_a_cluster_says(stack: Stack, built: Built) -> None:
-    """docs/kubernetes/mlflow.yaml in the image, with exactly its environment and a plain postgresql:// address. The tests'
-    engine has the host's network alone: ports are others, and the server listens on the loopback interface."""
+    """What `rco cluster manifests mlflow` prints, in the image, with exactly its environment and a plain postgresql:// address.
+    The tests' engine has the host's network alone: ports are others, and the server listens on the loopback interface."""
     import psycopg2
 
-    documents = list(yaml.safe_load_all((ROOT / "docs" / "kubernetes" / "mlflow.yaml").read_text()))
+    documents = list(yaml.safe_load_all(render(Site(namespace="team-a"), ["mlflow"])))
     (deployment,) = (document for document in documents if document["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     confined = container["securityContext"]
@@ -283,7 +274,7 @@ def test_mlflow_comes_up_as_its_manifest_for_a_cluster_says(stack: Stack, built:
         "AWS_SECRET_ACCESS_KEY": PASSWORDS["S3_SECRET_KEY"],
     }
     assert container["envFrom"] == [{"secretRef": {"name": "rco-mlflow"}}]
-    environment, words = as_kubernetes_starts_it(container, "team-a", secret)
+    environment, words = as_kubernetes_starts_it(container, secret)
     environment["MLFLOW_S3_ENDPOINT_URL"] = environment["MLFLOW_S3_ENDPOINT_URL"].replace("8333", stack.s3.rpartition(":")[2])
     port = servers.free_port()
     words = [{"0.0.0.0": "127.0.0.1", "5000": str(port)}.get(word, word) for word in words]

@@ -23,6 +23,7 @@ import requests
 
 from rco.config.parameters import PARAMETERS
 from rco.core.errors import InputError
+from rco.tasks import probe as pod
 from rco.tasks import services as service_checks
 from rco.tasks.check import check
 from rco.tasks.services import FAIL, OK, Finding
@@ -128,6 +129,45 @@ def experiments() -> dict[str, str]:
 
     client = Context.from_environment().client()
     return {e.name: e.lifecycle_stage for e in client.search_experiments(view_type=ViewType.ALL)}
+
+
+def mount(folder: Path, **objects: dict[str, str]) -> None:
+    """ConfigMaps and Secrets as the kubelet mounts them: each key is a link into a folder that it may exchange."""
+    for name, data in objects.items():
+        there = folder / name
+        (there / "..2026_01_01").mkdir(parents=True)
+        (there / "..data").symlink_to("..2026_01_01")
+        for key, value in data.items():
+            (there / "..2026_01_01" / key).write_text(value)
+            (there / key).symlink_to(f"..data/{key}")
+
+
+def test_the_probe_of_a_cluster_uses_what_is_mounted_for_tasks(
+    store: Seaweed, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `rco doctor --cluster --probe` runs in its pod: it writes to and deletes from both by the names that tasks use."""
+    services = {**store.environment(), **tracker.environment}
+    hidden = {name: value for name, value in services.items() if name.endswith(SECRETS) or name.endswith("_USERNAME")}
+    mount(
+        tmp_path / "mounted",
+        **{
+            "config-map/rco-settings": {name: value for name, value in services.items() if name not in hidden},
+            "secret/rco-credentials": hidden,
+        },
+    )
+    files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(tmp_path / "none"))
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "RCO_"))}
+    monkeypatch.setattr(os, "environ", {**given, **files, "RCO_RESUME": "s3://kept/resume"})
+    forget()
+    before = keys(store)
+    findings = pod.probe(["s3://kept/data"], 500, tmp_path / "mounted")
+    assert {finding.name: finding.status for finding in findings} == {"pod": OK, "MLflow": OK, "S3": OK}, findings
+    assert "AWS_SECRET_ACCESS_KEY" in findings[0].found, "names alone"
+    assert sum("written, read and deleted" in finding.found for finding in findings) == 3
+    assert keys(store) == before == []
+    printed = "\n".join(pod.lines(findings))
+    assert pod.read(f"noise\n{printed}\n") == findings
+    assert not [value for name, value in hidden.items() if name.endswith(SECRETS) and value in printed]
 
 
 @pytest.mark.usefixtures("environment")

@@ -260,7 +260,7 @@ def test_the_manifests_provide_what_tasks_are_given() -> None:
     assert claim["metadata"]["name"] == volume.claim
 
 
-@pytest.mark.parametrize("name", ["settings", "credentials", "volume", "mlflow", "disk"])
+@pytest.mark.parametrize("name", ["settings", "credentials", "access", "volume", "mlflow", "disk"])
 def test_manifests_are_what_kubernetes_takes(name: str) -> None:
     import kubernetes_validate
 
@@ -283,11 +283,9 @@ def test_the_manifest_of_mlflow_sets_what_its_server_reads() -> None:
     uri = yaml.safe_load((MANIFESTS / "settings.yaml").read_text())["data"]["MLFLOW_TRACKING_URI"]
     assert uri == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     assert "command" not in container, "the image's own entry point gives PostgreSQL's address its driver"
-    # From other namespaces too, KFP's among them; Kubernetes puts the namespace in.
-    namespace = next(e for e in container["env"] if "valueFrom" in e)
-    assert namespace == {"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}
-    hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].replace("$(NAMESPACE)", "mine").split(",")
-    name = service["metadata"]["name"]
-    for called in (name, f"{name}.mine", f"{name}.mine.svc", f"{name}.mine.svc.cluster.local"):
+    # From other namespaces too, KFP's among them.
+    hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    for called in (name, f"{name}.{namespace}", f"{name}.{namespace}.svc", f"{name}.{namespace}.svc.cluster.local"):
         assert {called, f"{called}:*"} <= set(hosts)
     assert not any(" " in host for host in hosts)

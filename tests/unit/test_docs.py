@@ -121,6 +121,14 @@ def options(command: click.Command) -> set[str]:
     return {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
 
 
+def every(group: click.Group) -> Iterator[click.Command]:
+    """The commands of a group, and of the groups in it."""
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from every(command)
+
+
 def of_rco(words: list[str]) -> tuple[click.Command, list[str]] | None:
     """The subcommand of `rco` that a command runs, by itself or through make, and what it is given; None: another program's."""
     program, *rest = words
@@ -131,8 +139,12 @@ def of_rco(words: list[str]) -> tuple[click.Command, list[str]] | None:
         return main.commands[target], [part for word in given for part in shlex.split(word.removeprefix("ARGS="))]
     if program not in ("rco", ".venv/bin/rco") or not rest or rest[0].startswith("-"):
         return None
-    assert rest[0] in main.commands, f"rco has no command {rest[0]}"
-    return main.commands[rest[0]], rest[1:]
+    command: click.Command = main
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        assert name in command.commands, f"{command.name} has no command {name}"
+        command = command.commands[name]
+    return command, rest
 
 
 def named(page: Path) -> Iterator[tuple[str, list[str]]]:
@@ -209,7 +221,7 @@ def test_commands_of_blocks_are_complete(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_stand_alone_exist(page: Path) -> None:
-    known = FOREIGN.union(*(options(command) for command in main.commands.values()))
+    known = FOREIGN.union(*map(options, every(main)))
     for token in inlines(page):
         if token.type == "code_inline" and token.content.startswith("--"):
             given = {word.partition("=")[0] for word in token.content.split() if word.startswith("--")}
