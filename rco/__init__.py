@@ -20,6 +20,7 @@ _MODULES = {
     "load": "rco.tracking.registry",
     "InputError": "rco.core.errors",
     "Dataset": "rco.data.dataset",
+    "NetworkInput": "rco.data.network_input",
     "Route": "rco.models.route",
     "RunConfig": "rco.config.parameters",
 }

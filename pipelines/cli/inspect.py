@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pipelines.cli.inspect_route import is_route, show_route
 from pipelines.cli.options import parameter_options
 from rco.config.parameters import PARAMETERS, read_group
 from rco.core.errors import InputError
@@ -22,18 +23,20 @@ _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".pth.ta
 @parameter_options(name for name, p in PARAMETERS.items() if p.group == "data" and name != "dataset")
 @click.option("--json", "as_json", is_flag=True, help="print what was found as JSON")
 def inspect(target: str, flags: dict[str, Any], as_json: bool) -> None:
-    """Say what is in TARGET, a data set (as --dataset of `rco run`) or a checkpoint; nothing is trained.
+    """Say what is in TARGET, a data set (as --dataset of `rco run`), a checkpoint or a route; nothing is trained.
 
     Of a data set: which folder is taken for which part, what is left out and why, sizes, balance of the classes, files that
     cannot be read, duplicates. All of it is read once, as before a training, into a temporary folder that is removed again.
     """
     if target.lower().endswith(_CHECKPOINTS) and not Path(target).is_dir():
-        if flags:
-            name = next(iter(flags))
-            raise InputError(name, flags[name], "means nothing for a checkpoint", "Leave it out")
+        _refuse_flags(flags, "a checkpoint")
         from pipelines.cli.inspect_checkpoint import show
 
         show(Path(target), as_json)
+        return
+    if is_route(Path(target)):
+        _refuse_flags(flags, "a route")
+        show_route(Path(target), as_json)
         return
     from rco.data.prepare import prepare
     from rco.data.sources.kinds import check_source, source_digest
@@ -69,3 +72,8 @@ def inspect(target: str, flags: dict[str, Any], as_json: bool) -> None:
     for line in manifest.account.lines:
         click.echo(f"  {line}")
     click.echo(f"  digest of the prepared data: {manifest.digest}")
+
+
+def _refuse_flags(flags: dict[str, Any], what: str) -> None:
+    for name, value in flags.items():
+        raise InputError(name, value, f"means nothing for {what}", "Leave it out")

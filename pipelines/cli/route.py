@@ -22,7 +22,9 @@ from rco.core.errors import InputError
 @click.option("--decay-epochs", default="", help="epochs after which that training decayed its learning rate")
 @click.option("--dataset", required=True, help="as in `rco run`: the data set that the students will learn from")
 @parameter_options(
-    name for name, p in PARAMETERS.items() if "source" in (name, p.chooser) or name in ("image_mean", "image_std")
+    name
+    for name, p in PARAMETERS.items()
+    if "source" in (name, p.chooser) or name in ("image_mean", "image_std") or p.group == "teacher_input"
 )
 @click.option("--image-size", type=int, default=0, show_default=True)
 @click.option("--teacher", required=True, help="the model that the checkpoints are weights of")
@@ -53,6 +55,7 @@ def import_route(
     distillation. The last line says how to use the route.
     """
     from rco.data.dataset import Dataset
+    from rco.data.network_input import NetworkInput, kept_for
     from rco.data.prepare import prepare
     from rco.data.sources.kinds import check_source, source_digest
     from rco.models.config import ModelConfig
@@ -66,14 +69,18 @@ def import_route(
     files = _files(checkpoints, integers("epochs", epochs))
     find_modules_here()
     given = {**flags, "dataset": dataset, "image_size": image_size, "open_classes": open_classes}
-    config = read_group("data", given)
-    check_source(config)
+    config, asked = read_group("data", given), read_group("teacher_input", given)
+    student = check_source(config).image_shape[1]
+    kept = kept_for(asked.image_size or student, asked.image_crop or 1.0)
+    if larger := kept > student:
+        config = config.with_values(image_size=student)
     compute = device.resolve(ComputeConfig())
     device.prepare_process(compute)
     with TemporaryDirectory() as scratch:
         click.echo(f"preparing {dataset}")
-        prepare(config, Path(scratch) / "data", source_digest(config))
+        prepare(config, Path(scratch) / "data", source_digest(config), kept_size=kept if larger else 0)
         data = Dataset.open(Path(scratch) / "data")
+        data = data.seen_by(NetworkInput.asked(asked, data.manifest))
         spec = NetworkSpec.of(ModelConfig(model=teacher, stem=teacher_stem, embedding_dim=teacher_embedding_dim), data.manifest)
         click.echo(f"measuring {len(files)} checkpoints of {teacher}")
         decays = integers("decay_epochs", decay_epochs)
@@ -85,7 +92,8 @@ def import_route(
     networks = {"teacher": teacher, "teacher_stem": route.network.stem, "teacher_embedding_dim": teacher_embedding_dim}
     if open_classes:  # which are found by embeddings: the students need them too
         networks["student_embedding_dim"] = teacher_embedding_dim
-    command = _command({"route": output, **networks, **given})
+    # What the teacher takes is in the route now.
+    command = _command({"route": output, **networks, **{n: v for n, v in given.items() if PARAMETERS[n].group == "data"}})
     click.echo(f"the route is in {output}; use it with: {command}")
 
 

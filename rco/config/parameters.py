@@ -16,7 +16,7 @@ from typing import Any
 from rco.core.errors import InputError, UnusedError, choice
 from rco.core.plugins import AUTO, Registry, Settings, registry_of, unused
 from rco.core.settings import jsonable, typed
-from rco.data.config import DataConfig
+from rco.data.config import DataConfig, InputConfig
 from rco.exporting.config import ExportConfig
 from rco.models.config import ModelConfig, StartConfig
 from rco.objectives.config import ObjectiveConfig
@@ -31,6 +31,7 @@ class RunConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     teacher: ModelConfig = field(default_factory=lambda: ModelConfig(model="digits-cnn-l"))
+    teacher_input: InputConfig = field(default_factory=InputConfig)
     teacher_start: StartConfig = field(default_factory=StartConfig)
     teacher_train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40, lr=0.05, augment="shift"))
     route: RouteConfig = field(default_factory=RouteConfig)
@@ -138,6 +139,7 @@ class Parameter:
 _GROUPS = {
     "data": "",
     "teacher": "teacher_",
+    "teacher_input": "teacher_",
     "teacher_start": "teacher_",
     "teacher_train": "teacher_",
     "route": "",

@@ -77,6 +77,39 @@ class DataConfig(Settings):
         return super().with_values(**values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How the teacher takes its images, where it is not as the student does."""
+
+    image_size: int = setting(
+        0, "pixels of the teacher's images, of the same view as the student's (0: the route's, else image_size)"
+    )
+    image_mean: tuple[str, ...] = setting(
+        (), "mean by which the teacher's images are normalised: numbers | imagenet (empty: the route's, else image_mean)"
+    )
+    image_std: tuple[str, ...] = setting(
+        (), "deviation by which the teacher's images are normalised: numbers | imagenet (empty: the route's, else image_std)"
+    )
+    image_crop: float = setting(
+        0.0,
+        "part of each side of the view, around its centre, that the teacher sees, such as 0.875 (0: the route's, else all)",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("image_mean", "image_std"):  # numbers are welcome, too
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+        require_numbers(self.image_mean, self.image_std, "teacher_")
+        at_least("image_size", self.image_size, 0)
+        if self.image_size > LARGEST_IMAGE:
+            raise InputError(
+                "image_size", self.image_size, f"is more than {LARGEST_IMAGE}", "Images are made square, of this side"
+            )
+        if self.image_crop != 0 and not 0.1 <= self.image_crop <= 1:
+            raise InputError(
+                "image_crop", self.image_crop, "is not a part from 0.1 to 1", "Give 0.875, for example, or 0 for all"
+            )
+
+
 def _require_address(dataset: str) -> None:
     if not dataset.strip():
         raise InputError("dataset", dataset, "is empty", "Name a data set, a folder or an s3:// address")

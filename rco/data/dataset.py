@@ -10,10 +10,12 @@ A prepared data set is a folder:
     train.digests.safetensors, val..., test...  their sizes and digests, if they are left in a store (`rco.data.referred`)
 
 The file of the test part is opened only where that part is asked for. Preparing needs no torch; reading batches does.
+More than 400 lines: images in memory and in files are one split, whose order and randomness must be the same.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -29,12 +31,14 @@ from rco.core.documents import read_as
 from rco.core.errors import InputError, choice
 from rco.core.tensors import read_tensors
 from rco.data.augmentation import Augmentation, as_augmentation
-from rco.data.images import FileImages, Pixels, Rows
+from rco.data.images import FileImages, Rows
+from rco.data.listed import Decoder, Listed, outlive_signals
 from rco.data.manifest import MANIFEST as MANIFEST
 from rco.data.manifest import OPEN as OPEN
 from rco.data.manifest import PARTS as PARTS
 from rco.data.manifest import Manifest as Manifest
 from rco.data.manifest import part_file as part_file
+from rco.data.network_input import NetworkInput, Seen
 from rco.data.order import balanced_order
 from rco.data.share import WHOLE, Share
 
@@ -61,7 +65,9 @@ class Dataset:
 
     def __init__(self, folder: Path, manifest: Manifest, bring: Bring | None = None) -> None:
         self.folder, self.manifest, self._bring = folder, manifest, bring
+        self.input = NetworkInput.of(manifest)
         self._splits: dict[str, Split] = {}
+        self._prepared: Dataset | None = None
 
     @classmethod
     def open(cls, folder: Path, bring: Bring | None = None) -> Dataset:
@@ -75,11 +81,34 @@ class Dataset:
         """
         return cls(folder, read_as(Manifest, folder / MANIFEST, "Prepare it again", surrogates=True), bring)
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether a network takes these images otherwise than the student (`seen_by`)."""
+        return self._prepared is not None
+
+    def seen_by(self, own: NetworkInput) -> Dataset:
+        """The same images as a network takes them: of the same random draws, the same views. Nothing is read or held twice.
+
+        Raises:
+            InputError: images that are not square, of another size.
+        """
+        prepared = self._prepared or self
+        if own == prepared.input:
+            return prepared
+        channels, *_ = prepared.manifest.image_shape
+        shape = prepared.manifest.image_shape if own.size == prepared.input.size else (channels, own.size, own.size)
+        Seen.of(prepared.manifest, own)  # refuses what cannot be
+        manifest = dataclasses.replace(prepared.manifest, image_shape=shape, mean=own.mean, std=own.std, kept_size=0)
+        seen = Dataset(self.folder, manifest)
+        seen.input, seen._prepared = own, prepared
+        return seen
+
     def split(self, part: str) -> Split:
         """One of "train", "val" and "test", or "open" if there are open classes. Asked again, the same object."""
         choice("part", part, tuple(self.manifest.sizes))
         if part not in self._splits:
-            self._splits[part] = self._open(part)
+            prepared = self._prepared
+            self._splits[part] = self._open(part) if prepared is None else prepared.split(part).seen_by(self)
         return self._splits[part]
 
     def probe(self) -> Split:
@@ -92,6 +121,8 @@ class Dataset:
         return self.split(part) if size <= most else self._open(part, np.linspace(0, size - 1, most).astype(np.int64))
 
     def _open(self, part: str, rows: Rows | None = None) -> Split:
+        if self._prepared is not None:
+            return self._prepared._open(part, rows).seen_by(self)
         if self.manifest.storage == "files":
             return _FileSplit(self.folder, self.manifest, part, rows, self._bring)
         return _ArraySplit(self.folder, self.manifest, part, rows)
@@ -104,14 +135,25 @@ class Split(ABC):
         folder: of the data set.
         part: "train", "val", "test" or "open".
         rows: only these images of the part.
+
+    Attributes:
+        manifest: of the images as a network takes them.
+        seen: makes them of the images as they are kept; None: they are the same.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, part: str, rows: Rows | None = None) -> None:
         self.folder, self.manifest, self.part, self.rows = folder, manifest, part, rows
         self.file = part_file(folder, manifest, part)
+        self._kept, self.seen = manifest, Seen.of(manifest, NetworkInput.of(manifest))
 
     def __len__(self) -> int:
         return self.manifest.sizes[self.part] if self.rows is None else len(self.rows)
+
+    def seen_by(self, data: Dataset) -> Split:
+        """The same images as the network of another view of the data set takes them; what is held of them is held once."""
+        other = copy.copy(self)
+        other.manifest, other.seen = data.manifest, Seen.of(self._kept, data.input)
+        return other
 
     def num_batches(self, batch_size: int) -> int:
         """Training batches of an epoch: a last batch of a single image is left out."""
@@ -171,6 +213,7 @@ class Split(ABC):
         count: int | None = None,
         share: Share = WHOLE,
         balanced: bool = False,
+        kept: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor, Rows]]:
         """As `batches`, and which images they are.
 
@@ -180,6 +223,7 @@ class Split(ABC):
             count: batches to yield then, at most; None: all.
             share: of every batch, the part to yield; the images in it are the same as in the whole.
             balanced: show every class as often, and not every image once (`balanced_order`); needs a seed.
+            kept: yield images as they are kept, of which each network's own are made by `seen`.
 
         Yields:
             (x, y, rows): rows is (B,), the numbers of the images in this part.
@@ -201,7 +245,10 @@ class Split(ABC):
         else:
             order = rng.permutation(len(self))
         shown = _Shown(order, seed, epoch, view, slice(skip, last), share)
-        return self._batches(batch_size, device, rng, shown, augmentation, workers)
+        batches = self._batches(batch_size, device, rng, shown, augmentation, workers)
+        if kept or (seen := self.seen) is None:
+            return batches
+        return ((seen(x), y, rows) for x, y, rows in batches)
 
     def _batches(
         self,
@@ -218,7 +265,7 @@ class Split(ABC):
         from rco.data.policies import ImageDraws, erased, mixed, with_policy
 
         device = torch.device(device)
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.manifest.mean, self.manifest.std))
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self._kept.mean, self._kept.std))
         scale, offset = 1 / (255 * std), -mean / std
         order, view, crop = shown.order, shown.view, augmentation.augment
         count = self.num_batches(batch_size) if rng else -(-len(self) // batch_size)
@@ -293,7 +340,7 @@ class _ArraySplit(Split):
         import torch
 
         count = self.manifest.sizes[self.part]
-        shape, dtype = ((count,), torch.int64) if name == "labels" else ((count, *self.manifest.image_shape), torch.uint8)
+        shape, dtype = ((count,), torch.int64) if name == "labels" else ((count, *self._kept.kept_shape), torch.uint8)
         # What is kept must be good for training too, also if inference was first to ask.
         with torch.inference_mode(False):
             tensor: Tensor
@@ -318,14 +365,6 @@ class _ArraySplit(Split):
             yield images.index_select(0, index), labels.index_select(0, index)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Listed:
-    """What a part's JSON file holds: of each image, its path below the data set's root, and its label."""
-
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-
-
 class _FileSplit(Split):
     """Images in files: decoded by worker processes while the device computes."""
 
@@ -338,7 +377,7 @@ class _FileSplit(Split):
     @cached_property
     def _listed(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """Paths and labels of the whole part."""
-        listed = read_as(_Listed, self.file, "Prepare it again", surrogates=True)
+        listed = read_as(Listed, self.file, "Prepare it again", surrogates=True)
         if not len(listed.paths) == len(listed.labels) == self.manifest.sizes[self.part]:
             raise InputError("dataset", str(self.file), "lists other files than its manifest says", "Prepare it again")
         for path in listed.paths:
@@ -351,7 +390,7 @@ class _FileSplit(Split):
     @cached_property
     def _images(self) -> FileImages:
         paths = self._listed[0]
-        images = FileImages(self._root(paths), paths, self.manifest.image_shape, self.manifest.resize, self.manifest.decoding)
+        images = FileImages(self._root(paths), paths, self._kept.kept_shape, self.manifest.resize, self.manifest.decoding)
         # Before room is made for many: the manifest's word on their size may be false.
         first = 0 if self.rows is None or not len(self.rows) else int(self.rows[0])
         dataclasses.replace(images, paths=paths[first : first + 1]).check()
@@ -387,40 +426,15 @@ class _FileSplit(Split):
         from torch.utils.data import DataLoader
 
         decoded: DataLoader[Any] = DataLoader(
-            _Decoder(self._images, self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
+            Decoder(self._images, self.rows),  # type: ignore[arg-type]  # it is a Dataset in all but name: its class would need torch
             batch_size=None,
             sampler=chunks,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # the global one must not move with the number of passes
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
         )
         for chunk, images in zip(chunks, decoded, strict=True):
             if isinstance(images, InputError):
                 raise images
             yield images.to(device, non_blocking=True), self.labels[torch.from_numpy(chunk)].to(device, non_blocking=True)
-
-
-def _outlive_signals(worker: int) -> None:
-    """Of a worker process: whoever ends a whole process group leaves it to the process that trains to finish its step; a worker
-    ends when that one does."""
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """What a worker process runs: the chunk's images, or what is wrong with them (a raised exception would lose its type)."""
-
-    images: FileImages
-    rows: Rows | None
-
-    def __len__(self) -> int:
-        return len(self.images.paths)
-
-    def __getitem__(self, chunk: Rows) -> Pixels | InputError:
-        try:
-            return self.images.read(chunk if self.rows is None else self.rows[chunk])
-        except InputError as error:
-            return error

@@ -57,7 +57,7 @@ class Manifest:
         resize: whether files are brought to `image_shape` when read; else they have it.
         num_classes: K.
         class_names: of the K classes, by label. Open classes are not among them.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W), as the student takes them.
         mean: of each channel of the training images scaled to 0..1 (files: of 4,096 images, evenly spaced); or `image_mean`.
         std: likewise; at least one grey level, for it is divided by; or `image_std`.
         sizes: images in "train", "val" and "test", and in "open" if there are open classes.
@@ -65,6 +65,8 @@ class Manifest:
         open_classes: name -> label of the classes that nothing is trained on; the labels are those of the source.
         decoding: how files become pixels.
         account: what became of the source, for people; older data sets have none.
+        kept_size: height and width of the images as they are kept, where they are larger than the student takes them: for a
+            teacher (`rco.data.network_input`); 0: as `image_shape` says.
         origin: from where the files are brought when they are asked for (`rco.data.referred`).
     """
 
@@ -84,6 +86,7 @@ class Manifest:
     open_classes: dict[str, int] = field(default_factory=dict)
     decoding: Decoding = field(default_factory=Decoding)
     account: Account = field(default_factory=Account)
+    kept_size: int = 0
     origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
@@ -99,6 +102,7 @@ class Manifest:
             "std": len(self.std) != channels or not all(math.isfinite(v) and v > 0 for v in self.std),
             "sizes": set(self.sizes) != {*PARTS, *([OPEN] if self.open_classes else [])} or min(self.sizes.values()) < 0,
             "probe": not all(0 <= row < self.sizes.get("val", 0) for row in self.probe),
+            "kept_size": self.kept_size != 0 and not max(height, width) < self.kept_size <= LARGEST_IMAGE,
             "root": ".." in PurePath(self.root).parts,
             "origin": bool(self.origin.address) and (self.storage != "files" or self.root != ""),
         }
@@ -107,10 +111,17 @@ class Manifest:
                 raise InputError(name, getattr(self, name), "is not what a prepared data set has", "Prepare it again")
 
     @property
+    def kept_shape(self) -> Shape:
+        """(C, H, W) of the images as they are kept, and augmented."""
+        channels, height, width = self.image_shape
+        return channels, self.kept_size or height, self.kept_size or width
+
+    @property
     def written(self) -> dict[str, Any]:
         """As it is written. What is as it was before there was a choice is left out: such data sets are older."""
         words = jsonable(self)
-        for name, default in (("open_classes", {}), ("decoding", Decoding()), ("account", Account()), ("origin", Origin())):
+        defaults = {"open_classes": {}, "decoding": Decoding(), "account": Account(), "kept_size": 0, "origin": Origin()}
+        for name, default in defaults.items():
             if getattr(self, name) == default:
                 del words[name]
         return dict(words)

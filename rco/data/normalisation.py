@@ -13,24 +13,30 @@ _KNOWN = {IMAGENET: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 Numbers = tuple[float, ...]
 
 
-def require_numbers(mean: Sequence[str], std: Sequence[str]) -> None:
+def require_numbers(mean: Sequence[str], std: Sequence[str], prefix: str = "") -> None:
     """Refuse settings that are not numbers of channels.
+
+    Args:
+        prefix: of the settings' names where a message speaks of the other one.
 
     Raises:
         InputError: only one of them is given, or they are of different lengths, or not numbers of pixels in 0..1.
     """
     if bool(mean) != bool(std):
         missing, given = ("image_std", "image_mean") if mean else ("image_mean", "image_std")
-        raise InputError(missing, [], f"is left out, and {given} is given", "Give both, or neither")
+        raise InputError(missing, [], f"is left out, and {prefix}{given} is given", "Give both, or neither")
     if mean:
         means, stds = _numbers("image_mean", mean, 0), _numbers("image_std", std, 1)
         if len(means) != len(stds) and 1 not in (len(means), len(stds)):
             remedy = "Give one number for each channel, or one for all"
-            raise InputError("image_std", list(std), f"has {len(stds)} numbers, and image_mean {len(means)}", remedy)
+            raise InputError("image_std", list(std), f"has {len(stds)} numbers, and {prefix}image_mean {len(means)}", remedy)
 
 
-def normalisation(mean: Sequence[str], std: Sequence[str], channels: int) -> tuple[Numbers, Numbers] | None:
-    """Mean and deviation of each channel, as the settings say; None: of the training images.
+def normalisation(mean: Sequence[str], std: Sequence[str], channels: int, prefix: str = "") -> tuple[Numbers, Numbers] | None:
+    """Mean and deviation of each channel, as the settings say; None: they say nothing.
+
+    Args:
+        prefix: of the settings' names.
 
     Raises:
         InputError: they are of another number of channels.
@@ -38,7 +44,7 @@ def normalisation(mean: Sequence[str], std: Sequence[str], channels: int) -> tup
     if not mean:
         return None
     found = []
-    for name, words, which in (("image_mean", mean, 0), ("image_std", std, 1)):
+    for name, words, which in ((f"{prefix}image_mean", mean, 0), (f"{prefix}image_std", std, 1)):
         numbers = _numbers(name, words, which)
         if len(numbers) not in (1, channels):
             hint = "; or set image_channels = 3, which reads grey images as RGB" if channels == 1 and len(numbers) == 3 else ""

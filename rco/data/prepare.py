@@ -43,13 +43,15 @@ _CHANGED = TURNED | TRANSPARENT | SIXTEEN
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def prepare(config: DataConfig, out: Path, digest: str, *, refer: bool = False) -> Manifest:
+def prepare(config: DataConfig, out: Path, digest: str, *, kept_size: int = 0, refer: bool = False) -> Manifest:
     """Read a source, split it, and write the prepared data set to the folder `out`.
 
     Every image is read once, and all that cannot be read are named together.
 
     Args:
         digest: what `source_digest` says; it is recorded.
+        kept_size: keep the images at so many pixels, square, for a teacher that takes more of them than the student, whose
+            size is `image_size`; 0, or not more: keep them as they are for the student.
         refer: copy no image files out of a store or an archive, but say from where they are brought when they are asked for
             (`rco.data.referred`); else what has been fetched or unpacked is a part of the prepared data set.
 
@@ -58,6 +60,11 @@ def prepare(config: DataConfig, out: Path, digest: str, *, refer: bool = False) 
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)  # it is written last: where there is one, the data set is whole
+    size = config.image_size
+    if kept_size and not size:
+        raise InputError("image_size", 0, "does not say what the student takes, and the teacher takes more", "Set image_size")
+    larger = kept_size > size
+    config = config.with_values(image_size=kept_size) if larger else config
     with open_source(config, out) as source:
         images, layout = source.images, source.layout
         given = normalisation(config.image_mean, config.image_std, images.shape[0])
@@ -65,7 +72,7 @@ def prepare(config: DataConfig, out: Path, digest: str, *, refer: bool = False) 
         in_files = isinstance(images, FileImages) and gib > config.in_memory_gib
         if not in_files and gib > config.in_memory_gib:
             raise InputError(
-                "image_size",
+                "teacher_image_size" if larger else "image_size",
                 config.image_size,
                 f"makes {config.dataset} {gib:.1f} GiB, but what is not an image folder must fit into "
                 f"{config.in_memory_gib:g} GiB (in_memory_gib)",
@@ -93,7 +100,8 @@ def prepare(config: DataConfig, out: Path, digest: str, *, refer: bool = False) 
             resize=isinstance(images, FileImages) and in_files and images.resize,
             num_classes=len(layout.class_names),
             class_names=layout.class_names,
-            image_shape=images.shape,
+            image_shape=(images.shape[0], size, size) if larger else images.shape,
+            kept_size=kept_size if larger else 0,
             mean=mean,
             std=std,
             sizes={part: len(rows) for part, rows in splits.items()},

@@ -8,6 +8,7 @@ from typing import Any
 
 from rco.core.documents import read_as, read_json
 from rco.core.errors import InputError
+from rco.data.network_input import NetworkInput
 from rco.evaluation.openset import OpenSet
 
 FILE = "evaluation.json"
@@ -81,6 +82,7 @@ class Evaluation:
     ema_sha256: str = ""
     teacher_sha256: str = ""
     export: tuple[Format, ...] = ()
+    teacher_input: NetworkInput | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)

@@ -103,6 +103,11 @@ class _Written:
     probe_sha256: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.crop <= 1:
+            raise InputError("crop", self.crop, "is not a part of an image", "Make the route again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,7 @@ class Route:
         probe_sha256: of the probe file.
         mean, std: of each channel of pixels in 0..1, by which the teacher's images were normalised; empty: not known (routes of
             before it was written).
+        crop: the part of each side of an image that the teacher saw (`rco.data.network_input`).
     """
 
     folder: Path
@@ -129,6 +135,7 @@ class Route:
     probe_sha256: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    crop: float = 1.0
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -149,13 +156,14 @@ class Route:
         probe_logits: NDArray[np.float32],
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        crop: float = 1.0,
     ) -> Route:
         """Write probe file and manifest beside checkpoints that are already in `folder`.
 
         Args:
             probe_labels: (N,).
             probe_logits: (M, N, K), in the order of `checkpoints`.
-            mean, std: as the attributes; (C,) or empty.
+            mean, std, crop: as the attributes; mean and std are (C,) or empty.
         """
         if probe_logits.shape[:2] != (len(checkpoints), len(probe_labels)):
             raise ValueError(
@@ -171,6 +179,7 @@ class Route:
             "history": list(history),
             "probe_sha256": digest,
             **({"mean": list(mean), "std": list(std)} if mean else {}),
+            **({"crop": crop} if crop != 1 else {}),
         }
         write_json(folder / MANIFEST, manifest)
         return cls.open(folder)
@@ -206,6 +215,7 @@ class Route:
             probe_sha256=words.probe_sha256,
             mean=words.mean,
             std=words.std,
+            crop=words.crop,
         )
         if not route.checkpoints:
             raise InputError("route", str(folder), "has no checkpoints", "A route needs at least one")

@@ -13,14 +13,21 @@ Shapes = tuple[Shape, Shape]
 
 
 def make_objective(
-    config: ObjectiveConfig, student: nn.Module, anchor: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0
+    config: ObjectiveConfig,
+    student: nn.Module,
+    anchor: nn.Module,
+    image_shape: tuple[int, ...],
+    *,
+    anchor_shape: tuple[int, ...] = (),
+    seed: int = 0,
 ) -> StageLoss:
     """The loss that `config` describes. It is made once for a student: the objective's own weights go on from stage to stage.
 
     Args:
         student: left as it was; may lie on the meta device, as may the anchor.
         anchor: any anchor of the route: they differ in weights alone.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W), of what the student takes.
+        anchor_shape: likewise of the anchor; empty: the same.
         seed: of the objective's own weights, if it has any.
 
     Raises:
@@ -34,7 +41,7 @@ def make_objective(
     if taps.student:
         shapes = (
             feature_shape(student, taps.student, image_shape, "student_tap"),
-            feature_shape(anchor, taps.anchor, image_shape, "teacher_tap"),
+            feature_shape(anchor, taps.anchor, anchor_shape or image_shape, "teacher_tap"),
         )
     return objective_from_shapes(config, taps, shapes, seed=seed)
 

@@ -16,7 +16,7 @@ from rco.evaluation import openset
 from rco.models.route import Route
 from rco.reporting.measures import MORE, class_rows, class_table, class_title, further, measures_table
 from rco.reporting.page import Table, as_csv, as_markdown, percent, write_report, write_text
-from rco.reporting.student import Student
+from rco.reporting.student import Student, input_of, input_sentence
 from rco.strategies.hardness import route_hardness
 from rco.tracking.context import Context, without_credentials
 from rco.tracking.record import Record
@@ -135,7 +135,11 @@ def summarise(
         "dataset": dict(record.data),
         "strategy": parameters["strategy"],
         "teacher": model(
-            "teacher", epochs=converged.epoch, val_accuracy=converged.val_accuracy, checkpoints=len(index.checkpoints)
+            "teacher",
+            epochs=converged.epoch,
+            val_accuracy=converged.val_accuracy,
+            checkpoints=len(index.checkpoints),
+            **input_of(evaluation),
         ),
         "stages": [{name: stage[name] for name in of_stage} for stage in record.stages],
         "student": model("student", epochs=record.rows[-1]["step"], val_accuracy=record.stages[-1]["val_accuracy"]),
@@ -203,6 +207,7 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"of {summary['dataset']['name']}, its teacher {teacher['model']} ({teacher['parameters']:,}) "
         f"{percent(teacher['accuracy'])}."
     )
+    accuracies += input_sentence(teacher)
     return f"{accuracies} {openset.sentence(summary['open_set'])}" if "open_set" in summary else accuracies
 
 

@@ -17,7 +17,7 @@ from rco.models.route import Route
 from rco.reporting import raced
 from rco.reporting.measures import MORE, further, measures_table
 from rco.reporting.page import Table, as_csv, as_markdown, percent, write_report, write_text
-from rco.reporting.student import Student
+from rco.reporting.student import Student, input_of, input_sentence
 from rco.tracking.context import Context, without_credentials
 
 
@@ -126,6 +126,7 @@ def summarise(
             "val_accuracy": converged.val_accuracy,
             "accuracy": measured["teacher"]["accuracy"],
             "parameters": measured["teacher"]["parameters"],
+            **input_of(measured),
         },
         "tau": measured["tau"],
         "branches": rows,
@@ -182,7 +183,7 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"{len(branches)} ways to train {students} on {summary['dataset']['name']}, {seeds} seed{'s' * (seeds > 1)} each, "
         f"from one teacher {teacher['model']} ({teacher['parameters']:,} parameters, {percent(teacher['accuracy'])} on the "
         "test part)."
-    )
+    ) + input_sentence(teacher)
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:

@@ -58,3 +58,19 @@ class Student:
             teacher_forward_passes=sum(int(stage["teacher_forward_passes"]) for stage in stages),
             train_seconds=sum(float(stage["train_seconds"]) for stage in stages),
         )
+
+
+def input_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the teacher takes, as an entry of its summary; nothing, where it is what the student takes."""
+    return {"input": evaluation["teacher_input"]} if evaluation.get("teacher_input") else {}
+
+
+def input_sentence(teacher: Mapping[str, Any]) -> str:
+    """What a teacher takes that is fed otherwise than the student, from its summary; empty: it is not."""
+    if not (own := teacher.get("input")):
+        return ""
+    part = "" if own["crop"] == 1 else f", the central {own['crop']:g} of each side"
+    mean, std = (",".join(f"{value:.4g}" for value in own[name]) for name in ("mean", "std"))
+    return (
+        f" The teacher takes {own['size']}x{own['size']} images of the same views{part}, with mean {mean} and deviation {std}."
+    )

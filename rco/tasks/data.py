@@ -28,7 +28,7 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
     from rco.data.sources.kinds import source_digest
 
     log.info("preparing %s", s.data.dataset)
-    manifest = prepare(s.data, dataset, s.source_digest, refer=True)
+    manifest = prepare(s.data, dataset, s.source_digest, kept_size=s.kept_size or 0, refer=True)
     if (found := source_digest(s.data)) != s.source_digest:
         raise InputError(
             "dataset",
@@ -38,6 +38,8 @@ def prepare_data(settings: Mapping[str, Any], *, dataset: Path) -> dict[str, Any
         )
     sizes = ", ".join(f"{size} {split}" for split, size in manifest.sizes.items())
     log.info("%d classes of %s images: %s", manifest.num_classes, "x".join(map(str, manifest.image_shape)), sizes)
+    if manifest.kept_size:
+        log.info("they are kept at %dx%d for the teacher", manifest.kept_size, manifest.kept_size)
     for line in manifest.account.lines:
         log.info("%s", line)
     about = manifest.account

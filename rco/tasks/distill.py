@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rco.config.branches import branch_params, student_key
 from rco.core.words import counted
+from rco.data.dataset import Dataset
+from rco.data.network_input import NetworkInput
 from rco.models.route import Route
 from rco.strategies.hardness import route_hardness
 from rco.tasks.launch import in_workers
@@ -48,11 +50,14 @@ def distill_students(
     """
     distilled.mkdir(parents=True, exist_ok=True)
     s = read_settings(DistillSettings, settings)
+    from rco.training.fed import fed
+
     if len(s.seeds) > 1:
         # Kubeflow's MLflow plugin makes one run for this task; several students would mix their epochs in it.
         os.environ.pop("MLFLOW_RUN_ID", None)
     stages = {seed: [Stage.of(stage) for stage in selection[str(seed)]["stages"]] for seed in s.seeds}
     route, made = Route.open(anchors), []
+    teacher_input = fed(route, Dataset.open(dataset)).input
     with resume.group(sum(map(len, stages.values()))) as group:
         for seed, of_seed in stages.items():
             before, after = seed_folder(students, seed), seed_folder(distilled, seed)
@@ -61,7 +66,7 @@ def distill_students(
             # Beside what is handed on: a process that is killed leaves it there.
             with _scratch(distilled.parent) as scratch:
                 folders = {"student": before, "distilled": after, "scratch": scratch}
-                made.append(_train(s, seed, of_seed, group, dataset=dataset, route=route, **folders))
+                made.append(_train(s, seed, of_seed, group, teacher_input, dataset=dataset, route=route, **folders))
     return _figures(s, made)
 
 
@@ -70,6 +75,7 @@ def _train(
     seed: int,
     stages: list[Stage],
     group: Group,
+    teacher_input: NetworkInput,
     *,
     dataset: Path,
     route: Route,
@@ -97,6 +103,7 @@ def _train(
                 stage,
                 dataset=dataset,
                 anchor=scratch / f"anchor-{stage.stage}",
+                teacher_input=teacher_input,
                 student=student,
                 distilled=out,
                 key=key,

@@ -13,6 +13,7 @@ import numpy as np
 from rco.config.branches import student_key
 from rco.core.documents import write_json
 from rco.core.files import sha256_of
+from rco.core.settings import jsonable
 from rco.core.tensors import save_arrays
 from rco.data.dataset import Dataset
 from rco.data.referred import open_dataset
@@ -57,13 +58,15 @@ def evaluate_students(
     s = read_settings(EvaluateSettings, settings)
     from rco.strategies.hardness import kl
     from rco.training.device import prepare_process
+    from rco.training.fed import fed
 
     prepare_process(s.compute)
     data = open_dataset(dataset)
-    manifest, converged = data.manifest, Route.open(anchors).checkpoints[-1]
-    spec = NetworkSpec.of(s.teacher, manifest)
+    manifest, route = data.manifest, Route.open(anchors)
+    converged, teachers_data = route.checkpoints[-1], fed(route, data)
+    spec = NetworkSpec.of(s.teacher, teachers_data.manifest)
     network = load_network(anchors / converged.file, expected_sha256=converged.sha256, spec=spec)
-    teacher = _measure(network, data, s, "teacher")
+    teacher = _measure(network, teachers_data, s, "teacher")
     measured = []
     for seed in s.seeds:
         folder, out, key = seed_folder(students, seed), seed_folder(evaluation, seed), student_key(s.branch, seed)
@@ -85,6 +88,8 @@ def evaluate_students(
             "class_names": list(manifest.class_names),
             "device": s.compute.device,
         }
+        if teachers_data is not data:
+            document["teacher_input"] = jsonable(teachers_data.input)
         if of_ema is not None:
             document |= {"student_ema": of_ema.figures, "ema_sha256": sha256_of(folder / EMA)}
         if manifest.open_classes:

@@ -7,7 +7,8 @@ names are functions of what is special about a branch (`rco.config.branches.Bran
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from rco.config.branches import Branch, Comparison
 from rco.config.filing import Filing
@@ -16,10 +17,11 @@ from rco.config.plugins import used_by
 from rco.core.code import package_digest
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
-from rco.data.config import DataConfig
+from rco.data.config import DataConfig, InputConfig
 from rco.data.sources.base import Info
 from rco.models.config import ModelConfig, StartConfig
 from rco.models.families import packages, timm
+from rco.models.route import Route
 from rco.models.spec import NetworkSpec
 from rco.tasks.process import log
 from rco.tasks.settings import (
@@ -34,7 +36,7 @@ from rco.tasks.settings import (
     StartSettings,
     TeacherSettings,
 )
-from rco.tasks.validate import chooses_one_by_one, existing_route, planned_route, restarts, validate
+from rco.tasks.validate import Sizes, chooses_one_by_one, existing_route, planned_route, restarts, sizes_of, validate
 from rco.training.config import ComputeConfig, TrainConfig
 
 
@@ -47,14 +49,15 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
     Raises:
         InputError: as `validate`.
     """
-    from rco.data.sources.kinds import source_digest
+    from rco.data.sources.kinds import check_source, source_digest
 
     compute = validate(comparison, compiled=compiled)
     reference = comparison.reference
     starts = _Starts(reference)
     teacher, ahead = _teacher_settings(reference, compute, starts), planned_route(reference)
     # A run measures its teacher again on other data, and says so; what is compared must have been learnt from the same.
-    route = None if comparison.is_run else existing_route(reference)
+    existing = existing_route(reference)
+    route = None if comparison.is_run else existing
     common = _Common(
         seeds=comparison.seeds,
         compute=compute,
@@ -63,9 +66,21 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
         tau=float(comparison.shared["tau"]),
         starts=starts,
     )
-    data = _normalised_as_trained(comparison)
+    data, teacher_input = _normalised_as_trained(comparison, teacher.teacher_input or InputConfig())
+    teacher = replace(teacher, teacher_input=None if teacher_input == InputConfig() else teacher_input)
+    sizes: Sizes | None = None
+    if existing or teacher_input != InputConfig():
+        sizes = sizes_of(reference, check_source(data), existing)
+    larger = sizes is not None and sizes.kept > sizes.student
+    if sizes and larger:  # what the student takes is said, for the images do not
+        data = data.with_values(image_size=sizes.student)
     return Settings(
-        data=DataSettings(data=data, source_digest=source_digest(data), plugins=used_by(data)),
+        data=DataSettings(
+            data=data,
+            source_digest=source_digest(data),
+            kept_size=sizes.kept if sizes and larger else None,
+            plugins=used_by(data),
+        ),
         teacher=teacher,
         filing=Filing(
             experiment=reference.tracking.experiment,
@@ -74,6 +89,7 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
                 "source": data.source.plugin_name,
                 "image_mean": list(data.image_mean),
                 "image_std": list(data.image_std),
+                **(_input_parameters(teacher_input, sizes, existing) if sizes else {}),
                 **jsonable(compute),
                 **_plugins(comparison.branches),
             },
@@ -91,34 +107,58 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
     )
 
 
-def _normalised_as_trained(comparison: Comparison) -> DataConfig:
-    """The data's settings, with mean and deviation of published weights that networks begin with, unless the user gave others.
+def _input_parameters(teacher: InputConfig, sizes: Sizes, route: Route | None) -> dict[str, Any]:
+    """What the teacher takes, as parameters of the record, where it is known beforehand and not as the student's."""
+    mean, std = (route.mean, route.std) if route and route.mean else (teacher.image_mean, teacher.image_std)
+    crop = route.crop if route else teacher.image_crop
+    return {
+        **({"teacher_image_size": sizes.teacher} if sizes.teacher != sizes.student else {}),
+        **({"teacher_image_mean": [*map(str, mean)], "teacher_image_std": [*map(str, std)]} if mean else {}),
+        **({"teacher_image_crop": crop} if crop not in (0, 1) else {}),
+    }
+
+
+def _normalised_as_trained(comparison: Comparison, teacher_input: InputConfig) -> tuple[DataConfig, InputConfig]:
+    """The data's settings, and those of the teacher's input, with mean and deviation of published weights that networks begin
+    with, unless the user gave others. The teacher's are its own where its weights need other ones than the students'.
 
     Raises:
-        InputError: two networks begin with weights that were trained with different ones.
+        InputError: two students begin with weights that were trained with different ones.
     """
     from rco.tasks.weights import published_for
 
-    data = comparison.reference.data
-    wanted: dict[tuple[tuple[float, ...], tuple[float, ...]], str] = {}
+    data, reference = comparison.reference.data, comparison.reference
+    students: _Wanted = {}
     for config in (branch.config for branch in comparison.branches):
-        teacher = [] if config.route.route else [("teacher", config.teacher_start, config.teacher.model)]
-        for role, start, model in (*teacher, ("student", config.student_start, config.student.model)):
-            if known := published_for(role, start, model):
-                wanted.setdefault((known.mean, known.std), known.name)
-    if not wanted or data.image_mean:
-        return data
-    if len(wanted) > 1:
-        each = "; ".join(f"{name} with {_words(mean)} and {_words(std)}" for (mean, std), name in wanted.items())
+        if known := published_for("student", config.student_start, config.student.model):
+            students.setdefault((known.mean, known.std), known.name)
+    teacher: _Wanted = {}
+    own = not reference.route.route and not teacher_input.image_mean
+    if own and (known := published_for("teacher", reference.teacher_start, reference.teacher.model)):
+        teacher[known.mean, known.std] = known.name
+    if data.image_mean or not (students or teacher):
+        return data, teacher_input
+    if len(students) > 1:
+        each = "; ".join(f"{name} with {_words(mean)} and {_words(std)}" for (mean, std), name in students.items())
         problem = f"is left out, and weights were trained with different means and deviations: {each}"
         raise InputError("image_mean", [], problem, "Give image_mean and image_std, or begin with other weights")
-    (((mean, std), name),) = wanted.items()
+    (((mean, std), name),) = (students or teacher).items()
     log.info("images are normalised as for %s: image_mean = %s, image_std = %s", name, _words(mean), _words(std))
-    return data.with_values(image_mean=tuple(map(str, mean)), image_std=tuple(map(str, std)))
+    data = data.with_values(image_mean=tuple(map(str, mean)), image_std=tuple(map(str, std)))
+    for (mean, std), name in teacher.items():
+        if (mean, std) not in (students or teacher):
+            words = (name, _words(mean), _words(std))
+            log.info("the teacher's are normalised as for %s: teacher_image_mean = %s, teacher_image_std = %s", *words)
+            teacher_input = replace(teacher_input, image_mean=tuple(map(str, mean)), image_std=tuple(map(str, std)))
+    return data, teacher_input
 
 
 def _words(numbers: Sequence[float]) -> str:
     return ",".join(map(str, numbers))
+
+
+#: Mean and deviation that published weights need -> of which weights.
+_Wanted = dict[tuple[tuple[float, ...], tuple[float, ...]], str]
 
 
 class _Starts:
@@ -129,7 +169,7 @@ class _Starts:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.data = config.data
+        self.config = config
         self._checked: dict[tuple[str, StartConfig, ModelConfig], StartSettings | None] = {}
         self._info: Info | None = None
 
@@ -143,7 +183,7 @@ class _Starts:
             from rco.models.head import head_paths
 
             try:
-                head_paths(self._spec(model).blank(), self._spec(model).num_classes)
+                head_paths(self._spec(role, model).blank(), self._spec(role, model).num_classes)
             except InputError as error:
                 name = "teacher_body_lr_factor" if role == "teacher" else "body_lr_factor"
                 remedy = f"{error.remedy}, or leave {name} out"
@@ -154,21 +194,21 @@ class _Starts:
 
         key = role, start, model
         if key not in self._checked:
-            self._checked[key] = check_start(role, start, self._spec(model))
+            self._checked[key] = check_start(role, start, self._spec(role, model))
         return self._checked[key]
 
-    def _spec(self, model: ModelConfig) -> NetworkSpec:
+    def _spec(self, role: str, model: ModelConfig) -> NetworkSpec:
         from rco.data.sources.kinds import check_source
 
         if self._info is None:
-            self._info = check_source(self.data)
-        channels, height, _ = self._info.image_shape
+            self._info = check_source(self.config.data)
+        sizes = sizes_of(self.config, self._info, None if role == "student" else existing_route(self.config))
         return NetworkSpec(
             model=model.model,
             stem=model.stem,
-            in_channels=channels,
+            in_channels=self._info.image_shape[0],
             num_classes=self._info.num_classes,
-            image_size=height,
+            image_size=sizes.teacher if role == "teacher" else sizes.student,
             embedding_dim=model.embedding_dim,
         )
 
@@ -177,12 +217,21 @@ def _teacher_settings(config: RunConfig, compute: ComputeConfig, starts: _Starts
     from rco.core.storage.contents import fingerprint
 
     code = code_digest(config.teacher.model)
+    asked = None if config.teacher_input == InputConfig() else config.teacher_input
     if route := config.route.route.rstrip("/"):
-        return TeacherSettings(teacher=config.teacher, compute=compute, code=code, route=route, route_digest=fingerprint(route))
+        return TeacherSettings(
+            teacher=config.teacher,
+            compute=compute,
+            code=code,
+            teacher_input=asked,
+            route=route,
+            route_digest=fingerprint(route),
+        )
     return TeacherSettings(
         teacher=config.teacher,
         compute=compute,
         code=code,
+        teacher_input=asked,
         start=starts.check("teacher", config.teacher_start, config.teacher, config.teacher_train),
         train=config.teacher_train,
         checkpoint_every=config.route.checkpoint_every,

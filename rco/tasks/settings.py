@@ -13,7 +13,7 @@ from typing import Any
 from rco.config.filing import Filing
 from rco.config.shape import labels
 from rco.core.settings import jsonable
-from rco.data.config import DataConfig
+from rco.data.config import DataConfig, InputConfig
 from rco.models.config import ModelConfig
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.config import AnchorConfig
@@ -22,10 +22,16 @@ from rco.training.config import ComputeConfig, EmaConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Of prepare_data."""
+    """Of prepare_data.
+
+    Attributes:
+        kept_size: of the images, where they are kept larger than the student takes them; None: as it does, and the task's key
+            is as it was without.
+    """
 
     data: DataConfig
     source_digest: str
+    kept_size: int | None = None
     plugins: dict[str, str] = field(default_factory=dict)
 
 
@@ -40,12 +46,15 @@ class StartSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
-    """Of train_teacher. With a route that exists, `train` and `checkpoint_every` are None: they cannot matter."""
+    """Of train_teacher. With a route that exists, `train` and `checkpoint_every` are None: they cannot matter.
+    `teacher_input` is None where the teacher takes its images as the student does, or as its route says.
+    """
 
     teacher: ModelConfig
     compute: ComputeConfig
     code: str = ""
     start: StartSettings | None = None
+    teacher_input: InputConfig | None = None
     train: TrainConfig | None = None
     checkpoint_every: int | None = None
     plugins: dict[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from rco.core.settings import jsonable
 from rco.core.tensors import load_state, save_model
 from rco.data.dataset import Dataset
 from rco.data.inputs import Inputs
+from rco.data.network_input import NetworkInput
 from rco.data.referred import open_dataset
 from rco.models.route import Anchor, anchor_folders
 from rco.models.spec import NetworkSpec
@@ -35,9 +36,9 @@ from rco.tasks.students import (
     as_training,
     data_summary,
     found_again,
-    load_optimizer,
     load_student,
     logged,
+    one_schedule_of,
     read_logits,
     save_optimizer,
     save_student,
@@ -71,6 +72,7 @@ class _Loaded:
     """All that one stage works with.
 
     Attributes:
+        anchor_data: the data as the anchors take them.
         anchor: the network; of several anchors, that of their mean.
         anchor_id: names its answers.
         about: of each anchor.
@@ -88,6 +90,7 @@ class _Loaded:
     settings: StageSettings
     stage: Stage
     data: Dataset
+    anchor_data: Dataset
     spec: NetworkSpec
     student: nn.Module
     anchor: nn.Module
@@ -141,6 +144,7 @@ def distill_stage(
     anchor: Path,
     student: Path,
     distilled: Path,
+    teacher_input: NetworkInput | None = None,
     key: str = STUDENT_KEY,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
@@ -152,6 +156,7 @@ def distill_stage(
         anchor: as `rco.tasks.selection.write_anchors` makes it.
         student: the student's folder as the stage before left it.
         distilled: the same after this stage.
+        teacher_input: what the anchors take; None: what the student does.
         key: names the student among those of this pipeline run.
         params: what to record beside the settings.
         tags: of the student's run in MLflow.
@@ -167,7 +172,7 @@ def distill_stage(
     world = World.current()
     prepare_process(s.compute)
     origin = {"key": key, "params": dict(params or {}), "tags": dict(tags or {})}
-    loaded = _load(s, stage, origin, dataset=dataset, anchor=anchor, student=student)
+    loaded = _load(s, stage, origin, teacher_input, dataset=dataset, anchor=anchor, student=student)
     place = f"distill_stage/{key}/stage-{stage.stage}"
     names = (
         STUDENT,
@@ -197,7 +202,16 @@ def distill_stage(
         return figures
 
 
-def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset: Path, anchor: Path, student: Path) -> _Loaded:
+def _load(
+    s: StageSettings,
+    stage: Stage,
+    origin: Mapping[str, Any],
+    teacher_input: NetworkInput | None,
+    *,
+    dataset: Path,
+    anchor: Path,
+    student: Path,
+) -> _Loaded:
     """Read everything from the folders.
 
     Args:
@@ -208,7 +222,8 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     from rco.training.ema import Ema
 
     data, folders = open_dataset(dataset), anchor_folders(anchor)
-    spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, data.manifest)
+    anchor_data = data.seen_by(teacher_input) if teacher_input else data
+    spec, teacher_spec = NetworkSpec.of(s.student, data.manifest), NetworkSpec.of(s.teacher, anchor_data.manifest)
     about = tuple(Anchor.read(folder) for folder in folders)
     files = [(folder / ANCHOR, each.sha256) for folder, each in zip(folders, about, strict=True)]
     anchor_network, anchor_id = anchor_of(files, teacher_spec, s.objective)
@@ -220,11 +235,12 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     else:
         params = {**origin["params"], **settings_as_params(s)}
         record = Record(key=origin["key"], params=params, data=data_summary(data), tags=origin["tags"])
-    objective = make_objective(s.objective, network, anchor_network, data.manifest.image_shape, seed=s.train.seed)
+    images_of, anchors_images = data.manifest.image_shape, anchor_data.manifest.image_shape
+    objective = make_objective(s.objective, network, anchor_network, images_of, anchor_shape=anchors_images, seed=s.train.seed)
     has_learnt = stage.stage > 1 and any(True for _ in objective.parameters())
     if has_learnt:
         load_weights(objective, load_state(student / OBJECTIVE)[0], student / OBJECTIVE)
-    one_schedule = _one_schedule(s, stage, student)
+    one_schedule = one_schedule_of(s, stage.stage, stage.epochs, student)
     train, size = data.split("train"), s.train.batch_size
     images = min(len(train), train.num_batches(size) * size)
     computation = {
@@ -239,11 +255,14 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
     }
     if one_schedule:  # only then: what restarts keeps its identity
         computation["optimizer"] = sha256_of(student / OPTIMIZER) if stage.stage > 1 else "one schedule begins"
+    if anchor_data is not data:  # likewise
+        computation["teacher_input"] = jsonable(anchor_data.input)
     return _Loaded(
         key=origin["key"],
         settings=s,
         stage=stage,
         data=data,
+        anchor_data=anchor_data,
         spec=spec,
         student=network,
         anchor=anchor_network,
@@ -259,19 +278,6 @@ def _load(s: StageSettings, stage: Stage, origin: Mapping[str, Any], *, dataset:
         computation=computation,
         identity={**computation, "settings": s, "selection": jsonable(stage), "record": origin},
     )
-
-
-def _one_schedule(s: StageSettings, stage: Stage, student: Path) -> OneSchedule | None:
-    """The schedule of all stages, at the beginning of this one; None: every stage has its own, or there is but one.
-
-    Raises:
-        InputError: the stage before has left no optimiser, or a damaged one.
-    """
-    from rco.training.loop import OneSchedule
-
-    if not s.anchors.continuous or stage.epochs == s.train.epochs:
-        return None
-    return OneSchedule(s.train.epochs, load_optimizer(student) if stage.stage > 1 else None)
 
 
 def _adopt(loaded: _Loaded, found: Training) -> Record:
@@ -323,6 +329,7 @@ def _run(loaded: _Loaded, points: ResumePoints) -> tuple[Record, Training]:
             stage=stage.stage,
             epochs=stage.epochs,
             first_epoch=stage.first_epoch,
+            anchor_data=loaded.anchor_data,
             loss=loaded.objective,
             anchor_id=loaded.anchor_id,
             checkpointer=points,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from rco.tracking.tracker import Tracker
 from rco.training.packing import packed, unpacked
 from rco.training.results import Training
 from rco.training.resume_points import ResumePoints
+
+if TYPE_CHECKING:
+    from rco.training.loop import OneSchedule
 
 STUDENT, PROBE, ANCHOR = "student.safetensors", "probe.safetensors", "anchor.safetensors"
 EMA = "ema.safetensors"  # the moving average of the student's weights, where one is kept
@@ -145,6 +148,24 @@ def load_optimizer(folder: Path) -> Mapping[str, Any]:
         problem = "holds no state of an optimiser"
         raise InputError("file", str(folder / OPTIMIZER), problem, "Run the step that writes it again") from None
     return dict(state)
+
+
+def one_schedule_of(s: StageSettings, stage: int, epochs: int, student: Path) -> OneSchedule | None:
+    """The schedule of all stages, at the beginning of this one; None: every stage has its own, or there is but one.
+
+    Args:
+        stage: its number, from 1.
+        epochs: its length.
+        student: the folder that the stage before has left.
+
+    Raises:
+        InputError: the stage before has left no optimiser, or a damaged one.
+    """
+    from rco.training.loop import OneSchedule
+
+    if not s.anchors.continuous or epochs == s.train.epochs:
+        return None
+    return OneSchedule(s.train.epochs, load_optimizer(student) if stage > 1 else None)
 
 
 def load_averaged(folder: Path, spec: NetworkSpec) -> Any:

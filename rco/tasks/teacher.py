@@ -10,7 +10,9 @@ from typing import Any
 
 from rco.config.plugins import used_by
 from rco.core.errors import InputError
+from rco.data.config import InputConfig
 from rco.data.dataset import Dataset
+from rco.data.network_input import NetworkInput
 from rco.data.referred import open_dataset
 from rco.models.route import MANIFEST, PROBE, Route, checkpoint_file
 from rco.models.spec import NetworkSpec
@@ -41,10 +43,12 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
     from rco.core.storage.transfer import fetch
     from rco.training.device import prepare_process
     from rco.training.distributed import World
+    from rco.training.fed import fed
     from rco.training.route import adopt_route
 
     prepare_process(s.compute)
-    data = open_dataset(dataset)
+    prepared = open_dataset(dataset)
+    data = prepared.seen_by(NetworkInput.asked(s.teacher_input or InputConfig(), prepared.manifest))
     spec = NetworkSpec.of(s.teacher, data.manifest)
     record = Record(key="teacher", params=settings_as_params(s), data=data_summary(data))
     context = Context.from_environment()
@@ -59,7 +63,8 @@ def train_teacher(settings: Mapping[str, Any], *, dataset: Path, route: Path, ro
                         "the route was made on other data: its checkpoints are measured again; their validation accuracy "
                         "flatters if the teacher was trained on images that are held out here"
                     )
-                adopted = adopt_route(existing, data, spec, s.compute, route)
+                spec = NetworkSpec.of(s.teacher, fed(existing, prepared, s.teacher_input).manifest)
+                adopted = adopt_route(existing, prepared, spec, s.compute, route, asked=s.teacher_input)
             rows: Sequence[Mapping[str, Any]] = adopted.history or [
                 {"epoch": c.epoch, "val_accuracy": c.val_accuracy} for c in adopted.checkpoints
             ]

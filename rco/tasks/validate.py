@@ -6,7 +6,7 @@ Every branch of a comparison is checked with its own overrides, and errors name 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +15,8 @@ from rco.config.parameters import RunConfig
 from rco.config.shape import STUDENT, Shape
 from rco.core.errors import InputError
 from rco.core.settings import jsonable
+from rco.core.words import counted
+from rco.data.config import LARGEST_IMAGE
 from rco.data.sources.base import Info
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
@@ -238,26 +240,65 @@ def validate_networks(config: RunConfig) -> None:
             train.augmentation.require_channels(channels)
         except InputError as error:
             raise error.renamed(prefix + error.parameter) from None
-    for parameter, model in (("teacher", config.teacher), ("student", config.student)):
+    route = existing_route(config)
+    sizes = sizes_of(config, info, route)
+    for parameter, model, size in (("teacher", config.teacher, sizes.teacher), ("student", config.student, height)):
         check_network(
             model.model,
             in_channels=channels,
             num_classes=info.num_classes,
-            image_size=height,
+            image_size=size,
             stem=model.stem,
             embedding_dim=model.embedding_dim,
             parameter=parameter,
         )
     if config.objective.objective.needs_features:
-        _check_taps(config, info.image_shape, info.num_classes)
+        _check_taps(config, info.image_shape, info.num_classes, sizes.teacher)
     if config.exporting.export:
         from rco.exporting.trial import try_export
 
         try_export(config.exporting.export, student_spec(config, info))
-    if route := existing_route(config):
+    if route:
         if not is_remote(config.route.route):  # the files of another are verified when they have been fetched
             route.verify()
         _check_route(route, config, info.image_shape, info.num_classes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of images, in pixels of a side: what teacher and student take, and what is kept for both."""
+
+    teacher: int
+    student: int
+    kept: int
+
+
+def sizes_of(config: RunConfig, info: Info, route: Route | None) -> Sizes:
+    """The sizes that settings, data and a route mean. A route says what its teacher takes.
+
+    Raises:
+        InputError: the settings say another input than the route; a mean of other channels; images that would be made smaller
+            for the student than files are, without a word on how small.
+    """
+    from rco.data.network_input import kept_for
+    from rco.data.normalisation import normalisation
+    from rco.data.sources.files import ImageFiles
+    from rco.training.fed import require_agreement
+
+    asked, (channels, student, _) = config.teacher_input, info.image_shape
+    if route:
+        require_agreement(route, asked)
+    normalisation(asked.image_mean, asked.image_std, channels, "teacher_")
+    teacher = route.network.image_size if route else asked.image_size or student
+    crop = route.crop if route else asked.image_crop or 1.0
+    kept = max(student, kept_for(teacher, crop))
+    if kept > LARGEST_IMAGE:
+        problem = f"means that images are kept at {kept} pixels, more than {LARGEST_IMAGE}"
+        raise InputError("teacher_image_size", teacher, problem, "Give a smaller one, or see more of the image")
+    if kept > student and not config.data.image_size and isinstance(config.data.source, ImageFiles):
+        problem = f"is left out, so that image files keep their size, but for the teacher they are kept at {kept} pixels"
+        raise InputError("image_size", 0, problem, f"Set image_size, which is then the student's, such as {student}")
+    return Sizes(teacher, student, kept)
 
 
 def student_spec(config: RunConfig, info: Info) -> NetworkSpec:
@@ -278,33 +319,33 @@ def student_spec(config: RunConfig, info: Info) -> NetworkSpec:
 
 
 def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    channels, size, _ = image_shape
+    channels, _, _ = image_shape
     has = route.network
     for parameter, value, theirs in (
         ("teacher", config.teacher.model, has.model),
         ("teacher_stem", config.teacher.stem, has.stem),
         ("teacher_embedding_dim", config.teacher.embedding_dim, has.embedding_dim),
-        ("dataset", f"{num_classes} classes of {channels}x{size}x{size}", _shape_of(has)),
+        ("dataset", _shape_of(num_classes, channels), _shape_of(has.num_classes, has.in_channels)),
     ):
         if value != theirs:
             raise InputError(parameter, value, f"is not what the route's teacher was trained as ({theirs})", "Make them agree")
 
 
-def _shape_of(network: NetworkSpec) -> str:
-    return f"{network.num_classes} classes of {network.in_channels}x{network.image_size}x{network.image_size}"
+def _shape_of(classes: int, channels: int) -> str:
+    return f"{counted(classes, 'class', 'classes')} of images with {counted(channels, 'channel')}"
 
 
-def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+def _check_taps(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int, teachers_size: int) -> None:
     # A route that exists needs no look of its own: its teacher is the one that is named, or `_check_route` says so.
     from rco.objectives.make import make_objective
 
     channels, size, _ = image_shape
-    dictated = {"in_channels": channels, "num_classes": num_classes, "image_size": size}
+    dictated = {"in_channels": channels, "num_classes": num_classes}
     student, teacher = (
-        NetworkSpec(model=m.model, stem=m.stem, embedding_dim=m.embedding_dim, **dictated).blank()
-        for m in (config.student, config.teacher)
+        NetworkSpec(model=m.model, stem=m.stem, embedding_dim=m.embedding_dim, image_size=pixels, **dictated).blank()
+        for m, pixels in ((config.student, size), (config.teacher, teachers_size))
     )
-    make_objective(config.objective, student, teacher, image_shape)
+    make_objective(config.objective, student, teacher, image_shape, anchor_shape=(channels, teachers_size, teachers_size))
 
 
 def costs_of_anchors(branches: Sequence[Branch]) -> list[str]:

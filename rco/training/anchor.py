@@ -27,6 +27,7 @@ from rco.data.augment import moved
 from rco.data.augmentation import Augmentation, as_augmentation
 from rco.data.dataset import Split
 from rco.data.images import Rows
+from rco.data.network_input import Seen
 from rco.models.taps import Output, observe
 from rco.training.config import ComputeConfig
 from rco.training.device import autocast
@@ -53,7 +54,7 @@ class Anchor(Protocol):
         """The anchor's output for a batch, through which no gradient flows.
 
         Args:
-            x: (B, C, H, W), what the student is shown.
+            x: (B, C, H, W), as the images are kept (`rco.data.network_input`).
             rows: (B,), the numbers of the images in the training part.
             view: what `prepare_epoch` has returned.
         """
@@ -66,9 +67,18 @@ class LiveAnchor:
         network: frozen and moved to the device.
         image_shape: (C, H, W).
         tap: the module whose features are observed; empty: logits alone.
+        seen: makes what the network takes of the images as they are kept; None: they are the same.
     """
 
-    def __init__(self, network: nn.Module, image_shape: Sequence[int], device: torch.device | str, tap: str = "") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        image_shape: Sequence[int],
+        device: torch.device | str,
+        tap: str = "",
+        seen: Seen | None = None,
+    ) -> None:
+        self.seen = seen
         self.tap, self.network = tap, lean(network, image_shape, device, fold=not tap)
 
     def prepare_epoch(self, epoch: int) -> None:
@@ -76,8 +86,10 @@ class LiveAnchor:
 
     def output(self, x: Tensor, rows: Rows, view: int | None) -> Output:
         """As `Anchor.output`, from a forward pass."""
+        if self.seen is not None:
+            x = self.seen(x)
         with torch.inference_mode():
-            out = observe(self.network, x, self.tap)
+            out = observe(self.network, x.contiguous(memory_format=torch.channels_last), self.tap)
         # Autograd cannot save inference tensors for the backward pass.
         return Output(out.logits.clone(), None if out.features is None else out.features.clone())
 
@@ -88,7 +100,7 @@ class StoredLogits:
 
     Attributes:
         anchor: frozen by this.
-        train: the images.
+        train: the images, as the anchor takes them.
         augment: what makes a view of an image, or the name of one that crops alone.
         views: V.
         anchor_id: sha256 of the anchor's weights; empty: nothing is stored beyond this object.
@@ -175,7 +187,7 @@ class StoredLogits:
         """Named by all that the logits depend on: any process may have written the file that has this name."""
         if self.folder is None or not self.anchor_id:
             return None
-        augmentation = as_augmentation(self.augment)
+        augmentation, seen = as_augmentation(self.augment), self.train.seen
         identity = {
             "format": _FORMAT,
             "anchor": self.anchor_id,
@@ -185,6 +197,7 @@ class StoredLogits:
             "view": view,
             "precision": self.compute.precision,
             "dtype": str(self.dtype),
+            **({} if seen is None else {"input": jsonable(seen.own)}),
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.safetensors"

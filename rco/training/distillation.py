@@ -41,6 +41,7 @@ from rco.training.checkpointer import Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
 from rco.training.distributed import answers
 from rco.training.ema import Ema
+from rco.training.fed import fed
 from rco.training.loop import OneSchedule, fit
 
 
@@ -88,6 +89,7 @@ def train_stage(
     stage: int,
     epochs: int,
     first_epoch: int,
+    anchor_data: Dataset | None = None,
     loss: StageLoss | None = None,
     anchor_id: str = "",
     checkpointer: Checkpointer | None = None,
@@ -102,6 +104,7 @@ def train_stage(
         stage: its number, from 1; logged.
         epochs: length of this stage; optimiser and schedule span exactly these, unless there is `one_schedule`.
         first_epoch: number of this stage's first epoch on the student's one axis over all stages.
+        anchor_data: the data as the anchor takes them (`Dataset.seen_by`); None: as the student does.
         loss: the objective that `objective` describes, as the stage before left it (its own weights are trained in place);
             None: a new one.
         anchor_id: names the anchor's answers (`anchor_of`); with it, stored logits are shared through the folder that the
@@ -117,15 +120,17 @@ def train_stage(
             `rco.training.loop.fit` refuses.
     """
     train.require_fit(objective)
+    anchor_data = anchor_data or data
+    shape, anchor_shape = data.manifest.image_shape, anchor_data.manifest.image_shape
     if loss is None:
-        loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
+        loss = make_objective(objective, student, anchor, shape, anchor_shape=anchor_shape, seed=train.seed)
     split, validation, probe = data.split("train"), data.split("val"), np.asarray(data.manifest.probe)
     working: Anchor | None = None
     if loss.needs_anchor and objective.views:
         check_size(min(objective.views, epochs), len(split), data.manifest.num_classes)
         working = StoredLogits(
             anchor=anchor,
-            train=split,
+            train=anchor_data.split("train"),
             augment=train.augmentation,
             views=objective.views,
             compute=compute,
@@ -134,7 +139,8 @@ def train_stage(
             folder=folder_from_environment(),
         )
     elif loss.needs_anchor:
-        working = LiveAnchor(anchor, data.manifest.image_shape, compute.device, loss.taps.anchor)
+        seen = anchor_data.split("train").seen
+        working = LiveAnchor(anchor, anchor_shape, compute.device, loss.taps.anchor, seen)
     for fitted in fit(
         student,
         split,
@@ -238,7 +244,8 @@ def distill_route(
     strategy = anchors.strategy
     objective, train = objective or ObjectiveConfig(), train or TrainConfig()
     labels, route_logits = route.probe()
-    trained = TrainedRoute.of(route)
+    trained, anchor_data = TrainedRoute.of(route), fed(route, data)
+    shape, anchor_shape = data.manifest.image_shape, anchor_data.manifest.image_shape
     stages = strategy.most_stages(trained)
     student.to(compute.device)
     walk = _Walk()
@@ -261,7 +268,7 @@ def distill_route(
         anchor, anchor_id = anchor_of(files, teacher or route.network, objective)
         target = stage_target(route_logits, choice.anchors, objective.tau)
         if loss is None:
-            loss = make_objective(objective, student, anchor, data.manifest.image_shape, seed=train.seed)
+            loss = make_objective(objective, student, anchor, shape, anchor_shape=anchor_shape, seed=train.seed)
         epochs = stage_epochs(train.epochs, stages, done=walk.done, remaining=choice.remaining, last=choice.last)
         rows = train_stage(
             student,
@@ -274,6 +281,7 @@ def distill_route(
             stage=choice.stage,
             epochs=epochs,
             first_epoch=walk.done + 1,
+            anchor_data=anchor_data,
             loss=loss,
             anchor_id=anchor_id,
             checkpointer=checkpointer,

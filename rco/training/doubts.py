@@ -40,8 +40,8 @@ def doubts(logits: NDArray[np.float32], labels: NDArray[np.int64], class_names: 
     if accuracy <= most + 2 * error:
         return [
             f"the teacher is right on {100 * accuracy:.1f} % of the validation images, no better than chance "
-            f"({100 * most:.1f} %): were its images normalised as here (image_mean, image_std), of this size and fit "
-            "(image_size, image_fit), and its classes numbered as here (class_order)?"
+            f"({100 * most:.1f} %): were its images normalised as here (teacher_image_mean, teacher_image_std), of this "
+            "size and fit (teacher_image_size, image_fit), and its classes numbered as here (class_order)?"
         ]
     return []
 

@@ -173,6 +173,7 @@ class Trainer:
             augment=self.config.augmentation,
             workers=self.compute.workers,
             view=view,
+            kept=True,
             skip=progress.batches,
             share=self.world,
             balanced=self.config.class_balance == "sampling",
@@ -197,14 +198,19 @@ class Trainer:
         return row
 
     def _step(self, x: Tensor, labels: Tensor, rows: Rows, view: int | None) -> None:
-        """Train on this worker's share of one batch and count the whole of it."""
+        """Train on this worker's share of one batch and count the whole of it.
+
+        Args:
+            x: (B, C, H, W), as the images are kept: of them teacher and student make what they take.
+        """
         count = min(self.config.batch_size, len(self.train) - self.progress.batches * self.config.batch_size)
-        x = x.contiguous(memory_format=torch.channels_last)
+        kept, seen = x, self.train.seen
+        x = (x if seen is None else seen(x)).contiguous(memory_format=torch.channels_last)
         rate = self._rate(self.progress.batches)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get(FACTOR, 1.0)
         with autocast(self.compute):
-            anchor_out = self.anchor.output(x, rows, view) if self.anchor is not None else None
+            anchor_out = self.anchor.output(x if seen is None else kept, rows, view) if self.anchor is not None else None
             parts = self.learn(x, anchor_out, labels)
         values = torch.stack(list(parts.values()))
         self.optimizer.zero_grad(set_to_none=True)

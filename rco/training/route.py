@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rco.core.errors import InputError
+from rco.data.config import InputConfig
 from rco.data.dataset import Dataset
 from rco.models.importing import read_network
 from rco.models.predict import accuracy
@@ -23,17 +24,27 @@ from rco.models.spec import NetworkSpec, load_network, save_network
 from rco.training.config import ComputeConfig
 from rco.training.distributed import answers
 from rco.training.doubts import doubts
+from rco.training.fed import differences, fed
 
 log = logging.getLogger("rco")
-_ALIKE = 5e-3  # of pixels in 0..1: between two means or deviations that are taken as the same
 
 
-def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: ComputeConfig, folder: Path) -> Route:
-    """Copy a verified route into `folder`; measure its checkpoints again if they were measured on another data set. Images that
-    are normalised otherwise than those of its teacher are warned of.
+def adopt_route(
+    source: Route,
+    data: Dataset,
+    spec: NetworkSpec,
+    compute: ComputeConfig,
+    folder: Path,
+    *,
+    asked: InputConfig | None = None,
+) -> Route:
+    """Copy a verified route into `folder`; measure its checkpoints again if they were measured on another data set. Its teacher
+    is fed as the route says, and a line says so where the student is fed otherwise.
 
     Args:
+        data: as they were prepared.
         spec: the teacher in the user's settings; it must agree with the route.
+        asked: the teacher's input in the user's settings; likewise.
 
     Raises:
         InputError: a damaged or missing checkpoint, a teacher of another shape; with open classes, a route of other data.
@@ -53,31 +64,17 @@ def adopt_route(source: Route, data: Dataset, spec: NetworkSpec, compute: Comput
             f"is of other data, so its teacher may have seen the open classes ({', '.join(data.manifest.open_classes)})",
             "Use the data settings of the route's own run, or import its checkpoints with these open_classes",
         )
-    if difference := _fed_otherwise(source, data):
-        log.warning("warning: %s", difference)
+    teachers = fed(source, data, asked)
+    if difference := differences(teachers.input, data.input):
+        log.info("the route's teacher is fed as it was trained: %s", difference)
     folder.mkdir(parents=True, exist_ok=True)
     for c in source.checkpoints:
         shutil.copyfile(source.folder / c.file, folder / c.file)
-    if source.data_digest == data.manifest.digest:
+    known = bool(source.mean or (asked and asked.image_mean))
+    if source.data_digest == data.manifest.digest and known == bool(source.mean):
         source.write_index(folder)
         return Route.open(folder)
-    fed = (source.mean, source.std)
-    return _write_measured(source.checkpoints, data, spec, compute, folder, source.decay_epochs, (), fed)
-
-
-def _fed_otherwise(source: Route, data: Dataset) -> str:
-    """How the images of a route's teacher were normalised, if those of the data are otherwise; empty: alike, or not known."""
-    there = {"image_mean": source.mean, "image_std": source.std}
-    here = {"image_mean": data.manifest.mean, "image_std": data.manifest.std}
-    if not source.mean or all(np.allclose(there[name], here[name], rtol=0, atol=_ALIKE) for name in there):
-        return ""
-    differences = " and ".join(f"{name} {_numbers(there[name])} (here {_numbers(here[name])})" for name in there)
-    flags = " ".join(f"--{name.replace('_', '-')} {_numbers(values)}" for name, values in there.items())
-    return f"the route's teacher was fed with {differences}, and may answer worse than it can; to feed it as then: {flags}"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.4g}" for value in values)
+    return _write_measured(source.checkpoints, teachers, spec, compute, folder, source.decay_epochs, (), known)
 
 
 def import_route(
@@ -97,6 +94,7 @@ def import_route(
         files: (epoch, file) in increasing order of epochs. Each file is a checkpoint: safetensors, or a torch file, of which
             nothing but tensors is taken. A single file gives a route of one anchor, which is plain distillation. Epochs that
             are counted from 0 become those that are counted from 1, which a route has.
+        data: as the teacher takes them (`Dataset.seen_by`): the user has said how it was fed, or left it as it is for the data.
         spec: its stem may be `auto`; then it is the one that fits the weights.
         folder: is not there yet, or empty.
         decay_epochs: epochs after which that training decayed its learning rate, if known, counted like those of the files.
@@ -123,9 +121,7 @@ def import_route(
             checkpoints.append(Checkpoint(epoch=epoch, lr=None, train_loss=None, val_accuracy=0.0, file=file, sha256=digest))
         for note, names in notes.items():
             log.warning("%s%s: %s", names[0], f" and {len(names) - 1} more" if len(names) > 1 else "", note)
-        # The user has said by image_mean and image_std how the teacher was fed, or left it as it is for the data.
-        fed = (data.manifest.mean, data.manifest.std)
-        _write_measured(checkpoints, data, spec, compute, scratch, [epoch + first for epoch in decay_epochs], (), fed)
+        _write_measured(checkpoints, data, spec, compute, scratch, [epoch + first for epoch in decay_epochs], (), True)
     return Route.open(folder)
 
 
@@ -163,12 +159,13 @@ def _write_measured(
     folder: Path,
     decay_epochs: Sequence[int],
     history: Sequence[dict[str, Any]],
-    fed: tuple[Sequence[float], Sequence[float]],
+    fed_is_known: bool,
 ) -> Route:
     """Write a route whose weights lie in `folder`, with accuracy and probe logits measured on `data`.
 
     Args:
-        fed: mean and std that its teacher's images were normalised by.
+        data: as the teacher takes them.
+        fed_is_known: whether the route is to say by which mean and deviation.
     """
     probe = np.asarray(data.manifest.probe)
     validation = data.split("val")
@@ -190,6 +187,7 @@ def _write_measured(
         history=history,
         probe_labels=labels[probe],
         probe_logits=np.stack(probe_logits),
-        mean=fed[0],
-        std=fed[1],
+        mean=data.manifest.mean if fed_is_known else (),
+        std=data.manifest.std if fed_is_known else (),
+        crop=data.input.crop,
     )

@@ -41,6 +41,7 @@ def train_teacher(
     call this alike, the first one writes it.
 
     Args:
+        data: as the teacher takes them (`Dataset.seen_by`); the route says how.
         initial: the network as it begins, trained in place; None: with random weights of the seed.
         checkpointer: as for `rco.training.loop.fit`; it also saves the part "route", and restores its files in `folder`.
 
@@ -122,6 +123,7 @@ class _GrowingRoute:
             probe_logits=np.stack(self.probe_logits),
             mean=self.data.manifest.mean,
             std=self.data.manifest.std,
+            crop=self.data.input.crop,
         )
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -164,3 +165,25 @@ def test_what_is_wrong_is_said_before_anything_is_prepared(checkpoints: Path, tm
 
 def test_a_published_set_may_be_downloaded() -> None:
     assert "--download / --no-download" in invoke("--help").output
+
+
+def test_a_teacher_of_another_input_is_imported_and_inspected(tmp_path: Path) -> None:
+    saved = tmp_path / "epoch_3.pt"
+    torch.save(
+        NetworkSpec(model="digits-mlp", stem="auto", in_channels=1, num_classes=10, image_size=16).build(0).state_dict(), saved
+    )
+    out = tmp_path / "route"
+    takes = ("--teacher-image-size", 16, "--teacher-image-mean", 0.5, "--teacher-image-std", 0.25)
+    flat = hint(invoke(saved, "--output", out, "--dataset", "digits", "--teacher", "digits-mlp", *takes))
+    assert not [name for name in flat if name.startswith("teacher_image")], "the route says it"
+    route = Route.open(out)
+    assert (route.network.image_size, route.mean, route.std) == (16, (0.5,), (0.25,))
+    settings = settings_of({**flat, "device": "cpu"})
+    assert settings.data.kept_size == 16
+    shown = CliRunner().invoke(main, ["inspect", str(out)])
+    assert "its teacher takes 16x16 grey images, normalised by mean 0.5, deviation 0.25" in shown.output
+    assert "epoch 3: validation accuracy" in shown.output
+    machine = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).output)
+    assert (machine["network"]["image_size"], machine["mean"], machine["crop"]) == (16, [0.5], 1.0)
+    refused = CliRunner().invoke(main, ["inspect", str(out), "--image-size", "8"])
+    assert "image_size = 8: means nothing for a route" in f"{refused.output}{refused.exception}"

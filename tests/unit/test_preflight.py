@@ -87,7 +87,7 @@ def test_a_route_of_another_teacher_or_other_images_is_refused_before_anything_r
     flat = {"route": str(tmp_path), "n_anchors": 1, "epochs": 4}
     with pytest.raises(InputError, match=r"teacher = 'digits-cnn-l': is not what .*digits-mlp"):
         settings(**flat)
-    with pytest.raises(InputError, match=r"10 classes of 1x8x8': is not what .*7 classes"):
+    with pytest.raises(InputError, match=r"10 classes of images with 1 channel': is not what .*7 classes"):
         settings(**flat, teacher="digits-mlp")
     with (tmp_path / "a.safetensors").open("ab") as file:
         file.write(b"x")

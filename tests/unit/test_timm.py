@@ -170,6 +170,9 @@ def test_images_are_normalised_as_the_weights_were_trained(tmp_path: Path, monke
     assert data.image_std == ("0.229", "0.224", "0.225")
     assert f"images are normalised as for {pretrained.published(CNN, '').name}" in said()
     both = {**flat, "student": VIT, "student_weights": "pretrained", "student_head": "new"}
-    with pytest.raises(InputError, match=r"image_mean = \[\]: is left out, and weights were trained with different means"):
-        settings_of(both)
+    settings = settings_of(both)
+    assert settings.data.data.image_mean == ("0.5", "0.5", "0.5"), "as the student's weights were trained"
+    assert settings.teacher.teacher_input is not None
+    assert settings.teacher.teacher_input.image_mean == ("0.485", "0.456", "0.406"), "as the teacher's were"
+    assert settings.filing.parameters["teacher_image_std"] == ["0.229", "0.224", "0.225"]
     assert settings_of({**both, "image_mean": "0.5", "image_std": "0.25"}).data.data.image_mean == ("0.5",)

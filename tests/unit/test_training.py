@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
 from rco.core.tensors import save_model
-from rco.data.config import DataConfig
+from rco.data.config import DataConfig, InputConfig
 from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources.kinds import source_digest
@@ -223,22 +223,28 @@ class TestRoute:
         assert [c.sha256 for c in adopted.checkpoints] == [c.sha256 for c in route.checkpoints]
         assert [c.val_accuracy for c in adopted.checkpoints] != [c.val_accuracy for c in route.checkpoints]
 
-    def test_a_teacher_that_was_fed_otherwise_is_warned_of(
+    def test_a_teacher_is_fed_as_it_was_trained(
         self, route: Route, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(logging.getLogger("rco"), "propagate", True)
+        caplog.set_level(logging.INFO, "rco")
         fed = (data.manifest.mean, data.manifest.std)
         assert (route.mean, route.std) == fed
         adopt_route(route, data, TEACHER, CPU, tmp_path / "alike")
-        assert "image_mean" not in caplog.text
+        assert "is fed" not in caplog.text
         config = DataConfig(image_mean=("0.5",), image_std=("0.25",), probe_size=32)
         prepare(config, tmp_path / "data", source_digest(config))
         other = Dataset.open(tmp_path / "data")
         adopted = adopt_route(route, other, TEACHER, CPU, tmp_path / "adopted")
         (mean,), (std,) = fed
-        assert f"was fed with image_mean {mean:.4g} (here 0.5) and image_std {std:.4g} (here 0.25)" in caplog.text
-        assert f"--image-mean {mean:.4g} --image-std {std:.4g}" in caplog.text
-        assert (adopted.mean, adopted.std) == fed, "it is the teacher's, whatever it is fed with now"
+        words = f"mean {mean:.4g} and deviation {std:.4g} (the student: mean 0.5 and deviation 0.25)"
+        assert f"the route's teacher is fed as it was trained: {words}" in caplog.text
+        assert (adopted.mean, adopted.std) == fed
+        before, after = (made.checkpoints[-1].val_accuracy for made in (route, adopted))
+        assert after == pytest.approx(before, abs=1e-6), "of the same images it says the same"
+        asked = InputConfig(image_mean=(str(mean),), image_std=("0.25",))
+        with pytest.raises(InputError, match=r"teacher_image_std = \['0.25'\]: is not what the route's teacher was"):
+            adopt_route(route, other, TEACHER, CPU, tmp_path / "refused", asked=asked)
 
     def test_a_route_of_before_the_normalisation_was_written(self, route: Route, data: Dataset, tmp_path: Path) -> None:
         shutil.copytree(route.folder, tmp_path / "old")
