@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from pipelines.cluster import pods
@@ -62,28 +61,19 @@ def probe(
     namespace, name = given["metadata"]["namespace"], given["metadata"]["name"]
     path = f"/api/v1/namespaces/{namespace}/pods"
     made = True  # unless Kubernetes says that it was not
-    remove = partial(_remove, kube, f"{path}/{name}", f"kubectl delete pod -n {namespace} {name}", probed)
-    with _stopped_by_signals():
+    with _signals() as asked_to_stop:
         try:
             try:
                 kube.create(path, given)
             except KubeError as error:
                 made = error.kind == AWAY
                 raise
-            _watch(kube, namespace, name, limit, probed, show)
+            _watch(kube, namespace, name, limit, probed, show, asked_to_stop)
         except KubeError as error:
             probed.findings.append(_trouble(error, namespace))
-        except KeyboardInterrupt:
-            probed.interrupted = True
-            step = "Start it again; --probe-limit says how long it may take"
-            probed.add(FAIL, f"stopped before the pod {name} had ended", step)
         finally:
-            try:
-                if made:
-                    remove()
-            except KeyboardInterrupt:  # in the moment before it is not listened to any more
-                probed.interrupted = True
-                remove()
+            if made:
+                _remove(kube, f"{path}/{name}", f"kubectl delete pod -n {namespace} {name}", probed)
     return probed
 
 
@@ -106,8 +96,16 @@ def _trouble(error: KubeError, namespace: str) -> Finding:
     return trouble("probe", "the pod", error, namespace)
 
 
-def _watch(kube: Kube, namespace: str, name: str, limit: float, probed: Probed, show: Callable[[str], None]) -> None:
-    """Look until the pod has ended, or for so long."""
+def _watch(
+    kube: Kube,
+    namespace: str,
+    name: str,
+    limit: float,
+    probed: Probed,
+    show: Callable[[str], None],
+    asked_to_stop: list[int],
+) -> None:
+    """Look until the pod has ended, or for so long, or until there are signals."""
     from kubernetes import client
 
     core = client.CoreV1Api(kube.client)
@@ -148,7 +146,11 @@ def _watch(kube: Kube, namespace: str, name: str, limit: float, probed: Probed, 
             )
             probed.add(FAIL, f"the pod has not ended within {limit:g} s: {last}", _next_step(last, namespace))
             return
-        time.sleep(PACE)
+        if _signal_within(PACE, asked_to_stop):
+            probed.interrupted = True
+            step = "Start it again; --probe-limit says how long it may take"
+            probed.add(FAIL, f"stopped before the pod {name} had ended", step)
+            return
 
 
 def _next_step(reason: str, namespace: str) -> str:
@@ -193,47 +195,41 @@ def _why(pod: Any, log: str) -> str:
 
 
 def _remove(kube: Kube, path: str, by_hand: str, probed: Probed) -> None:
-    """Delete the pod, also if nobody knows whether it was made; a second Ctrl-C does not stop it."""
-    with _undisturbed():
-        for attempt in range(3):
-            try:
-                kube.delete(path)
-                return
-            except KubeError as error:
-                last = error
-                if error.kind == DENIED:
-                    break
-            if attempt < 2:
-                time.sleep(min(PACE, 1.0))
+    """Delete the pod, also if nobody knows whether it was made."""
+    for attempt in range(3):
+        try:
+            kube.delete(path)
+            return
+        except KubeError as error:
+            last = error
+            if error.kind == DENIED:
+                break
+        if attempt < 2:
+            time.sleep(min(PACE, 1.0))
     probed.add(FAIL, f"the pod could not be deleted: {last.words}", by_hand)
 
 
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end the probe as Ctrl-C does."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _handled({signal.SIGTERM: stop, signal.SIGHUP: stop}):
-        yield
+def _signal_within(seconds: float, asked_to_stop: list[int]) -> bool:
+    until = time.monotonic() + seconds
+    while not asked_to_stop and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))
+    return bool(asked_to_stop)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    with _handled(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)):
-        yield
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and SIGHUP are noted, and disturb nothing: not the deletion, nor a lock that a library holds.
 
-
-@contextmanager
-def _handled(handlers: dict[Any, Any]) -> Iterator[None]:
-    """Signals are handled so for a while; only the main thread may say so."""
+    Only the main thread may say so; in another one the list stays empty.
+    """
+    noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield noted
         return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
     try:
-        yield
+        yield noted
     finally:
         for number, handler in before.items():
             with suppress(TypeError):  # a handler that was not set from Python
