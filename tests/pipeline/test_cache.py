@@ -29,6 +29,7 @@ def prepared(folder: Path, image: str | None = None) -> str:
     """Where the pipeline's data set lies: the same place as before if it came from the cache."""
     config = DataConfig(dataset=str(folder))
     settings = jsonable(DataSettings(data=config, source_digest=source_digest(config)))
+    settings = {name: value for name, value in settings.items() if value is not None}  # as `check` hands them on
 
     @dsl.pipeline(name="preparation")
     def preparation() -> dsl.Dataset:
