@@ -58,8 +58,12 @@ doctor: $(VENV)/.run ## check this machine and the services that it is told to u
 	@$(BIN)/rco doctor $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev ## run all tests that need no server
+test: $(VENV)/.dev ## run the tests of all parts and of the pipelines; no server needed
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/pipeline $(ARGS)
+
+.PHONY: test-tasks
+test-tasks: $(VENV)/.dev ## run the tests of whole tasks: resume points, results, stores, MLflow, export; no server needed
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/tasks $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev ## give every reader of files 10,000 damaged inputs (an hour); EXAMPLES=500 READERS="tar image"
@@ -103,8 +107,8 @@ test-release: $(VENV)/.dev ## run `make run` for real and check what it promises
 	@$(BIN)/pytest -s tests/release $(ARGS)
 
 .PHONY: test-oldest
-test-oldest: $(VENV)-oldest/.dev ## run the unit tests with the oldest PyTorch that is supported
-	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n 2 --dist worksteal tests/unit $(ARGS)
+test-oldest: $(VENV)-oldest/.dev ## run the tests of parts and tasks with the oldest PyTorch that is supported
+	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n 2 --dist worksteal tests/unit tests/tasks $(ARGS)
 
 .PHONY: bench
 bench: ## measure everything: a step beside its peers, growth, overhead, a whole run, many students (half an hour)

@@ -19,7 +19,7 @@ hypothesis.settings.register_profile("rco", deadline=None, max_examples=100 if o
 hypothesis.settings.load_profile("rco")
 
 # Files of tests that take longest, in this order; see `pytest_collection_modifyitems`.
-LONGEST = ("pipeline/test_comparison", "pipeline/test_local", "pipeline/test_submit", "unit/test_resume")
+LONGEST = ("pipeline/test_comparison", "pipeline/test_local", "pipeline/test_submit", "tasks/test_resume")
 
 # KFP looks at the stack for every setting of a task. For a frame of xdist's, which is of no module, `inspect` would go through
 # all modules there are, with PyTorch's 50 ms a look.

@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from rco.core.errors import InputError
@@ -100,7 +101,7 @@ def from_dict(cls: type[T], values: Any, *, partial: bool = False) -> T:
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise InputError(cls.__name__, values, "is not a mapping", f"Give a value for each of: {', '.join(known)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     kwargs, values = _plugins_from(cls, values)
     for name, value in values.items():
         if name not in known:
@@ -184,6 +185,12 @@ def items_of(text: str) -> list[str]:
     except csv.Error as error:
         raise ValueError(str(error)) from None
     return [item.strip() for row in rows for item in row if item.strip()]
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Types of the fields: they are written as text, and evaluating that anew would take half of the time of reading."""
+    return typing.get_type_hints(cls)
 
 
 def _scalar(hint: Any, value: Any) -> Any:

@@ -18,7 +18,7 @@ from rco.data.dataset import Dataset
 from rco.data.prepare import prepare
 from rco.data.sources.kinds import source_digest
 from rco.tasks.check import check
-from tests.unit.test_resume import FLAT
+from tests.tasks.test_resume import FLAT
 
 
 @pytest.mark.parametrize("workers", [0, 1])

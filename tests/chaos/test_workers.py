@@ -19,7 +19,7 @@ from rco.tracking.context import Context
 from rco.tracking.record import Record
 from rco.tracking.runs import find_parent
 from tests.chaos.chain import worker_of
-from tests.unit.test_resume import FLAT, step_values
+from tests.tasks.test_resume import FLAT, step_values
 
 
 def started(folder: Path, digits: Path, name: str, workers: int, **environment: str) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ from rco.tracking.registry import load, register
 from rco.tracking.runs import open_parent
 from rco.tracking.tracker import tracked
 from tests import faults, servers
-from tests.unit.test_tracking import SPEC, anchor, children, record
+from tests.tasks.test_tracking import SPEC, anchor, children, record
 
 
 @pytest.fixture

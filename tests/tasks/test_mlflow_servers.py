@@ -22,7 +22,7 @@ from rco.tracking.registry import load, register, registered_version
 from rco.tracking.runs import find_parent, open_parent
 from rco.tracking.tracker import tracked
 from tests import faults
-from tests.unit.test_tracking import SPEC, anchor, children, context, opened, record, server
+from tests.tasks.test_tracking import SPEC, anchor, children, context, opened, record, server
 
 __all__ = ["server"]  # a fixture
 

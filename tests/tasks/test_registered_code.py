@@ -27,8 +27,8 @@ from rco.tasks.evaluate import write_example
 from rco.tasks.students import STUDENT
 from rco.tracking.registry import load
 from tests.in_process import settings_of
-from tests.unit.test_outbox import kept, report
-from tests.unit.test_tracking import record, server
+from tests.tasks.test_outbox import kept, report
+from tests.tasks.test_tracking import record, server
 
 __all__ = ["report", "server"]  # fixtures
 

@@ -23,7 +23,7 @@ from rco.tasks.report import report, sync
 from rco.tracking import outbox
 from rco.tracking.context import Context
 from tests.in_process import Walk, changed, settings_of
-from tests.unit.test_tracking import server
+from tests.tasks.test_tracking import server
 
 __all__ = ["server"]  # a fixture
 

@@ -20,7 +20,7 @@ from rco.tracking import outbox
 from rco.tracking.context import Context
 from rco.tracking.delivery import Delivery
 from rco.tracking.record import Record
-from tests.unit.test_tracking import anchor, children, context, record, server, steps
+from tests.tasks.test_tracking import anchor, children, context, record, server, steps
 
 __all__ = ["server"]  # a fixture
 
