@@ -634,6 +634,9 @@ class TestZip:
         assert "has a member that is a link: 'cat/link.png'" in said()
         path.write_bytes(whole.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"))
         assert "has encrypted files" in said()
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("cat/0.png", b"x")
+        assert "has files that are packed with LZMA, such as 'cat/0.png'" in said()
         at = whole.rindex(b"cat/000.png")  # in the directory
         path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
         assert "is not a readable ZIP file (it has a member without a name)" in said()

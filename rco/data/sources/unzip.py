@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from lzma import LZMAError
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +23,8 @@ def members(path: Path, address: str) -> Iterator[tuple[zipfile.ZipFile, list[tu
         address: for messages.
 
     Raises:
-        InputError: it is not a readable ZIP file, or has encrypted files; also for what is read in the block.
+        InputError: it is not a readable ZIP file, or has files that are encrypted or packed with LZMA; also for what is read in
+            the block.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -38,6 +38,9 @@ def members(path: Path, address: str) -> Iterator[tuple[zipfile.ZipFile, list[tu
                     continue
                 if info.flag_bits & 1:
                     raise InputError("dataset", address, f"has encrypted files, such as {name!r}", "Make it without a password")
+                if info.compress_type == zipfile.ZIP_LZMA:  # whose header alone says how many GiB are wanted to read it
+                    problem = f"has files that are packed with LZMA, such as {name!r}"
+                    raise InputError("dataset", address, problem, "Make it with Deflate, which is the usual method")
                 found[name.lstrip("/")] = info
             yield archive, list(found.items())
     except InputError:
@@ -47,7 +50,6 @@ def members(path: Path, address: str) -> Iterator[tuple[zipfile.ZipFile, list[tu
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
         zlib.error,
-        LZMAError,
         EOFError,
         OSError,
         ValueError,
