@@ -7,12 +7,16 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from rco.data.config import DataConfig
 from rco.training.config import ComputeConfig
+
+if TYPE_CHECKING:
+    from rco.data.dataset import Dataset
 
 # A busy machine is no reason to fail. CI tries more examples.
 hypothesis.settings.register_profile("rco", deadline=None, max_examples=100 if os.environ.get("CI") else 30)
@@ -87,6 +91,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DataConfig(probe_size=64)
     prepare(config, folder, source_digest(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(digits: Path) -> Dataset:
+    """That data set, open. Nothing changes it, so all tests of a process share what it holds in memory."""
+    from rco.data.dataset import Dataset
+
+    return Dataset.open(digits)
 
 
 @pytest.fixture(scope="session")

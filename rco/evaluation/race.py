@@ -114,9 +114,11 @@ class Dropped:
 
     @property
     def words(self) -> str:
+        behind = self.least_kept - self.mean
+        where = f"{100 * behind:.2f} points below" if behind > 0 else "level with, and named after,"
         return (
             f"{self.branch} is dropped: {100 * self.mean:.2f} % on the validation part over {counted(self.seeds, 'seed')}, "
-            f"{100 * (self.least_kept - self.mean):.2f} points below the last that goes on"
+            f"{where} the last that goes on"
         )
 
 

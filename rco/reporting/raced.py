@@ -54,7 +54,8 @@ def _outcome(race: Mapping[str, Any], branch: str) -> str:
     for number, round_ in enumerate(race["rounds"], 1):
         for row in round_["branches"]:
             if row["branch"] == branch and row["dropped"]:
-                why = "it diverged" if row["val_accuracy_mean"] is None else f"{100 * row['behind']:.2f} points behind"
+                behind = f"{100 * row['behind']:.2f} points behind" if row["behind"] > 0 else "level, and named later"
+                why = "it diverged" if row["val_accuracy_mean"] is None else behind
                 return f"dropped after round {number}: {why}"
     return "goes to the final" if branch == race["winner"] else "goes on"
 

@@ -42,11 +42,6 @@ temperatures = st.floats(0.05, 1e4)
 
 
 @pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
-@pytest.fixture(scope="module")
 def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
     folder = tmp_path_factory.mktemp("route")
     train = TrainConfig.of(epochs=6, lr=0.05, batch_size=128, milestones=(4,))

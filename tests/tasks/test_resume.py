@@ -58,11 +58,6 @@ NEVER = 1e9
 
 
 @pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
-@pytest.fixture(scope="module")
 def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
     folder = tmp_path_factory.mktemp("route")
     list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=folder))

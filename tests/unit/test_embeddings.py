@@ -187,11 +187,6 @@ class TestLoss:
             loss_of("embedding", lam="0.5")(student, None, labels)
 
 
-@pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
 def spec(model: str) -> NetworkSpec:
     return NetworkSpec(model=model, stem="auto", in_channels=1, num_classes=10, image_size=8, embedding_dim=6)
 

@@ -44,11 +44,6 @@ def config(name: str, **more: Any) -> ObjectiveConfig:
 
 
 @pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
-@pytest.fixture(scope="module")
 def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
     folder = tmp_path_factory.mktemp("route")
     list(train_teacher(data, NETWORK, TrainConfig(epochs=2, batch_size=128), CPU, checkpoint_every=1, folder=folder))

@@ -62,11 +62,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     return made
 
 
-@pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
 def shown(dataset: Dataset, augment: Augmentation, batch_size: int = 6, **options: Any) -> Batches:
     options = {"seed": 3, "epoch": 2, "workers": 0, **options}
     return list(dataset.split("train").indexed_batches(batch_size, augment=augment, **options))

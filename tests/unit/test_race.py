@@ -96,3 +96,11 @@ def test_what_cannot_be_raced() -> None:
             after_round(values)
     with pytest.raises(InputError, match="not finite"):
         after_round({"a": [0.5], "b": [float("nan")]})
+
+
+def test_a_tie_is_said_to_be_one() -> None:
+    (kept, (dropped,)) = after_round({"one": [0.5, 0.7], "other": [0.5, 0.7]})
+    assert kept == ("one",)
+    assert dropped.words == (
+        "other is dropped: 60.00 % on the validation part over 2 seeds, level with, and named after, the last that goes on"
+    )

@@ -44,11 +44,6 @@ TRAIN = TrainConfig.of(epochs=2, batch_size=512, lr=0.05, schedule="constant")
 LABELS = hnp.arrays(np.int64, st.integers(4, 40), elements=st.integers(0, 4))
 
 
-@pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
 def small(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))

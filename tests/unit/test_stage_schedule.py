@@ -42,11 +42,6 @@ FLAT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
-@pytest.fixture(scope="module")
 def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
     folder = tmp_path_factory.mktemp("route")
     list(train_teacher(data, SPEC, TrainConfig(epochs=2, batch_size=256), CPU, checkpoint_every=1, folder=folder))

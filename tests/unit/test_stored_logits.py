@@ -27,11 +27,6 @@ NETWORK = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_clas
 TRAIN = TrainConfig(epochs=4, batch_size=100, augment="shift")
 
 
-@pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
 def anchor() -> nn.Module:
     network = NETWORK.build(1)
     for module in network.modules():

@@ -46,11 +46,6 @@ STAGE_TRAIN = TrainConfig(epochs=4, lr=0.05, batch_size=128)
 
 
 @pytest.fixture(scope="module")
-def data(digits: Path) -> Dataset:
-    return Dataset.open(digits)
-
-
-@pytest.fixture(scope="module")
 def route(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Route:
     folder = tmp_path_factory.mktemp("route")
     assert len(list(train_teacher(data, TEACHER, TRAIN, CPU, checkpoint_every=1, folder=folder))) == 4
