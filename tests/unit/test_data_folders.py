@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -609,6 +609,17 @@ class TestZip:
                 info.create_system = 0
                 archive.writestr(info, file.read_bytes())
         assert check_source(DataConfig(dataset=str(tmp_path / "x.zip"))).class_names == ("cat", "dog")
+
+    def test_names_without_an_encoding_are_told_of(self, tmp_path: Path, said: Callable[[], str]) -> None:
+        config = DataConfig(dataset=str(tmp_path / "x.zip"))
+        archive = shutil_zip(folder(tmp_path / "utf-8", {"\u732b": 6, "\u72d7": 6}), tmp_path / "x.zip")
+        assert check_source(config).class_names == ("\u72d7", "\u732b")
+        assert "encoding" not in said()
+        shutil_zip(folder(tmp_path / "gbk", {"c_": 6, "d_": 6}), archive)
+        packed = archive.read_bytes()  # as Windows in China packs: two bytes a sign, and nothing that says so
+        archive.write_bytes(packed.replace(b"c_/", "\u732b/".encode("gbk")).replace(b"d_/", "\u72d7/".encode("gbk")))
+        assert len(check_source(config).class_names) == 2
+        assert "x.zip has 12 names without a word on their encoding, read as code page 437, such as " in said()
 
     def test_what_is_refused(self, tmp_path: Path) -> None:
         root, path = folder(tmp_path / "x", {"cat": 6, "dog": 6}), tmp_path / "x.zip"

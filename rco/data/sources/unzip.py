@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 import stat
 import zipfile
@@ -12,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rco.core.errors import InputError
+from rco.core.errors import InputError, printable
+from rco.core.words import counted
+
+log = logging.getLogger(__name__)
+_UTF8 = 1 << 11  # general purpose bit 11: the name is UTF-8 (PKWARE's APPNOTE, 4.4.4)
 
 
 @contextmanager
@@ -42,6 +47,15 @@ def members(path: Path, address: str) -> Iterator[tuple[zipfile.ZipFile, list[tu
                     problem = f"has files that are packed with LZMA, such as {name!r}"
                     raise InputError("dataset", address, problem, "Make it with Deflate, which is the usual method")
                 found[name.lstrip("/")] = info
+            unclear = [name for name, info in found.items() if not info.flag_bits & _UTF8 and not name.isascii()]
+            if unclear:
+                log.warning(
+                    "warning: %s has %s without a word on their encoding, read as code page 437, such as %s: look at the names "
+                    "of the classes, and if they are others, make the file with names in UTF-8",
+                    address,
+                    counted(len(unclear), "name"),
+                    printable(unclear[0]),
+                )
             yield archive, list(found.items())
     except InputError:
         raise
