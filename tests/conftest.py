@@ -18,8 +18,9 @@ from rco.training.config import ComputeConfig
 if TYPE_CHECKING:
     from rco.data.dataset import Dataset
 
-# A busy machine is no reason to fail. CI tries more examples.
-hypothesis.settings.register_profile("rco", deadline=None, max_examples=100 if os.environ.get("CI") else 30)
+# A busy machine is no reason to fail. CI tries more examples, with the newest PyTorch alone.
+_EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES") or (100 if os.environ.get("CI") else 30))
+hypothesis.settings.register_profile("rco", deadline=None, max_examples=_EXAMPLES)
 hypothesis.settings.load_profile("rco")
 
 # Files of tests that take longest, in this order; see `pytest_collection_modifyitems`.

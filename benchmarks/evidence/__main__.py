@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch are impo
 
 from benchmarks.evidence.page import PAGES, put_into, readme_table, render
 from benchmarks.evidence.plan import PLANS, read_plan
+from benchmarks.evidence.prediction import points_of, read_rule, render_prediction
 from benchmarks.evidence.records import RECORDS, read_records
 from benchmarks.evidence.run import Run
 from benchmarks.evidence.train import Places
@@ -65,6 +66,7 @@ def _pages() -> int:
     PAGES.mkdir(exist_ok=True)
     for plan, records in known:
         (PAGES / f"{plan.name}.md").write_text(render(plan, records))
+    (PAGES / "prediction.md").write_text(render_prediction(read_rule(), points_of(known)))
     readme = ROOT / "README.md"
     readme.write_text(put_into(readme.read_text(), readme_table(known)))
     return 0

@@ -126,7 +126,36 @@ def _table(plan: Plan, setting: str, teacher_seed: int, found: Found) -> list[st
             f"| `{branch}` | {len(of)} | {accuracy} | {difference} | {interval} | {'' if p is None else f'{p:.3f}'} "
             f"| {100 * validation:.2f} | {_congruence(of)} | {cost[0]:.0f} | {cost[1]:,.0f} | {cost[2]:,.0f} |"
         )
-    return [*lines, "", *_sentences(tested, adjusted), ""]
+    return [*lines, "", *_sentences(tested, adjusted), *_tuned(plan, here), ""]
+
+
+def _tuned(plan: Plan, here: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Each list of `tuned` by its best branch, of all whose students are there: chosen by validation, compared on the test."""
+    best: dict[str, str] = {}
+    for name, alike in plan.tuned.items():
+        means = {
+            branch: mean_and_deviation([branches[branch]["val_accuracy"] for branches in here.values()])[0]
+            for branch in alike
+            if all(branch in branches for branches in here.values())
+        }
+        if len(means) < len(alike):
+            return []
+        best[name] = max(means, key=means.__getitem__)
+    lines = []
+    for name, branch in list(best.items())[1:]:
+        reference = best[next(iter(best))]
+        pair = paired(
+            [branches[branch]["test_accuracy"] for branches in here.values()],
+            [branches[reference]["test_accuracy"] for branches in here.values()],
+        )
+        interval = (
+            f", {100 * pair.low:+.2f} to {100 * pair.high:+.2f}" if pair.low is not None and pair.high is not None else ""
+        )
+        lines.append(
+            f"- Tuned by validation accuracy, each alike: {name} (`{branch}`) against {next(iter(best))} (`{reference}`): "
+            f"{100 * pair.mean:+.2f} points{interval} (not corrected)."
+        )
+    return lines
 
 
 def comparisons(plan: Plan, here: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[str, tuple[Paired | None, str]]:

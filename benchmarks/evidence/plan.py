@@ -17,6 +17,8 @@ All of it is said before anything is trained, in plans/NAME.yaml:
     assumed_sd: 1.0                # points: standard deviation of the difference within a seed
     assumed_from: three seeds of ...
     detects: 1.7                   # points: what these seeds find in 80 of 100 cases at the 5 % level (checked)
+    tuned: {kd: [kd-2, kd-4], route: [route-2, route-4]}    # branches that differ in a setting which is tuned for each alike:
+                                   # of each list the one of best validation accuracy counts, against that of the first list
 
 A branch is one whole configuration: what its kind does not read may not stand there.
 """
@@ -88,6 +90,7 @@ class Plan:
     tests: dict[str, str]
     seeds: int
     teacher_seeds: int = 1
+    tuned: dict[str, list[str]] = field(default_factory=dict)
     assumed_sd: float
     assumed_from: str
     detects: float
@@ -100,6 +103,8 @@ class Plan:
         for branch, reference in self.tests.items():
             choice("tests", branch, tuple(self.branches))
             choice("tests", reference, tuple(self.branches))
+        for branch in (b for alike in self.tuned.values() for b in alike):
+            choice("tuned", branch, tuple(self.branches))
         computed = detectable(self.seeds, self.assumed_sd)
         if not abs(computed - self.detects) <= _ROUNDED:
             raise InputError(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +19,8 @@ from benchmarks.evidence.plan import Plan, Student
 from benchmarks.evidence.records import append, identity_of, pending, read_records
 from benchmarks.evidence.train import Places, teach, train
 from rco.core.errors import DivergenceError, InputError
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -44,7 +50,7 @@ class Run:
         }
         ids = {student: identity_of(self.plan, student, digests[student.setting]) for student in wanted}
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.jobs, mp_context=context, max_tasks_per_child=None) as pool:
+        with ProcessPoolExecutor(self.jobs, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
             routes = self._teachers(pool, wanted)
             ready = [student for student in wanted if (student.setting, student.teacher_seed) in routes]
             self._borrow(ready, ids)
@@ -128,6 +134,14 @@ class Run:
                     done(student, future.result())
                 except (InputError, DivergenceError) as error:
                     self.failed.append(f"{student.words}: {error}")
+
+
+def end_with(parent: int) -> None:
+    """In a process of the pool: end when the parent is killed; else it would train on for nobody."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def expected_seconds(plan: Plan, student: Student, records: Iterable[Mapping[str, Any]]) -> float | None:

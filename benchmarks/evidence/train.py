@@ -24,6 +24,7 @@ from rco.evaluation.classification import evaluate
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec, load_network
 from rco.strategies.walk import planned_lengths
+from rco.training.anchor import FOLDER
 from rco.training.config import ComputeConfig
 from rco.training.identity import name_of, software
 
@@ -105,6 +106,7 @@ def train(plan: Plan, student: Student, places: Places) -> dict[str, Any]:
     from rco.training.device import hardware, prepare_process
 
     prepare_process(COMPUTE)
+    os.environ[FOLDER] = str(places.cache / "logits")  # an anchor's stored logits are every student's
     setting, config = plan.settings[student.setting], plan.config(student)
     data = prepared(setting, places.cache, places.source)
     folder = route_folder(plan, student, data, places.cache)
@@ -181,9 +183,9 @@ def _epochs(plan: Plan, student: Student, network: Any, route: Route, data: Data
     _, logits = route.probe()
     last, done = route.checkpoints[-1], 0
     for stage, length in enumerate(planned_lengths(config.student_train.epochs, cuts), start=1):
-        anchor, _ = anchor_of([(route.folder / last.file, last.sha256)], route.network, config.objective)
+        anchor, name = anchor_of([(route.folder / last.file, last.sha256)], route.network, config.objective)
         targets = ProbeTargets(logits[-1], logits[-1])
-        options = {"stage": stage, "epochs": length, "first_epoch": done + 1}
+        options = {"stage": stage, "epochs": length, "first_epoch": done + 1, "anchor_id": name}
         for row in train_stage(network, anchor, data, config.objective, config.student_train, COMPUTE, targets, **options):
             yield {**row, "anchor_epochs": [last.epoch]}
         done += length

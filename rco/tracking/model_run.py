@@ -38,11 +38,10 @@ class ModelRun:
         Raises:
             NotTrackedError: the pipeline run has no parent run on the server.
         """
-        parent = require_parent(context, client)
-        experiment_id = parent.info.experiment_id
+        parent_id, experiment_id = _parent_of(context, client)
         run = find_run(client, [experiment_id], context.pipeline_run, record.key)
         if run is None:
-            run = _create(context, client, record, parent)
+            run = _create(context, client, record, parent_id, experiment_id)
         else:
             # The task that worked on it before has ended it, unless that task was cut short.
             if run.info.status != "FINISHED":
@@ -66,12 +65,24 @@ class ModelRun:
         self.client.set_terminated(self.run_id, status, end_time=ended)
 
 
-def _create(context: Context, client: MlflowClient, record: Record, parent: Run) -> Run:
+#: (server, pipeline run) -> ids of its parent run and experiment: they stay, and a task opens the runs of many stages.
+_PARENTS: dict[tuple[str, str], tuple[str, str]] = {}
+
+
+def _parent_of(context: Context, client: MlflowClient) -> tuple[str, str]:
+    which = (context.tracking_uri, context.pipeline_run)
+    if which not in _PARENTS:
+        parent = require_parent(context, client)
+        _PARENTS[which] = (parent.info.run_id, parent.info.experiment_id)
+    return _PARENTS[which]
+
+
+def _create(context: Context, client: MlflowClient, record: Record, parent_id: str, experiment_id: str) -> Run:
     from mlflow.entities import DatasetInput, InputTag
 
     tags = {
         **record.tags,
-        "mlflow.parentRunId": parent.info.run_id,
+        "mlflow.parentRunId": parent_id,
         "rco.pipeline_run": context.pipeline_run,
         "rco.kind": "model",
         "rco.key": record.key,
@@ -81,7 +92,7 @@ def _create(context: Context, client: MlflowClient, record: Record, parent: Run)
     if record.origin is not None:
         tags[REUSED] = record.origin["run_id"]
     began = record.rows[0]["time"] if record.rows else None
-    run = client.create_run(parent.info.experiment_id, run_name=record.key, tags=tags, start_time=began)
+    run = client.create_run(experiment_id, run_name=record.key, tags=tags, start_time=began)
     log_params(client, run.info.run_id, record.params)
     client.log_inputs(
         run.info.run_id,

@@ -94,8 +94,8 @@ def engine() -> Iterator[Engine]:
         with step("end the engine and remove what it kept"):
             _end(process)
             _unmount_below(home)
-            if not kept:
-                shutil.rmtree(home)
+            if not kept:  # minutes on a slow disk; nobody has to wait for it
+                subprocess.Popen(["rm", "-rf", "--one-file-system", str(home)], start_new_session=True)
 
 
 def _await_engine(engine: Engine, process: subprocess.Popen[bytes], log: Path) -> None:

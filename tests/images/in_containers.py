@@ -18,6 +18,8 @@ from kfp.local import docker_task_handler
 from components.image import IMAGE
 from pipelines.local.work import READERS, make_plan
 
+ENOUGH = "the task whose process was killed has ended, and nothing else is asked for"
+
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def raises() -> int:
@@ -37,7 +39,8 @@ class Containers:
     """Starts one container a task, and remembers what each was allowed and how it ended.
 
     Args:
-        kill_after: the first worker process (`rco.tasks.worker`) of the first container that prints this is killed (SIGKILL).
+        kill_after: the first worker process (`rco.tasks.worker`) of the first container that prints this is killed (SIGKILL);
+            once that container has ended, no other is started.
     """
 
     def __init__(self, root: Path, kill_after: str = "") -> None:
@@ -48,6 +51,8 @@ class Containers:
 
     def run(self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:
         """Takes the place of kfp.local.docker_task_handler.run_docker_container."""
+        if self.killed:
+            raise RuntimeError(ENOUGH)
         before = self._outputs()
         container = client.containers.run(image=image, command=command, detach=True, volumes=volumes, **options)
         try:

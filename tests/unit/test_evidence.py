@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -21,6 +22,7 @@ from benchmarks.evidence import run as running
 from benchmarks.evidence.data import prepared
 from benchmarks.evidence.page import BEGINS, ENDS, comparisons, put_into, readme_table, render
 from benchmarks.evidence.plan import PLANS, Plan, Setting, Student, Subset, detectable, read_plan
+from benchmarks.evidence.prediction import Rule, counted, line_of, points_of, read_rule, render_prediction
 from benchmarks.evidence.records import RECORDS, append, groups, identity_of, pending, read_records
 from benchmarks.evidence.run import Run
 from benchmarks.evidence.train import Places
@@ -201,6 +203,18 @@ class TestPages:
         assert "NLL on the validation part 1.25 at epoch 1, 1.50 at the end (epoch 2)" in page
         assert "| +10.50 | +4.15 to +16.85 | no difference found |" in readme_table([(plan, there)])
 
+    def test_what_is_tuned_is_chosen_by_validation_and_compared_on_the_test_part(self, planned: Callable[..., Plan]) -> None:
+        plan = planned(tuned={"kd": ["kd"], "the others": ["route", "cut"]})
+        there = [
+            {**record(plan, branch, seed, test + seed / 100), "val_accuracy": validation}
+            for branch, test, validation in (("kd", 0.5, 0.5), ("route", 0.9, 0.4), ("cut", 0.52, 0.6))
+            for seed in (0, 1)
+        ]
+        assert "the others (`cut`) against kd (`kd`): +2.00 points" in render(plan, there)
+        assert "Tuned" not in render(plan, there[:-1]), "a student is missing"
+        with pytest.raises(InputError, match="tuned"):
+            planned(tuned={"kd": ["kid"]})
+
     def test_readme_is_left_alone_outside_the_marks(self) -> None:
         text = f"before\n{BEGINS}\nold\n{ENDS}\nafter\n"
         assert put_into(text, "new") == f"before\n{BEGINS}\nnew\n{ENDS}\nafter\n"
@@ -213,6 +227,49 @@ class TestPages:
             plan = read_plan(path)
             page = PLANS.parent / "pages" / f"{plan.name}.md"
             assert page.read_text() == render(plan, read_records(RECORDS / f"{plan.name}.jsonl")), "make evidence-pages"
+
+
+class TestPrediction:
+    @pytest.fixture
+    def known(self, planned: Callable[..., Plan]) -> list[tuple[Plan, list[dict[str, Any]]]]:
+        setting = TINY["settings"]["tiny"]
+        branches = {"plain": {"kind": "kd"}, "walk": {"kind": "equal-interval", "n_anchors": 4}}
+        plan = planned(settings=dict.fromkeys(("worse", "better", "lone"), setting), branches=branches, tests={"walk": "plain"})
+        there = []
+        for name, rise, gain in (("worse", 0.0, -0.01), ("better", 1.0, 0.02)):
+            for seed in range(5):
+                for branch, accuracy in (("plain", 0.5), ("walk", 0.5 + gain + seed / 1000)):
+                    one = record(plan, branch, seed, accuracy, setting=name)
+                    one["teacher"]["val"] = [[1, 0.5, 1.25], [2, 0.6, 1.25 + rise]]
+                    there.append(one)
+        return [(dataclasses.replace(plan, seeds=5, detects=detectable(5, 1.0)), there)]
+
+    def test_a_teacher_is_a_point_with_what_its_curve_tells(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
+        points = {point.setting: point for point in points_of(known)}
+        assert sorted(points) == ["better", "worse"], "of `lone` nothing was run"
+        assert (points["better"].rise, points["worse"].rise) == (1.0, 0.0)
+        assert points["better"].overfit == pytest.approx(40.0)
+        assert points["better"].difference.mean == pytest.approx(2.2)
+
+    def test_the_rule_is_counted_on_what_it_was_not_written_on(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
+        points = points_of(known)
+        rule = Rule(written="now", feature="rise", threshold=0.5, first=["worse"])
+        assert counted(rule, points) == (2, 2)
+        assert counted(dataclasses.replace(rule, threshold=2.0), points) == (1, 2)
+        page = render_prediction(rule, points)
+        before, after = page.split("## All others")
+        assert "| [worse]" in before
+        assert "| [better]" in after
+        assert 'tells 1 of 1 signs; of those whose interval leaves out 0, 1 of 1. "Never better" would tell 0 of 1.' in after
+
+    def test_the_straight_line(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
+        slope, height = line_of("rise", points_of(known))
+        assert (slope, height) == (pytest.approx(3.0), pytest.approx(-0.8))
+
+    def test_the_committed_page_is_that_of_the_records(self) -> None:
+        known = [(p, read_records(RECORDS / f"{p.name}.jsonl")) for p in map(read_plan, sorted(PLANS.glob("*.yaml")))]
+        page = PLANS.parent / "pages" / "prediction.md"
+        assert page.read_text() == render_prediction(read_rule(), points_of(known)), "make evidence-pages"
 
 
 class TestData:
