@@ -14,17 +14,20 @@ from rco.core.files import verify
 from rco.models.route import ANCHOR, Anchor, anchor_folder
 from rco.tracking.model_run import ModelRun
 from rco.tracking.probe import has_logged_models
+from rco.tracking.runs import ANCHOR_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 ANCHOR_SECONDS = 60.0  # for another process to upload the anchor that it has claimed; a slower one counts as dead
 _ANCHOR_FILE = "anchor.safetensors"
+#: (server, experiment, sha256) -> the anchor's LoggedModel: a task asks once, for the students of all its seeds.
+_READY: dict[tuple[str, str, str], str] = {}
 
 
 def anchor_tag(epoch: int) -> str:
     """The tag of a student's run that holds the LoggedModel id of the anchor of an epoch, or the address of its artifacts."""
-    return f"rco.anchor.{epoch}"
+    return f"{ANCHOR_TAG}{epoch}"
 
 
 def log_anchor(run: ModelRun, folder: Path) -> None:
@@ -41,7 +44,7 @@ def log_anchor(run: ModelRun, folder: Path) -> None:
 
     anchor = Anchor.read(folder)
     tag = anchor_tag(anchor.epoch)
-    if tag in run.client.get_run(run.run_id).data.tags:
+    if tag in run.anchors:
         return
     model_id: str | None = None
     if not has_logged_models(run.client, run.experiment_id):
@@ -60,6 +63,7 @@ def log_anchor(run: ModelRun, folder: Path) -> None:
         if getattr(anchor, name) is not None
     ]
     run.client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(tag, where)])
+    run.anchors.add(tag)
 
 
 def _log_plainly(run: ModelRun, folder: Path, anchor: Anchor) -> str:
@@ -74,8 +78,11 @@ def _log_plainly(run: ModelRun, folder: Path, anchor: Anchor) -> str:
 def _logged_model(run: ModelRun, folder: Path, anchor: Anchor) -> tuple[str, bool]:
     """The id of an anchor's LoggedModel, and whether this process has uploaded it."""
     client, sha256 = run.client, anchor.sha256
-    if ready := _claims(run, sha256, "READY"):
-        return ready[0].model_id, False
+    known = (client.tracking_uri, run.experiment_id, sha256)
+    if known not in _READY and (ready := _claims(run, sha256, "READY")):
+        _READY[known] = ready[0].model_id
+    if known in _READY:
+        return _READY[known], False
     verify(folder / _ANCHOR_FILE, sha256)
     claim = client.create_logged_model(
         run.experiment_id,
@@ -95,6 +102,7 @@ def _logged_model(run: ModelRun, folder: Path, anchor: Anchor) -> tuple[str, boo
         client.finalize_logged_model(claim.model_id, "FAILED")
         raise
     client.finalize_logged_model(claim.model_id, "READY")
+    _READY[known] = claim.model_id
     return claim.model_id, True
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rco.tracking.context import Context, without_credentials
 from rco.tracking.epochs import EpochBuffer
 from rco.tracking.record import Record
-from rco.tracking.runs import REUSED, count_attempt, find_run, log_params, require_parent
+from rco.tracking.runs import ANCHOR_TAG, REUSED, count_attempt, find_run, log_params, require_parent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,13 +23,19 @@ class ModelRun:
 
     Opening it finds the run of this pipeline run, or creates one, and sends the rows of the record that the server lacks: so
     the stages of a student share a run, a retried task goes on where it was, and cached work appears under a new parent.
+
+    Attributes:
+        which: server, pipeline run, key.
+        anchors: tags of the anchors that the run is known to have (`rco.tracking.anchors.anchor_tag`).
     """
 
+    which: tuple[str, str, str]
     client: MlflowClient
     record: Record
     run_id: str
     experiment_id: str
     epochs: EpochBuffer
+    anchors: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, context: Context, client: MlflowClient, record: Record) -> ModelRun:
@@ -38,6 +44,9 @@ class ModelRun:
         Raises:
             NotTrackedError: the pipeline run has no parent run on the server.
         """
+        which = (context.tracking_uri, context.pipeline_run, record.key)
+        if (again := _left(which, client, record)) is not None:
+            return again
         parent_id, experiment_id = _parent_of(context, client)
         run = find_run(client, [experiment_id], context.pipeline_run, record.key)
         if run is None:
@@ -56,13 +65,34 @@ class ModelRun:
                 "pipeline_run": context.pipeline_run,
             }
         epochs.send()
-        return cls(client, record, run_id, experiment_id, epochs)
+        anchors = {tag for tag in run.data.tags if tag.startswith(ANCHOR_TAG)}
+        return cls(which, client, record, run_id, experiment_id, epochs, anchors)
 
     def end(self, status: str = "FINISHED") -> None:
         """Send what waits and end the run, as of its last epoch. A later stage opens it again."""
         self.epochs.send()
         ended = self.record.rows[-1]["time"] if self.record.rows and status == "FINISHED" else None
         self.client.set_terminated(self.run_id, status, end_time=ended)
+        if status == "FINISHED":
+            _LEFT[self.which] = (self, self.record.rows[-1]["step"] if self.record.rows else 0)
+
+
+#: A run as this process has ended it, and its last step. Nobody else works on it before the next stage does.
+_LEFT: dict[tuple[str, str, str], tuple[ModelRun, int]] = {}
+
+
+def _left(which: tuple[str, str, str], client: MlflowClient, record: Record) -> ModelRun | None:
+    """The run that this process has ended after the stage before, opened again; None: it has to be looked for."""
+    if which not in _LEFT:
+        return None
+    before, on_server = _LEFT.pop(which)
+    try:
+        client.update_run(before.run_id, status="RUNNING")
+    except Exception:  # it was deleted meanwhile, or the server is away: the usual way finds out
+        return None
+    epochs = EpochBuffer(client, before.run_id, on_server, [row for row in record.rows if row["step"] > on_server])
+    epochs.send()
+    return ModelRun(which, client, record, before.run_id, before.experiment_id, epochs, before.anchors)
 
 
 #: (server, pipeline run) -> ids of its parent run and experiment: they stay, and a task opens the runs of many stages.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 REUSED = "reused_from"
+ANCHOR_TAG = "rco.anchor."
 #: Tag of the experiments in which pipelines of this project are tracked.
 _OPENED = "rco.pipelines"
 

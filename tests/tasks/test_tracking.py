@@ -15,6 +15,7 @@ import torch
 
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
+from rco.core.settings import jsonable
 from rco.core.tensors import save_model
 from rco.models.route import Anchor
 from rco.models.spec import NetworkSpec, save_network
@@ -96,6 +97,43 @@ def test_stages_share_one_run_and_one_axis(server: Path) -> None:
     (child,) = children(client, "stages")
     assert steps(client, child.info.run_id) == [1, 2, 3, 4, 5, 6]
     assert child.info.status == "FINISHED"
+
+
+def test_the_next_stage_of_a_process_asks_for_nothing_that_is_known(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    where, client = opened(server, "known")
+    before = record()
+    with tracked(where, before) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    after = Record.of(jsonable(before), "the stage before")
+    after.add(2, {"loss": 0.5})  # a result that was found
+
+    def asked(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("the run was ended by this process")
+
+    with monkeypatch.context() as patched:
+        for name in ("search_runs", "get_run", "get_metric_history", "get_experiment_by_name", "create_run"):
+            patched.setattr(MlflowClient, name, asked)
+        with tracked(where, after) as tracker:
+            assert tracker.model_run is not None
+            assert client._tracking_client.get_run(tracker.model_run.run_id).info.status == "RUNNING"
+            tracker.log(3, {"loss": 0.25})
+    (child,) = children(client, "known")
+    assert steps(client, child.info.run_id) == [1, 2, 3]
+    assert child.info.status == "FINISHED"
+
+
+def test_a_run_that_is_deleted_between_two_stages_is_made_again(server: Path) -> None:
+    where, client = opened(server, "between")
+    travelling = record()
+    for step in (1, 2):
+        with tracked(where, travelling) as tracker:
+            tracker.log(step, {"loss": 1.0})
+        if step == 1:
+            client.delete_run(children(client, "between")[0].info.run_id)
+    (child,) = children(client, "between")
+    assert steps(client, child.info.run_id) == [1, 2]
 
 
 def test_a_retried_task_resumes_its_run_without_doubles(server: Path) -> None:
