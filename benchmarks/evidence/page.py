@@ -226,9 +226,12 @@ def _congruence(records: list[Mapping[str, Any]]) -> str:
 
 
 def readme_table(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
-    """README's block: a row for every setting in which all tests of its plan have as many seeds as were planned."""
+    """README's block: a row for every setting in which all tests of its plan have as many seeds as were planned, of the plans
+    that are for it."""
     rows = []
     for plan, records in plans:
+        if not plan.in_readme:
+            continue
         found = groups(plan, [r for r in records if r["plan"] == plan.name])
         for setting in plan.settings:
             for teacher_seed in range(plan.teacher_seeds):

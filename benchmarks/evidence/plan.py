@@ -19,6 +19,7 @@ All of it is said before anything is trained, in plans/NAME.yaml:
     detects: 1.7                   # points: what these seeds find in 80 of 100 cases at the 5 % level (checked)
     tuned: {kd: [kd-2, kd-4], route: [route-2, route-4]}    # branches that differ in a setting which is tuned for each alike:
                                    # of each list the one of best validation accuracy counts, against that of the first list
+    in_readme: true                # README's table has the first test of every setting; left out: it has not
 
 A branch is one whole configuration: what its kind does not read may not stand there.
 """
@@ -91,6 +92,7 @@ class Plan:
     seeds: int
     teacher_seeds: int = 1
     tuned: dict[str, list[str]] = field(default_factory=dict)
+    in_readme: bool = False
     assumed_sd: float
     assumed_from: str
     detects: float

@@ -45,6 +45,7 @@ TINY: dict[str, Any] = {
         "cut": {"kind": "kd-restart", "stages": 2},
     },
     "tests": {"route": "kd", "cut": "kd"},
+    "in_readme": True,
     "seeds": 2,
     "assumed_sd": 1.0,
     "assumed_from": "a guess",
@@ -202,6 +203,7 @@ class TestPages:
         assert "0.500 0.250" in page
         assert "NLL on the validation part 1.25 at epoch 1, 1.50 at the end (epoch 2)" in page
         assert "| +10.50 | +4.15 to +16.85 | no difference found |" in readme_table([(plan, there)])
+        assert "+10.50" not in readme_table([(dataclasses.replace(plan, in_readme=False), there)])
 
     def test_what_is_tuned_is_chosen_by_validation_and_compared_on_the_test_part(self, planned: Callable[..., Plan]) -> None:
         plan = planned(tuned={"kd": ["kd"], "the others": ["route", "cut"]})
@@ -261,6 +263,14 @@ class TestPrediction:
         assert "| [worse]" in before
         assert "| [better]" in after
         assert 'tells 1 of 1 signs; of those whose interval leaves out 0, 1 of 1. "Never better" would tell 0 of 1.' in after
+
+    def test_congruence_is_set_beside_accuracy(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
+        for one in known[0][1]:
+            if (one["branch"], one["setting"]) == ("walk", "better"):
+                one["curve"] = {"kl_to_teacher": [0.5, 0.125]}
+        page = render_prediction(Rule(written="now", feature="rise", threshold=0.5, first=[]), points_of(known))
+        assert "| better | 0 | 0.2500 | 0.1250 | +2.20 |" in page
+        assert "lower after the route in 1 of 2. Lower KL and higher accuracy go together in 2 of 2" in page
 
     def test_the_straight_line(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
         slope, height = line_of("rise", points_of(known))
