@@ -54,6 +54,14 @@ def put(half: Path, folder: Path) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
+def sweep(cache: Path) -> None:
+    """Remove what processes of this machine have left half made: they were ended, and nothing goes on from there."""
+    for half in cache.glob("*.half-*"):
+        number = half.name.rpartition("-")[2]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            shutil.rmtree(half, ignore_errors=True)
+
+
 def _cut(subset: Subset, source: Path | None, target: Path) -> None:
     """Write the images of a part: target/{train,test}/CLASS/FILE."""
     remedy = f"Give DATA=DIR, a folder with {subset.archive}.tar.xz or the folder {subset.archive} in it"

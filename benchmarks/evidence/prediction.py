@@ -218,13 +218,14 @@ def _congruence(points: Sequence[Point]) -> list[str]:
         "| setting | teacher | kd | route | route minus kd, points of accuracy |",
         "|---" * 5 + "|",
     ]
-    for point in sorted(points, key=lambda point: point.kl[1] / point.kl[0]):
-        lines.append(
-            f"| {point.setting} | {point.teacher_seed} | {point.kl[0]:.4f} | {point.kl[1]:.4f} | {point.difference.mean:+.2f} |"
-        )
+    rows = [
+        f"| {p.setting} | {p.teacher_seed} | {p.kl[0]:.4f} | {p.kl[1]:.4f} | {p.difference.mean:+.2f} |"
+        for p in sorted(points, key=lambda point: point.kl[1] / point.kl[0])
+    ]
     return [
         *lines,
+        *rows,
         "",
-        f"It is lower after the route in {len(closer)} of {len(points)}. Lower KL and higher accuracy go together in {agree} of "
-        f"{len(points)}.",
+        f"It is lower after the route in {len(closer)} of {len(points)}. Lower KL and higher accuracy go together in {agree} "
+        f"of {len(points)}.",
     ]

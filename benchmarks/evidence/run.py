@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.data import prepared
+from benchmarks.evidence.data import prepared, sweep
 from benchmarks.evidence.plan import Plan, Student
 from benchmarks.evidence.records import append, identity_of, pending, read_records
 from benchmarks.evidence.train import Places, teach, train
@@ -43,6 +43,7 @@ class Run:
 
     def go(self) -> int:
         """Train what is not there yet; returns the exit status: 1 if something could not be trained."""
+        sweep(self.places.cache)
         wanted = [s for s in self.plan.students() if not self.only or s.setting in self.only]
         digests = {
             name: prepared(self.plan.settings[name], self.places.cache, self.places.source).manifest.digest

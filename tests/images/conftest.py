@@ -95,7 +95,7 @@ def engine() -> Iterator[Engine]:
             _end(process)
             _unmount_below(home)
             if not kept:  # minutes on a slow disk; nobody has to wait for it
-                subprocess.Popen(["rm", "-rf", "--one-file-system", str(home)], start_new_session=True)
+                subprocess.run(["setsid", "--fork", "rm", "-rf", "--one-file-system", str(home)], check=True)
 
 
 def _await_engine(engine: Engine, process: subprocess.Popen[bytes], log: Path) -> None:

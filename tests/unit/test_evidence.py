@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from PIL import Image
 from scipy.stats import nct, t
 
 from benchmarks.evidence import run as running
-from benchmarks.evidence.data import prepared
+from benchmarks.evidence.data import prepared, sweep
 from benchmarks.evidence.page import BEGINS, ENDS, comparisons, put_into, readme_table, render
 from benchmarks.evidence.plan import PLANS, Plan, Setting, Student, Subset, detectable, read_plan
 from benchmarks.evidence.prediction import Rule, counted, line_of, points_of, read_rule, render_prediction
@@ -309,6 +311,15 @@ class TestData:
         ):
             with pytest.raises(InputError, match=words):
                 prepared(Setting(subset=subset), tmp_path / "other", tmp_path)
+
+
+def test_what_is_half_made_is_removed_once_nobody_makes_it(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for number in (gone.pid, os.getpid()):
+        (tmp_path / f"route-a.half-{number}").mkdir()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"route-a.half-{os.getpid()}"]
 
 
 def test_a_plan_is_run_goes_on_where_it_stopped_and_elsewhere(
