@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rco.evaluation.statistics import Paired, holm, mean_and_deviation, paired
 
 PAGES = Path(__file__).with_name("pages")
 BEGINS, ENDS = "<!-- evidence begins: made by `make evidence-pages` -->", "<!-- evidence ends -->"
+_NO_ROUTE = ("scratch", "kd", "kd-restart", "checkpoint-ensemble")
 _COLUMNS = (
     *("branch", "seeds", "test accuracy %", "difference, points", "95 % interval", "Holm p", "validation %"),
     *("KL to the teacher, stage by stage", "CPU seconds", "images", "teacher's images"),
@@ -185,9 +186,7 @@ def _sentences(tested: Mapping[str, tuple[Paired | None, str]], adjusted: Mappin
                 f"- `{branch}` against `{reference}`: {100 * pair.mean:+.2f} points; no interval can be had of these seeds."
             )
         else:
-            p = adjusted[branch]
-            found = p is not None and p < LEVEL
-            word = ("better" if pair.mean > 0 else "worse") if found else "no difference found"
+            word = _verdict(pair, adjusted[branch])
             lines.append(f"- `{branch}` against `{reference}`: {100 * pair.mean:+.2f} points: {word}.")
     return lines
 
@@ -225,7 +224,7 @@ def _congruence(records: list[Mapping[str, Any]]) -> str:
     return " ".join(f"{sum(column) / len(column):.3f}" for column in by_stage)
 
 
-def readme_table(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
+def readme_table(plans: Sequence[tuple[Plan, list[dict[str, Any]]]]) -> str:
     """README's block: a row for every setting in which all tests of its plan have as many seeds as were planned, of the plans
     that are for it."""
     rows = []
@@ -239,7 +238,41 @@ def readme_table(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
                 if plan.tests and len(here) == plan.seeds and all({*plan.branches} <= {*b} for b in here.values()):
                     rows.append(_row(plan, setting, teacher_seed, here))
     head = ["| setting | test | seeds | difference, points | 95 % interval | |", "|---|---|---|---|---|---|"]
-    return "\n".join([*head, *rows]) if rows else "No plan has been run to its end."
+    return "\n".join([*head, *rows, "", tally(plans)]) if rows else "No plan has been run to its end."
+
+
+def tally(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
+    """What came of all tests of a route against plain distillation, those of other plans included; the same students count
+    once."""
+    words: dict[tuple[frozenset[str], ...], str] = {}
+    means = []
+    for plan, records in sorted(plans, key=lambda each: not each[0].in_readme):
+        found = groups(plan, [r for r in records if r["plan"] == plan.name])
+        for setting, teacher_seed in dict.fromkeys((name, teacher) for name, teacher, _ in found):
+            here = {seed: b for (name, t, seed), b in found.items() if (name, t) == (setting, teacher_seed)}
+            tested = comparisons(plan, here)
+            adjusted = holm({branch: pair.p if pair else None for branch, (pair, _) in tested.items()})
+            for branch, (pair, reference) in tested.items():
+                kinds = plan.branches[branch]["kind"], plan.branches[reference]["kind"]
+                both = [b for b in here.values() if {branch, reference} <= {*b}]
+                if pair is None or kinds[0] in _NO_ROUTE or kinds[1] != "kd" or len(both) < plan.seeds:
+                    continue
+                key = tuple(frozenset(b[name]["id"] for b in both) for name in (branch, reference))
+                if key not in words:
+                    words[key] = _verdict(pair, adjusted[branch])
+                    means.append(100 * pair.mean)
+    if not means:
+        return ""
+    better, worse = (sum(word == which for word in words.values()) for which in ("better", "worse"))
+    return (
+        f"Of all {len(means)} tests of a route against plain distillation at equal epochs, other anchors, temperatures and "
+        f"budgets included, {better} found it better, {worse} worse, {len(means) - better - worse} no difference; the differences are "
+        f"{min(means):+.2f} to {max(means):+.2f} points, {sum(means) / len(means):+.2f} on average."
+    )
+
+
+def _verdict(pair: Paired, p: float | None) -> str:
+    return ("better" if pair.mean > 0 else "worse") if p is not None and p < LEVEL else "no difference found"
 
 
 def _row(plan: Plan, setting: str, teacher_seed: int, here: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -249,8 +282,7 @@ def _row(plan: Plan, setting: str, teacher_seed: int, here: Mapping[int, Mapping
     branch, (pair, reference) = next(iter(tested.items()))
     assert pair is not None
     interval = f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}" if pair.low is not None and pair.high is not None else "none"
-    p = adjusted[branch]
-    word = ("better" if pair.mean > 0 else "worse") if p is not None and p < LEVEL else "no difference found"
+    word = _verdict(pair, adjusted[branch])
     name = f"[{setting}](benchmarks/evidence/pages/{plan.name}.md)" + (
         f", teacher {teacher_seed}" if plan.teacher_seeds > 1 else ""
     )

@@ -205,6 +205,10 @@ class TestPages:
         assert "0.500 0.250" in page
         assert "NLL on the validation part 1.25 at epoch 1, 1.50 at the end (epoch 2)" in page
         assert "| +10.50 | +4.15 to +16.85 | no difference found |" in readme_table([(plan, there)])
+        assert (
+            "Of all 1 tests of a route against plain distillation at equal epochs, other anchors, temperatures and budgets "
+            "included, 0 found it better, 0 worse, 1 no difference; the differences are +10.50 to +10.50 points"
+        ) in readme_table([(plan, there), (plan, there)]), "kd-restart is no route, and the same students count once"
         assert "+10.50" not in readme_table([(dataclasses.replace(plan, in_readme=False), there)])
 
     def test_what_is_tuned_is_chosen_by_validation_and_compared_on_the_test_part(self, planned: Callable[..., Plan]) -> None:
