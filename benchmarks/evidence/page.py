@@ -266,8 +266,8 @@ def tally(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
     better, worse = (sum(word == which for word in words.values()) for which in ("better", "worse"))
     return (
         f"Of all {len(means)} tests of a route against plain distillation at equal epochs, other anchors, temperatures and "
-        f"budgets included, {better} found it better, {worse} worse, {len(means) - better - worse} no difference; the differences are "
-        f"{min(means):+.2f} to {max(means):+.2f} points, {sum(means) / len(means):+.2f} on average."
+        f"budgets included, {better} found it better, {worse} worse, {len(means) - better - worse} no difference; the "
+        f"differences are {min(means):+.2f} to {max(means):+.2f} points, {sum(means) / len(means):+.2f} on average."
     )
 
 

@@ -159,7 +159,8 @@ def named(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     readme = ROOT / "README.md"
-    assert len(readme.read_text().splitlines()) <= 150
+    before, _, rest = readme.read_text().partition(BEGINS)  # the table of what was found grows with it
+    assert len((before + rest.partition(ENDS)[2]).splitlines()) <= 150
     linked = {str(token.attrs.get("href", "")).partition("#")[0] for token in inlines(readme)}
     assert {page.relative_to(ROOT).as_posix() for page in PAGES[1:]} <= linked
 
