@@ -242,9 +242,9 @@ def readme_table(plans: Sequence[tuple[Plan, list[dict[str, Any]]]]) -> str:
 
 
 def tally(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
-    """What came of all tests of a route against plain distillation, those of other plans included; the same students count
-    once."""
-    words: dict[tuple[frozenset[str], ...], str] = {}
+    """What came of all tests of a route against plain distillation, those of other plans included; students that are the same
+    to the last bit, as where two strategies choose the same anchors, count once."""
+    words: dict[tuple[frozenset[Any], ...], str] = {}
     means = []
     for plan, records in sorted(plans, key=lambda each: not each[0].in_readme):
         found = groups(plan, [r for r in records if r["plan"] == plan.name])
@@ -257,7 +257,12 @@ def tally(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
                 both = [b for b in here.values() if {branch, reference} <= {*b}]
                 if pair is None or kinds[0] in _NO_ROUTE or kinds[1] != "kd" or len(both) < plan.seeds:
                     continue
-                key = tuple(frozenset(b[name]["id"] for b in both) for name in (branch, reference))
+                key = tuple(
+                    frozenset(
+                        (b[name]["route"], b[name]["seed"], b[name]["test_accuracy"], b[name].get("test_nll")) for b in both
+                    )
+                    for name in (branch, reference)
+                )
                 if key not in words:
                     words[key] = _verdict(pair, adjusted[branch])
                     means.append(100 * pair.mean)
