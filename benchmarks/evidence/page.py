@@ -111,11 +111,7 @@ def _table(plan: Plan, setting: str, teacher_seed: int, found: Found) -> list[st
             continue
         pair, reference = tested.get(branch, (None, ""))
         difference = f"{100 * pair.mean:+.2f} to `{reference}`" if pair else ""
-        interval = (
-            f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}"
-            if pair and pair.low is not None and pair.high is not None
-            else ""
-        )
+        interval = interval_of(pair) if pair else ""
         p = adjusted.get(branch)
         mean, deviation = mean_and_deviation([r["test_accuracy"] for r in of])
         accuracy = f"{100 * mean:.2f}" + (f" (sd {100 * deviation:.2f})" if deviation is not None else "")
@@ -149,12 +145,9 @@ def _tuned(plan: Plan, here: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> l
             [branches[branch]["test_accuracy"] for branches in here.values()],
             [branches[reference]["test_accuracy"] for branches in here.values()],
         )
-        interval = (
-            f", {100 * pair.low:+.2f} to {100 * pair.high:+.2f}" if pair.low is not None and pair.high is not None else ""
-        )
         lines.append(
             f"- Tuned by validation accuracy, each alike: {name} (`{branch}`) against {next(iter(best))} (`{reference}`): "
-            f"{100 * pair.mean:+.2f} points{interval} (not corrected)."
+            f"{100 * pair.mean:+.2f} points, {interval_of(pair) or 'no interval'} (not corrected)."
         )
     return lines
 
@@ -244,8 +237,7 @@ def readme_table(plans: Sequence[tuple[Plan, list[dict[str, Any]]]]) -> str:
 def tally(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
     """What came of all tests of a route against plain distillation, those of other plans included; students that are the same
     to the last bit, as where two strategies choose the same anchors, count once."""
-    words: dict[tuple[frozenset[Any], ...], str] = {}
-    means = []
+    counted: dict[tuple[frozenset[Any], ...], tuple[float, str]] = {}
     for plan, records in sorted(plans, key=lambda each: not each[0].in_readme):
         found = groups(plan, [r for r in records if r["plan"] == plan.name])
         for setting, teacher_seed in dict.fromkeys((name, teacher) for name, teacher, _ in found):
@@ -263,17 +255,21 @@ def tally(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> str:
                     )
                     for name in (branch, reference)
                 )
-                if key not in words:
-                    words[key] = _verdict(pair, adjusted[branch])
-                    means.append(100 * pair.mean)
-    if not means:
+                counted.setdefault(key, (100 * pair.mean, _verdict(pair, adjusted[branch])))
+    if not counted:
         return ""
-    better, worse = (sum(word == which for word in words.values()) for which in ("better", "worse"))
+    means, words = zip(*counted.values(), strict=True)
+    better, worse = words.count("better"), words.count("worse")
     return (
         f"Of all {len(means)} tests of a route against plain distillation at equal epochs, other anchors, temperatures and "
         f"budgets included, {better} found it better, {worse} worse, {len(means) - better - worse} no difference; the "
         f"differences are {min(means):+.2f} to {max(means):+.2f} points, {sum(means) / len(means):+.2f} on average."
     )
+
+
+def interval_of(pair: Paired) -> str:
+    """In points; empty where there is none."""
+    return "" if pair.low is None or pair.high is None else f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}"
 
 
 def _verdict(pair: Paired, p: float | None) -> str:
@@ -286,7 +282,7 @@ def _row(plan: Plan, setting: str, teacher_seed: int, here: Mapping[int, Mapping
     adjusted = holm({branch: pair.p if pair else None for branch, (pair, _) in tested.items()})
     branch, (pair, reference) = next(iter(tested.items()))
     assert pair is not None
-    interval = f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}" if pair.low is not None and pair.high is not None else "none"
+    interval = interval_of(pair) or "none"
     word = _verdict(pair, adjusted[branch])
     name = f"[{setting}](benchmarks/evidence/pages/{plan.name}.md)" + (
         f", teacher {teacher_seed}" if plan.teacher_seeds > 1 else ""

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,17 @@ class Plan:
         if kind == "scratch":  # labels alone: what concerns the anchor's answers is not read
             flat = {name: value for name, value in flat.items() if name not in ("views", "objective")}
         return RunConfig.from_flat({**flat, "seed": student.seed, "teacher_seed": student.teacher_seed})
+
+    @cached_property
+    def _flats(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return {}
+
+    def flat(self, student: Student) -> dict[str, Any]:
+        """`config`, flat. Students of a branch differ in their seeds alone, and reading their settings takes milliseconds."""
+        which = (student.setting, student.branch)
+        if which not in self._flats:
+            self._flats[which] = self.config(student).to_flat()
+        return {**self._flats[which], "seed": student.seed, "teacher_seed": student.teacher_seed}
 
     def restarts(self, branch: str) -> int:
         """Into how many stages kd-restart is cut; 0: the branch is another."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.evidence.page import interval_of
 from benchmarks.evidence.plan import Plan
 from benchmarks.evidence.records import groups
 from rco.core.errors import choice
@@ -51,7 +52,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A teacher, what its curve tells, and what came of its students. `rise` in nats, `difference` and `overfit` in points,
+    """A teacher, what its curve tells, and what came of its students. `rise` in nats, `overfit` and `points` in points,
     `kl` the congruence of the students with the converged teacher at the end (nats): of plain distillation, of the route."""
 
     setting: str
@@ -62,6 +63,11 @@ class Point:
     seeds: int
     difference: Paired
     kl: tuple[float, float]
+
+    @property
+    def points(self) -> float:
+        """Route minus plain distillation."""
+        return 100 * self.difference.mean
 
 
 def read_rule(path: Path = RULE) -> Rule:
@@ -100,9 +106,7 @@ def _point(plan: Plan, key: tuple[str, int], pairs: Sequence[Mapping[str, Any]],
         rise=nll[-1] - min(nll),
         overfit=100 * (teacher["train_accuracy"] - teacher["val"][-1][1]),
         seeds=len(pairs),
-        difference=_in_points(
-            paired([pair[route]["test_accuracy"] for pair in pairs], [pair[kd]["test_accuracy"] for pair in pairs])
-        ),
+        difference=paired([pair[route]["test_accuracy"] for pair in pairs], [pair[kd]["test_accuracy"] for pair in pairs]),
         kl=(_mean_kl(pairs, kd), _mean_kl(pairs, route)),
     )
 
@@ -111,20 +115,15 @@ def _mean_kl(pairs: Sequence[Mapping[str, Any]], branch: str) -> float:
     return mean_and_deviation([pair[branch]["curve"]["kl_to_teacher"][-1] for pair in pairs])[0]
 
 
-def _in_points(pair: Paired) -> Paired:
-    low, high = (None if end is None else 100 * end for end in (pair.low, pair.high))
-    return Paired(mean=100 * pair.mean, low=low, high=high, p=pair.p)
-
-
 def counted(rule: Rule, points: Iterable[Point]) -> tuple[int, int]:
     """How many signs the rule has told, and of how many points; a difference of 0 is not better."""
-    told = [(getattr(point, rule.feature) > rule.threshold) == (point.difference.mean > 0) for point in points]
+    told = [(getattr(point, rule.feature) > rule.threshold) == (point.points > 0) for point in points]
     return sum(told), len(told)
 
 
 def line_of(feature: str, points: Sequence[Point]) -> tuple[float, float]:
     """Slope (points for each unit of the feature) and height at 0 of the straight line of least squares."""
-    x, y = [getattr(point, feature) for point in points], [point.difference.mean for point in points]
+    x, y = [getattr(point, feature) for point in points], [point.points for point in points]
     slope, height = np.polyfit(x, y, 1)
     return float(slope), float(height)
 
@@ -163,17 +162,16 @@ def _half(title: str, rule: Rule, points: Sequence[Point]) -> list[str]:
         "|---" * 9 + "|",
     ]
     for point in sorted(points, key=lambda point: -getattr(point, rule.feature)):
-        pair, better = point.difference, getattr(point, rule.feature) > rule.threshold
-        interval = "" if pair.low is None or pair.high is None else f"{pair.low:+.2f} to {pair.high:+.2f}"
+        better = getattr(point, rule.feature) > rule.threshold
         lines.append(
             f"| [{point.setting}]({point.plan}.md) | {point.teacher_seed} | {point.rise:.2f} | {point.overfit:.1f} | "
-            f"{point.seeds} | {pair.mean:+.2f} | {interval} | {'better' if better else 'not better'} | "
-            f"{'told' if better == (pair.mean > 0) else 'missed'} |"
+            f"{point.seeds} | {point.points:+.2f} | {interval_of(point.difference)} | {'better' if better else 'not better'} | "
+            f"{'told' if better == (point.points > 0) else 'missed'} |"
         )
     right, whole = counted(rule, points)
     sure = [p for p in points if p.difference.low is not None and (p.difference.low > 0 or (p.difference.high or 0.0) < 0)]
     right_sure, whole_sure = counted(rule, sure)
-    always = sum(point.difference.mean <= 0 for point in points)
+    always = sum(point.points <= 0 for point in points)
     return [
         *lines,
         "",
@@ -193,11 +191,11 @@ def _sizes(first: Sequence[Point], others: Sequence[Point]) -> list[str]:
         "| feature | points for each nat, or point | error on the others | of the mean |",
         "|---|---|---|---|",
     ]
-    mean = mean_and_deviation([point.difference.mean for point in first])[0]
-    plain = mean_and_deviation([abs(point.difference.mean - mean) for point in others])[0]
+    mean = mean_and_deviation([point.points for point in first])[0]
+    plain = mean_and_deviation([abs(point.points - mean) for point in others])[0]
     for feature in FEATURES:
         slope, height = line_of(feature, first)
-        error = mean_and_deviation([abs(p.difference.mean - slope * getattr(p, feature) - height) for p in others])[0]
+        error = mean_and_deviation([abs(p.points - slope * getattr(p, feature) - height) for p in others])[0]
         lines.append(f"| {feature} | {slope:+.3f} | {error:.2f} | {plain:.2f} |")
     return [*lines, ""]
 
@@ -207,7 +205,7 @@ def _congruence(points: Sequence[Point]) -> list[str]:
     if not points:
         return []
     closer = [point for point in points if point.kl[1] < point.kl[0]]
-    agree = sum((point.kl[1] < point.kl[0]) == (point.difference.mean > 0) for point in points)
+    agree = sum((point.kl[1] < point.kl[0]) == (point.points > 0) for point in points)
     lines = [
         "## Does the route bring the student closer to the teacher?",
         "",
@@ -219,7 +217,7 @@ def _congruence(points: Sequence[Point]) -> list[str]:
         "|---" * 5 + "|",
     ]
     rows = [
-        f"| {p.setting} | {p.teacher_seed} | {p.kl[0]:.4f} | {p.kl[1]:.4f} | {p.difference.mean:+.2f} |"
+        f"| {p.setting} | {p.teacher_seed} | {p.kl[0]:.4f} | {p.kl[1]:.4f} | {p.points:+.2f} |"
         for p in sorted(points, key=lambda point: point.kl[1] / point.kl[0])
     ]
     return [

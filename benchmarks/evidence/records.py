@@ -25,7 +25,7 @@ _NO_PART = ("data", "tracking", "services", "compute")
 
 def identity_of(plan: Plan, student: Student, data_digest: str) -> str:
     """Of all that a student is to be; plans that ask for the same student share it."""
-    flat = plan.config(student).to_flat()
+    flat = plan.flat(student)
     config = {p.name: flat[p.name] for p in PARAMETERS.values() if p.group not in _NO_PART and flat[p.name] != p.default}
     return name_of({"parameters": config, "restarts": plan.restarts(student.branch), "data": data_digest}, 32)
 

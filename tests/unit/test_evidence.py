@@ -257,7 +257,7 @@ class TestPrediction:
         assert sorted(points) == ["better", "worse"], "of `lone` nothing was run"
         assert (points["better"].rise, points["worse"].rise) == (1.0, 0.0)
         assert points["better"].overfit == pytest.approx(40.0)
-        assert points["better"].difference.mean == pytest.approx(2.2)
+        assert points["better"].points == pytest.approx(2.2)
 
     def test_the_rule_is_counted_on_what_it_was_not_written_on(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
         points = points_of(known)
