@@ -50,8 +50,8 @@ def open_parent(
         raise InputError("experiment", experiment, "is a deleted experiment in MLflow", "Restore it, or use another name")
     else:
         experiment_id = found.experiment_id
-    if found is None or _OPENED not in found.tags:
-        client.set_experiment_tag(experiment_id, _OPENED, "true")
+        if _OPENED not in found.tags:
+            _mark_opened(client, experiment_id)
     parent = find_run(client, [experiment_id], context.pipeline_run, key=None)
     if parent is None:
         own = {"rco.pipeline_run": context.pipeline_run, "rco.kind": "pipeline"}
@@ -65,13 +65,26 @@ def _create_experiment(client: MlflowClient, name: str, artifact_root: str | Non
     from mlflow.exceptions import MlflowException
 
     try:
-        experiment_id: str = client.create_experiment(name, artifact_location=artifact_root)
+        experiment_id: str = client.create_experiment(name, artifact_location=artifact_root, tags={_OPENED: "true"})
     except MlflowException as error:
         # Another pipeline, begun at the same time, may have been first.
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or (found := client.get_experiment_by_name(name)) is None:
             raise
         experiment_id = found.experiment_id
+        if _OPENED not in found.tags:
+            _mark_opened(client, experiment_id)
     return experiment_id
+
+
+def _mark_opened(client: MlflowClient, experiment_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_experiment_tag(experiment_id, _OPENED, "true")
+    except MlflowException:
+        # MLflow looks for the tag and then inserts it: of two pipelines that do so at once, the database refuses one.
+        if _OPENED not in client.get_experiment(experiment_id).tags:
+            raise
 
 
 def find_parent(context: Context, client: MlflowClient) -> Run | None:

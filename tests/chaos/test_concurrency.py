@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.local.run import _publish
 from rco.core.tensors import load_arrays
@@ -18,7 +20,8 @@ from rco.training import resume
 
 @contextmanager
 def at_once(code: str, folder: Path, count: int = 3) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that run `code`, with `me` (their number) and `folder` (a path), from the moment that all are ready."""
+    """Processes that run `code`, with `me` (their number) and `folder` (a path), from the moment that all are ready. The first
+    that fails is told of: the others may wait for it."""
     head = (
         "import sys, time\nfrom pathlib import Path\nme, folder = int(sys.argv[1]), Path(sys.argv[2])\n"
         "def meet(name):\n"
@@ -31,8 +34,12 @@ def at_once(code: str, folder: Path, count: int = 3) -> Iterator[list[subprocess
     ]
     try:
         yield processes
-        for process in processes:
-            assert process.wait(300) == 0, process.stderr.read() if process.stderr else ""
+        deadline = time.monotonic() + 300
+        while running(processes) and not failed(processes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in failed(processes):
+            pytest.fail(process.stderr.read() if process.stderr else f"exit {process.returncode}")
+        assert not running(processes), "still running after 300 s"
     finally:
         for process in processes:
             process.kill()
@@ -41,6 +48,10 @@ def at_once(code: str, folder: Path, count: int = 3) -> Iterator[list[subprocess
 
 def running(processes: list[subprocess.Popen[str]]) -> bool:
     return any(process.poll() is None for process in processes)
+
+
+def failed(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    return [process for process in processes if process.poll()]
 
 
 def test_runs_that_end_at_once_and_a_reader_of_last_run(tmp_path: Path) -> None:

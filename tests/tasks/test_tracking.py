@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from rco.core.documents import read_json, write_json
 from rco.core.errors import InputError
@@ -282,6 +284,25 @@ def test_two_pipelines_may_make_the_experiment_at_once(server: Path, monkeypatch
     monkeypatch.setattr(type(where.client()), "get_experiment_by_name", late)
     assert open_parent(where, "contested", "second", {}) == first
     assert seen == ["contested"] * 2
+
+
+def test_two_pipelines_may_mark_an_experiment_of_the_users_at_once(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = context(server, "marked")
+    client = where.client()
+    made = client.create_experiment("the user's own")
+    mark = MlflowClient.set_experiment_tag
+
+    def refused(self: MlflowClient, experiment: str, key: str, value: str) -> None:
+        mark(self, experiment, key, value)  # the other pipeline's
+        raise MlflowException("UNIQUE constraint failed: experiment_tags.key, experiment_tags.experiment_id")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refused)
+    parent = open_parent(where, "the user's own", "marked", {})
+    assert client.get_run(parent).info.experiment_id == made
+    assert find_parent(where, client) is not None  # found by the mark
+    monkeypatch.undo()
+    new = open_parent(context(server, "new"), "an experiment that is new", "new", {})
+    assert "rco.pipelines" in client.get_experiment(client.get_run(new).info.experiment_id).tags  # with its creation
 
 
 def test_a_damaged_anchor_is_not_uploaded(server: Path, tmp_path: Path) -> None:
