@@ -67,14 +67,21 @@ def student(data: Dataset, anchor_logits: StoredLogits, epochs: int = 4) -> tupl
 
 
 def test_looked_up_and_computed_logits_give_the_same_student(data: Dataset) -> None:
-    exact, _ = student(data, stored(data, dtype=torch.float32))
-    half, _ = student(data, stored(data))
-    computed, _ = student(
-        data, Anew(anchor=anchor(), train=data.split("train"), augment="shift", views=2, compute=CPU, batch_size=128)
-    )
-    for name, tensor in computed.state_dict().items():
-        torch.testing.assert_close(exact.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(half.state_dict()[name], tensor, rtol=2e-2, atol=2e-2)
+    anew = Anew(anchor=anchor(), train=data.split("train"), augment="shift", views=2, compute=CPU, batch_size=128)
+    exact, half = stored(data, dtype=torch.float32), stored(data)
+    rows = np.arange(100)
+    for view in (0, 1):
+        for logits in (anew, exact, half):
+            logits.prepare(view)
+        expected = anew.logits(view, rows)
+        torch.testing.assert_close(exact.logits(view, rows), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(half.logits(view, rows), expected, rtol=1e-3, atol=1e-4)
+    computed, _ = student(data, anew)
+    for looked_up in (exact, half):
+        other, _ = student(data, looked_up)
+        for name, tensor in computed.state_dict().items():
+            # A ReLU's kink makes much of a rounding, on some processors already of the float32's.
+            torch.testing.assert_close(other.state_dict()[name], tensor, rtol=2e-2, atol=2e-2)
     other, _ = student(data, stored(data, views=1))
     assert any((other.state_dict()[n].float() - t.float()).abs().max() > 0.05 for n, t in computed.state_dict().items()), (
         "with other views it is another student"
