@@ -23,6 +23,7 @@ from rco.models.config import ModelConfig, StartConfig
 from rco.models.families import packages, timm
 from rco.models.route import Route
 from rco.models.spec import NetworkSpec
+from rco.tasks.precision import settle
 from rco.tasks.process import log
 from rco.tasks.settings import (
     AnchorSettings,
@@ -51,7 +52,7 @@ def preflight(comparison: Comparison, *, compiled: Mapping[str, int] | None = No
     """
     from rco.data.sources.kinds import check_source, source_digest
 
-    compute = validate(comparison, compiled=compiled)
+    compute = settle(comparison, validate(comparison, compiled=compiled))
     reference = comparison.reference
     starts = _Starts(reference)
     teacher, ahead = _teacher_settings(reference, compute, starts), planned_route(reference)

@@ -30,7 +30,7 @@ from rco.data.images import Rows
 from rco.data.network_input import Seen
 from rco.models.taps import Output, observe
 from rco.training.config import ComputeConfig
-from rco.training.device import autocast
+from rco.training.device import autocast, unfilled
 from rco.training.distributed import World
 from rco.training.lean import lean
 
@@ -160,7 +160,7 @@ class StoredLogits:
         """Whole batches, those that one process would make, by all workers."""
         mine = world.batches(-(-len(self.train) // self.batch_size))
         batches = [torch.empty(0, self.train.manifest.num_classes, dtype=self.dtype, device=self.compute.device)]
-        with torch.inference_mode(), autocast(self.compute):
+        with torch.inference_mode(), autocast(self.compute), unfilled():
             for x, _, _ in self.train.indexed_batches(
                 self.batch_size,
                 device=self.compute.device,

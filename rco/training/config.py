@@ -158,7 +158,7 @@ class ComputeConfig:
     """How numbers are computed. `auto` is resolved by `rco.training.device.resolve` before any task's cache key is made."""
 
     device: str = setting("auto", "auto | cpu | cuda")
-    precision: str = setting("auto", "auto (fp32 on CPU, bf16 on GPU) | fp32 | bf16 (autocast)")
+    precision: str = setting("auto", "auto (bf16 on a GPU; on a CPU where a trial finds it faster) | fp32 | bf16 (autocast)")
     threads: int = setting(0, "CPU threads of the maths, shared by the workers (0: as many as there are cores, at most 8)")
     workers: int = setting(2, "processes that decode images, for data sets that do not fit in memory")
     workers_per_task: int = setting(0, "processes that train one model together (0: one for each GPU of the task; on a CPU 1)")

@@ -20,7 +20,7 @@ from rco.training.anchor import Anchor
 from rco.training.balance import class_weights
 from rco.training.checkpointer import MISFIT, Checkpointer, restoring
 from rco.training.config import ComputeConfig, TrainConfig
-from rco.training.device import autocast, random_state, set_random_state
+from rco.training.device import autocast, random_state, set_random_state, unfilled
 from rco.training.distributed import World
 from rco.training.ema import Ema
 from rco.training.learner import Learner, shared
@@ -150,7 +150,8 @@ class Trainer:
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train to the end; yields as `fit`."""
         while self.progress.epoch <= self.last_epoch:
-            row = self._train_epoch()
+            with unfilled():
+                row = self._train_epoch()
             self.progress = Progress(self.progress.epoch + 1)
             yield row
             if self.checkpointer is not None and self.checkpointer.due():

@@ -457,3 +457,25 @@ class TestEngine:
             with pytest.raises(InputError, match="device = 'cuda'"):
                 require_device(ComputeConfig(device="cuda"))
         assert resolve(ComputeConfig(device="cuda")).precision == "bf16", "whoever resolves need not have the GPU"
+
+
+def test_memory_is_filled_outside_steps_alone(data: Dataset) -> None:
+    """A network that is made of memory nobody wrote has NaN in it; a step does not pay for that."""
+    fills: list[bool] = []
+
+    class Looking(nn.Flatten):
+        def forward(self, x: Tensor) -> Tensor:
+            fills.append(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
+            return super().forward(x)
+
+    model = nn.Sequential(Looking(), nn.Linear(64, 10))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in fit(model, data.split("train"), labels_only(), TrainConfig(epochs=1), CPU, epochs=1):
+            pass
+        assert torch.empty(8).isnan().all()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert fills
+    assert not any(fills)
