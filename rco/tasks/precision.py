@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 from rco.config.branches import Comparison
 from rco.core.documents import read_as, write_json
-from rco.core.settings import jsonable
 from rco.data.sources.kinds import check_source
 from rco.models.spec import NetworkSpec
 from rco.tasks.process import log
@@ -38,7 +37,7 @@ def settle(comparison: Comparison, compute: ComputeConfig) -> ComputeConfig:
     student, teacher = _networks(comparison)
     batch_size = comparison.reference.student_train.batch_size
     try:
-        trial = _trial(student, teacher, batch_size, compute)
+        trial = _trial(student, teacher, batch_size, hardware(compute))
     except Exception as error:  # of a network that cannot be trained in bf16, whosever it is
         log.warning("computing in fp32: a step in bf16 fails (%s: %s)", type(error).__name__, error)
         return compute
@@ -59,18 +58,18 @@ def _networks(comparison: Comparison) -> tuple[NetworkSpec, NetworkSpec]:
     return student, replace(student, image_size=size, **named)  # type: ignore[arg-type]
 
 
-def _trial(student: NetworkSpec, teacher: NetworkSpec, batch_size: int, compute: ComputeConfig) -> Trial:
+def _trial(student: NetworkSpec, teacher: NetworkSpec, batch_size: int, processor: str) -> Trial:
     """The trial that was made before, or a new one."""
     identity = {
-        **{"student": student.written, "teacher": teacher.written, "batch_size": batch_size},
-        **{"compute": jsonable(compute), "hardware": hardware(compute)},
+        **{"student": student.written, "teacher": teacher.written},
+        **{"batch_size": batch_size, "hardware": processor},
     }
     result = Result("trial", identity, [_FILE], label="fp32 or bf16")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if result.find(folder / "found", lambda found, _: read_as(Trial, found / _FILE, "Delete it")) is not None:
             return read_as(Trial, folder / "found" / _FILE, "Delete it")
-        trial = precision.try_precisions(student, teacher, batch_size, compute)
+        trial = precision.try_precisions(student, teacher, batch_size)
         write_json(folder / _FILE, trial)
         result.store(folder, Training(pipeline_run="", mlflow_run="", rows=()))
     return trial

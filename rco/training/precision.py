@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from joblib import cpu_count
 from torch import Tensor, nn
 
 from rco.models.spec import NetworkSpec
@@ -24,9 +22,8 @@ from rco.training.device import autocast, unfilled
 from rco.training.lean import lean
 
 #: Seconds that a trial may take, once it has its fewest rounds.
-LIMIT = 4.0
-_FEWEST, _MOST = 3, 15  # rounds that count, a step in each precision
-_WARM = 2  # rounds before them
+LIMIT = 2.0
+_FEWEST, _MOST = 5, 100  # rounds, a step in each precision; the first ones do not count: they are never the fastest
 _LARGEST_BATCH = 32  # more images change the ratio little
 #: How many times as fast bf16 must be to be chosen: less is within what two trials on one machine differ by.
 PAYS = 1.2
@@ -35,7 +32,7 @@ _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls them on x8
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Median seconds of a step."""
+    """A processor's seconds for a step, on one core: of the fastest, which says least of what else the machine did."""
 
     fp32: float
     bf16: float
@@ -59,33 +56,30 @@ def cpu_computes_bf16() -> bool:
     return False
 
 
-def try_precisions(student: NetworkSpec, teacher: NetworkSpec, batch_size: int, compute: ComputeConfig) -> Trial:
+def try_precisions(student: NetworkSpec, teacher: NetworkSpec, batch_size: int) -> Trial:
     """Time a step of distillation in fp32 and in bf16, in turn, on random images and with random weights: forward passes of
-    student and frozen teacher, the route's loss, the student's backward pass.
-
-    Args:
-        compute: resolved but for its precision; on a CPU.
+    student and frozen teacher, the route's loss, the student's backward pass. It computes on one core and counts that one's
+    time: several would wait for each other where another process works beside them, longer than any precision makes up for.
     """
     before, random = torch.get_num_threads(), torch.get_rng_state()
-    # Whoever asks may have fewer cores than the tasks.
-    torch.set_num_threads(max(1, min(compute.threads, cpu_count()) // (compute.workers_per_task or 1)))
+    torch.set_num_threads(1)
     try:
         steps = {
             precision: _Step(student, teacher, min(batch_size, _LARGEST_BATCH), precision) for precision in ("fp32", "bf16")
         }
         taken: dict[str, list[float]] = {precision: [] for precision in steps}
         began, rounds = time.perf_counter(), 0
-        while rounds < _WARM + _FEWEST or (rounds < _WARM + _MOST and time.perf_counter() - began < LIMIT):
+        while rounds < _FEWEST or (rounds < _MOST and time.perf_counter() - began < LIMIT):
             for precision, step in steps.items():
-                started = time.perf_counter()
+                started = time.thread_time()
                 with unfilled():
                     step.take()
-                taken[precision].append(time.perf_counter() - started)
+                taken[precision].append(time.thread_time() - started)
             rounds += 1
     finally:
         torch.set_num_threads(before)
         torch.set_rng_state(random)
-    return Trial(**{precision: statistics.median(seconds[_WARM:]) for precision, seconds in taken.items()})
+    return Trial(**{precision: min(seconds) for precision, seconds in taken.items()})
 
 
 class _Step:

@@ -12,7 +12,6 @@ from rco.models.spec import NetworkSpec
 from rco.tasks.precision import _networks
 from rco.tasks.validate import validate
 from rco.training import precision
-from rco.training.config import ComputeConfig
 from rco.training.precision import Trial, try_precisions
 from tests.in_process import run_of, settings_of
 
@@ -90,7 +89,6 @@ def test_a_network_that_fails_in_bf16_is_trained_in_fp32(
 
 def test_the_trial_trains_both_and_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "LIMIT", 0.0)
-    compute = ComputeConfig(device="cpu", precision="fp32", threads=1)
     threads, random = torch.get_num_threads(), torch.get_rng_state()
     seen: list[torch.dtype] = []
     step = precision._Step.take
@@ -103,10 +101,10 @@ def test_the_trial_trains_both_and_leaves_the_process_as_it_was(monkeypatch: pyt
         assert torch.get_num_threads() == 1
 
     monkeypatch.setattr(precision._Step, "take", take)
-    trial = try_precisions(STUDENT, TEACHER, 64, compute)
+    trial = try_precisions(STUDENT, TEACHER, 64)
     assert trial.fp32 > 0
     assert trial.bf16 > 0
-    assert seen == [torch.float32, torch.bfloat16] * 5  # two rounds before the three that count
+    assert seen == [torch.float32, torch.bfloat16] * 5
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), random)
 
