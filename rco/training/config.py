@@ -155,7 +155,8 @@ class RouteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How numbers are computed. `auto` is resolved by `rco.training.device.resolve` before any task's cache key is made."""
+    """How numbers are computed. `auto` is resolved by `rco.training.device.resolve` before any task's cache key is made; in a
+    pipeline `rco.tasks.precision` then decides between fp32 and bf16 on a CPU, where `resolve` means fp32."""
 
     device: str = setting("auto", "auto | cpu | cuda")
     precision: str = setting("auto", "auto (bf16 on a GPU; on a CPU where a trial finds it faster) | fp32 | bf16 (autocast)")
