@@ -38,8 +38,8 @@ def settle(comparison: Comparison, compute: ComputeConfig) -> ComputeConfig:
     batch_size = comparison.reference.student_train.batch_size
     try:
         trial = _trial(student, teacher, batch_size, hardware(compute))
-    except Exception as error:  # of a network that cannot be trained in bf16, whosever it is
-        log.warning("computing in fp32: a step in bf16 fails (%s: %s)", type(error).__name__, error)
+    except Exception as error:  # of a network that cannot be trained in bf16, or at all, whosever it is
+        log.warning("computing in fp32: the trial of bf16 failed (%s: %s)", type(error).__name__, error)
         return compute
     words = "a trial step in bf16 is %.2f times as fast as in fp32 (%.1f ms, %.1f ms): computing in %s"
     log.info(words, trial.ratio, 1000 * trial.bf16, 1000 * trial.fp32, trial.precision)

@@ -84,7 +84,7 @@ def test_a_network_that_fails_in_bf16_is_trained_in_fp32(
 
     monkeypatch.setattr(precision, "try_precisions", fails)
     assert chosen() == {"fp32"}
-    assert "computing in fp32: a step in bf16 fails (RuntimeError: not implemented for 'BFloat16')" in said()
+    assert "computing in fp32: the trial of bf16 failed (RuntimeError: not implemented for 'BFloat16')" in said()
 
 
 def test_the_trial_trains_both_and_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
