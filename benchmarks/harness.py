@@ -57,9 +57,10 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def computes_bf16(device: str) -> bool:
-    """Whether the processor has instructions for bf16; where it has none, PyTorch's bf16 is slower than fp32, many times."""
-    words = set(Path("/proc/cpuinfo").read_text().split())
-    return device == "cuda" or bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    """Whether the device has instructions for bf16. Where a processor has none, PyTorch emulates them, many times slower."""
+    from rco.training.precision import cpu_computes_bf16
+
+    return device == "cuda" or cpu_computes_bf16()
 
 
 def floor(threads: int, device: str = "cpu") -> dict[str, float]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from rco.config.cells import axes_of, cell_of, changes_result
 from rco.config.kinds import (
     BASELINES,
     DEFAULTS,
@@ -35,7 +36,6 @@ from rco.core.errors import InputError, UnusedError, choice
 from rco.core.settings import from_dict, jsonable
 from rco.evaluation.raced import Race
 from rco.models.config import ModelConfig
-from rco.objectives.base import OBJECTIVES
 from rco.objectives.config import ObjectiveConfig
 from rco.strategies.base import STRATEGIES
 from rco.training.config import TrainConfig
@@ -306,15 +306,15 @@ def make_branches(
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         for kind in kinds:
-            cell = _cell_of(kind, point, base, restart_like)
+            cell = cell_of(kind, point, base, restart_like)
             name = _name(kind, cell)
             if name in made:
                 continue
-            reference = "" if kind == REFERENCE else _name(REFERENCE, _cell_of(REFERENCE, point, base, restart_like))
+            reference = "" if kind == REFERENCE else _name(REFERENCE, cell_of(REFERENCE, point, base, restart_like))
             like = _config_of(restart_like, point, base, name) if kind == "kd-restart" else None
             config = _config_of(kind, dict(cell), base, name)
-            axes_of = _axes_of(kind, point, base, restart_like)
-            made[name] = Branch(kind=kind, cell=cell, point=axes_of, reference=reference, config=config, like=like)
+            on_axes = axes_of(kind, point, base, restart_like)
+            made[name] = Branch(kind=kind, cell=cell, point=on_axes, reference=reference, config=config, like=like)
     for name, branch in made.items():
         plain = _name(REFERENCE, branch.cell)  # scratch knows no tau, so of all references the plainest is its own
         if branch.reference and plain in made and all(GROUPS[p] != "anchors" for p, _ in branch.cell):
@@ -338,58 +338,6 @@ def _table_order(branch: Branch, axes: Mapping[str, Sequence[Any]]) -> tuple[Any
     )
 
 
-def _changes_result(kind: str, name: str, chosen: Mapping[str, Any]) -> bool:
-    """Whether a parameter changes what a branch computes. A plug-in reads its own parameters alone, a baseline's anchor is
-    fixed, and where labels alone teach, nothing is read that concerns an anchor's answers.
-
-    Args:
-        kind: of the branch, or of the one whose stages it repeats.
-        name: of the parameter.
-        chosen: flat parameters of the branch; it says which plug-ins are chosen.
-    """
-    p = PARAMETERS[name]
-    if name in KINDS[kind]:
-        return False
-    if p.chooser and chosen_plugin(p.chooser, {**chosen, **KINDS[kind]}) not in p.owners:
-        return False
-    if kind == "scratch":
-        return p.group != "objective" or name == "label_weight"
-    concerns_answers = p.group == "objective" and (bool(p.chooser) or name == "views")
-    return not (concerns_answers and _labels_alone(chosen))
-
-
-def _labels_alone(chosen: Mapping[str, Any]) -> bool:
-    """Whether flat parameters let nothing be mimicked; what cannot be read is for their configuration to refuse."""
-    try:
-        weight = ObjectiveConfig(lam=str(chosen["lam"])).lambda_
-    except InputError:
-        return False
-    name = str(chosen["objective"])
-    return weight == 0 and name in OBJECTIVES.names and not OBJECTIVES[name].mimics_without_lambda
-
-
-def _axes_of(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
-    """A branch's values on the axes that matter to it. Those that change nothing for this kind are left out, so that the
-    branch appears once and not once a value.
-
-    Args:
-        point: axis -> value.
-        base: the parameters that all branches share.
-    """
-    walked = restart_like if kind == "kd-restart" else kind
-    return tuple(
-        (name, tuple(value) if isinstance(value, list) else value)
-        for name, value in point.items()
-        if _changes_result(walked, name, {**base, **point}) and not (name == "stage_schedule" and kind in BASELINES)
-    )
-
-
-def _cell_of(kind: str, point: Mapping[str, Any], base: Mapping[str, Any], restart_like: str) -> tuple[tuple[str, Any], ...]:
-    """What sets a branch apart from the shared parameters: `_axes_of`, without what equals the shared parameter. A sweep and a
-    comparison then meet in the cache under one name."""
-    return tuple((name, value) for name, value in _axes_of(kind, point, base, restart_like) if point[name] != base[name])
-
-
 def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], branch: str) -> RunConfig:
     """The configuration of a branch: the shared parameters and its cell's, as far as they change its result, and its kind's.
 
@@ -399,7 +347,7 @@ def _config_of(kind: str, cell: Mapping[str, Any], base: Mapping[str, Any], bran
         InputError: they do not work together; it names the branch.
     """
     given = {**base, **cell}
-    read = {name: given[name] for name in given if name == "tau" or _changes_result(kind, name, given)}
+    read = {name: given[name] for name in given if name == "tau" or changes_result(kind, name, given)}
     try:
         return RunConfig.from_flat({**read, **KINDS[kind]})
     except InputError as error:

@@ -15,7 +15,7 @@ from rco.core.documents import read_as, write_json
 from rco.data.sources.kinds import check_source
 from rco.models.spec import NetworkSpec
 from rco.tasks.process import log
-from rco.tasks.validate import existing_route, sizes_of, student_spec
+from rco.tasks.validate import existing_route, sizes_of, spec_of, student_spec
 from rco.training import precision
 from rco.training.config import ComputeConfig
 from rco.training.device import hardware
@@ -50,12 +50,8 @@ def _networks(comparison: Comparison) -> tuple[NetworkSpec, NetworkSpec]:
     """Student and teacher."""
     config = comparison.reference
     info, route = check_source(config.data), existing_route(config)
-    student = student_spec(config, info)
-    if route:
-        return student, route.network
-    model, size = config.teacher, sizes_of(config, info, None).teacher
-    named = {"model": model.model, "stem": model.stem, "embedding_dim": model.embedding_dim}
-    return student, replace(student, image_size=size, **named)  # type: ignore[arg-type]
+    teacher = route.network if route else spec_of(config.teacher, info, sizes_of(config, info, None).teacher)
+    return student_spec(config, info), teacher
 
 
 def _trial(student: NetworkSpec, teacher: NetworkSpec, batch_size: int, processor: str) -> Trial:

@@ -37,7 +37,7 @@ from rco.tasks.settings import (
     StartSettings,
     TeacherSettings,
 )
-from rco.tasks.validate import Sizes, chooses_one_by_one, existing_route, planned_route, restarts, sizes_of, validate
+from rco.tasks.validate import Sizes, chooses_one_by_one, existing_route, planned_route, restarts, sizes_of, spec_of, validate
 from rco.training.config import ComputeConfig, TrainConfig
 
 
@@ -204,14 +204,7 @@ class _Starts:
         if self._info is None:
             self._info = check_source(self.config.data)
         sizes = sizes_of(self.config, self._info, None)  # with a route that exists, no teacher begins with weights
-        return NetworkSpec(
-            model=model.model,
-            stem=model.stem,
-            in_channels=self._info.image_shape[0],
-            num_classes=self._info.num_classes,
-            image_size=sizes.teacher if role == "teacher" else sizes.student,
-            embedding_dim=model.embedding_dim,
-        )
+        return spec_of(model, self._info, sizes.teacher if role == "teacher" else sizes.student)
 
 
 def _teacher_settings(config: RunConfig, compute: ComputeConfig, starts: _Starts) -> TeacherSettings:

@@ -18,6 +18,7 @@ from rco.core.settings import jsonable
 from rco.core.words import counted
 from rco.data.config import LARGEST_IMAGE
 from rco.data.sources.base import Info
+from rco.models.config import ModelConfig
 from rco.models.route import MANIFEST, Route
 from rco.models.spec import NetworkSpec
 from rco.strategies.base import Adaptive, Planned, Schedule
@@ -301,21 +302,25 @@ def sizes_of(config: RunConfig, info: Info, route: Route | None) -> Sizes:
     return Sizes(teacher, student, kept)
 
 
+def spec_of(model: ModelConfig, info: Info, image_size: int) -> NetworkSpec:
+    """A network that the settings name, for data that `rco.data.sources.kinds.check_source` has looked at."""
+    return NetworkSpec(
+        model=model.model,
+        stem=model.stem,
+        in_channels=info.image_shape[0],
+        num_classes=info.num_classes,
+        image_size=image_size,
+        embedding_dim=model.embedding_dim,
+    )
+
+
 def student_spec(config: RunConfig, info: Info) -> NetworkSpec:
     """The student's network.
 
     Args:
-        info: of the data, from `rco.data.sources.kinds.check_source`.
+        info: as for `spec_of`.
     """
-    student, (channels, size, _) = config.student, info.image_shape
-    return NetworkSpec(
-        model=student.model,
-        stem=student.stem,
-        in_channels=channels,
-        num_classes=info.num_classes,
-        image_size=size,
-        embedding_dim=student.embedding_dim,
-    )
+    return spec_of(config.student, info, info.image_shape[1])
 
 
 def _check_route(route: Route, config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
