@@ -319,10 +319,11 @@ class ResumePoints:
                 settle(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
+        if watched := os.environ.get(PROGRESS):
+            at = f"{self.folder} {progress['epoch']} {progress['batches']}"
+            atomically(Path(watched), lambda temporary: temporary.write_text(at))  # a kill must not leave it empty
         for old in self._ordered()[_KEPT:]:
             remove(join(self.folder, old))
-        if watched := os.environ.get(PROGRESS):
-            Path(watched).write_text(f"{self.folder} {progress['epoch']} {progress['batches']}")
 
 
 def join(*parts: str) -> str:

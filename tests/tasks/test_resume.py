@@ -339,6 +339,27 @@ class TestPoints:
         with pytest.raises(InputError, match=r"of another training|do not fit|lacks"):
             trained(data, Hostile("", {}))
 
+    def test_a_kill_leaves_a_launcher_what_it_knew(self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It asks how far the training is before it starts it again."""
+        monkeypatch.setenv("RCO_PROGRESS", str(known := tmp_path / "progress"))
+        points = ResumePoints(str(place), {"lr": 1}, every=NEVER)
+        progress = {"epoch": 7, "batches": 0}
+        points.add("training", lambda: {"progress": progress})
+        points.keep()
+        assert known.read_text() == f"{place} 7 0"
+
+        def killed(path: Path, text: str) -> None:
+            path.open("w").close()
+            raise KilledError
+
+        progress["epoch"] = 8
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", killed)
+            with pytest.raises(KilledError):
+                points.keep()
+        assert points_in(place)[-1].startswith("point-00008")
+        assert known.read_text() == f"{place} 7 0"
+
     @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
     def test_if_the_newest_is_damaged_the_one_before_is_used(
         self, place: Path, data: Dataset, damage: str, said: Callable[[], str]

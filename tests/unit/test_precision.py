@@ -12,7 +12,7 @@ from rco.models.spec import NetworkSpec
 from rco.tasks.precision import _networks
 from rco.tasks.validate import validate
 from rco.training import precision
-from rco.training.precision import Trial, try_precisions
+from rco.training.precision import Trial, cpu_computes_bf16, try_precisions
 from tests.in_process import run_of, settings_of
 
 STUDENT = NetworkSpec(model="digits-cnn-s", stem="auto", in_channels=1, num_classes=10, image_size=8)
@@ -115,10 +115,10 @@ def test_the_processor_says_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None
 
     for flag, can in (("avx512_bf16", True), ("amx_bf16", True), ("bf16", True), ("avx512f avx2", False)):
         says(f"flags\t\t: fpu sse2 {flag} movbe\n")
-        assert precision.cpu_computes_bf16() == can
+        assert cpu_computes_bf16() == can
     monkeypatch.setattr(precision.platform, "system", lambda: "Darwin")
     says("bf16")
-    assert not precision.cpu_computes_bf16()
+    assert not cpu_computes_bf16()
 
 
 def test_the_teacher_is_tried_on_images_as_it_takes_them() -> None:
