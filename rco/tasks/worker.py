@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,9 @@ from rco.training import resume_points
 from rco.training.config import ComputeConfig
 
 _PR_SET_PDEATHSIG = 1
+#: Seconds in which a worker that has lost another one leaves it to that one to end first: the launcher names who has ended, and
+#: a process that fails closes its connections before it is gone.
+_PATIENCE = 5.0
 
 
 def main(folder: Path) -> int:
@@ -49,6 +53,7 @@ def main(folder: Path) -> int:
     except Exception as error:
         if _is_lost(error):
             log.warning("%s", " ".join(str(error).split()))
+            time.sleep(_PATIENCE)
             return LOST
         error = disk_full(error, [value for value in arguments.values() if isinstance(value, Path)]) or error
         if not (words := ending_of(error)):

@@ -128,6 +128,13 @@ class TestSeveral:
         assert "worker 1 said last:\nsome last words\n" in printed.out
         assert "Traceback" not in printed.out + printed.err, "the others say in a line that they were lost"
 
+    def test_one_that_takes_long_to_end_is_named_all_the_same(
+        self, do: Callable[..., dict[str, Any]], said: Callable[[], str]
+    ) -> None:
+        """Not one that it has left alone."""
+        assert do("point 1; 1:leave 7", "return", workers=2)["attempt"] == 1
+        assert "worker 1 of 2 has ended with exit status 7; all are started again" in said()
+
     def test_what_one_of_them_refuses_is_not_tried_again(self, do: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"lr = .*: is two numbers. Give one"):
             do("1:refuse", "return", workers=2)
