@@ -53,10 +53,12 @@ class Rule:
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A teacher, what its curve tells, and what came of its students. `rise` in nats, `overfit` and `points` in points,
-    `kl` the congruence of the students with the converged teacher at the end (nats): of plain distillation, of the route."""
+    `kl` the congruence of the students with the converged teacher at the end (nats): of plain distillation, of the route.
+    `routes`: that its students followed, each of a teacher with its own bits."""
 
     setting: str
     teacher_seed: int
+    routes: frozenset[str]
     plan: str
     rise: float
     overfit: float
@@ -80,8 +82,10 @@ def read_rule(path: Path = RULE) -> Rule:
 
 
 def points_of(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> list[Point]:
-    """A point for each teacher of a setting that plain distillation and the route of four anchors have students of."""
-    found: dict[tuple[str, int], Point] = {}
+    """A point for each teacher of a setting that plain distillation and the route of four anchors have students of. Of plans
+    that share students, the one with the most seeds counts; a teacher that was trained again, on another processor, is another
+    one."""
+    found: list[Point] = []
     for plan, records in plans:
         names = [next((name for name, own in plan.branches.items() if own == of), "") for of in (_KD, _ROUTE)]
         if not all(names):
@@ -91,9 +95,11 @@ def points_of(plans: Iterable[tuple[Plan, list[dict[str, Any]]]]) -> list[Point]
             if {*names} <= {*branches}:
                 by_teacher.setdefault((setting, teacher_seed), []).append({name: branches[name] for name in names})
         for key, pairs in by_teacher.items():
-            if len(pairs) >= max(_LEAST_SEEDS, found[key].seeds + 1 if key in found else 0):
-                found[key] = _point(plan, key, pairs, *names)
-    return list(found.values())
+            point = _point(plan, key, pairs, *names)
+            same = [old for old in found if (old.setting, old.teacher_seed) == key and old.routes & point.routes]
+            if point.seeds >= max([_LEAST_SEEDS, *(old.seeds + 1 for old in same)]):
+                found = [old for old in found if old not in same] + [point]
+    return found
 
 
 def _point(plan: Plan, key: tuple[str, int], pairs: Sequence[Mapping[str, Any]], kd: str, route: str) -> Point:
@@ -102,6 +108,7 @@ def _point(plan: Plan, key: tuple[str, int], pairs: Sequence[Mapping[str, Any]],
     return Point(
         setting=key[0],
         teacher_seed=key[1],
+        routes=frozenset(record["route"] for pair in pairs for record in pair.values()),
         plan=plan.name,
         rise=nll[-1] - min(nll),
         overfit=100 * (teacher["train_accuracy"] - teacher["val"][-1][1]),
@@ -140,7 +147,8 @@ def render_prediction(rule: Rule, points: Sequence[Point]) -> str:
         "Does the teacher's curve alone tell, before any student is trained, whether the route (four anchors at equal "
         "intervals, restarts) beats plain distillation, and by how much? `rise`: NLL on the validation part at the last "
         "checkpoint less the smallest along the route, in nats at tau = 1. `overfit`: accuracy on the training images less "
-        "that on the validation part, in points.",
+        "that on the validation part, in points. A setting and a teacher's seed are there twice where two processors have "
+        "trained that teacher: it is another one then, if only by its last bits.",
         "",
         f"**The rule**, {rule.written.strip()}: the route is better where {rule.feature} is above {rule.threshold:g}.",
         "",

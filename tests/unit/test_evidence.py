@@ -259,6 +259,16 @@ class TestPrediction:
         assert points["better"].overfit == pytest.approx(40.0)
         assert points["better"].points == pytest.approx(2.2)
 
+    def test_a_teacher_of_another_processor_is_another_one(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
+        ((plan, there),) = known
+        again = [{**one, "route": "another"} for one in there if one["setting"] == "better"]
+        points = points_of([*known, (dataclasses.replace(plan, name="later"), again), *known])
+        assert sorted((point.setting, point.plan) for point in points) == [
+            ("better", "later"),
+            ("better", plan.name),
+            ("worse", plan.name),
+        ]
+
     def test_the_rule_is_counted_on_what_it_was_not_written_on(self, known: list[tuple[Plan, list[dict[str, Any]]]]) -> None:
         points = points_of(known)
         rule = Rule(written="now", feature="rise", threshold=0.5, first=["worse"])
